@@ -1,0 +1,8 @@
+// Table of contents of the native module; one function per subject, each in its own file.
+#include "module.hpp"
+
+NB_MODULE(_native, m) {
+    m.doc() = "bitloss kernels: divergence of logits, sums of squares.";
+    register_divergence(m);
+    register_squares(m);
+}

@@ -1,0 +1,5 @@
+#pragma once
+#include <nanobind/nanobind.h>
+
+void register_divergence(nanobind::module_& m);  // divergence.cpp
+void register_squares(nanobind::module_& m);     // squares.cpp

@@ -1,0 +1,1 @@
+"""What the bits you drop cost."""
