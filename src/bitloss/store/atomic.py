@@ -1,0 +1,210 @@
+"""Files and folders that are either whole or not there.
+
+Everything is written to a temporary sibling ``.<name>.partial-<pid>-<host><random>``, synced, then renamed.
+On any error, Ctrl-C included, the sibling is removed; what a killed process left is removed the next time
+somebody writes beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitloss.errors import BitlossError, DiskFull, FileProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Process ids mean nothing on another machine, and a run folder may be on a shared disk.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_PARTIAL = re.compile(rf"\..+\.partial-(\d{{1,9}})-{_HOST}[0-9a-f]{{8}}", re.DOTALL)
+
+
+def file_problem(error: OSError, where: Path) -> FileProblem:
+    """Say what the system said about `where`, in the project's own errors."""
+    if error.errno in _FULL:
+        return _disk_full(where)
+    return FileProblem(error.strerror or str(error), where=where)
+
+
+def _disk_full(where: Path) -> DiskFull:
+    return DiskFull(
+        "the disk is full",
+        where=where,
+        mend="free some space or choose a folder on another disk; nothing half-written was left",
+    )
+
+
+@contextlib.contextmanager
+def explained(where: Path) -> Iterator[None]:
+    """Turn the system's errors about `where` into the project's own."""
+    try:
+        yield
+    except OSError as error:
+        raise file_problem(error, where) from error
+
+
+def _ran_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind `error`: libraries that write for us wrap what the system said."""
+    for _ in range(8):
+        if error is None or isinstance(error, BitlossError):
+            return False
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder if it is there; a leftover that resists is no reason to fail."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def clean_partials(folder: Path) -> list[Path]:
+    """Remove what dead processes of this machine left half-written in `folder` (not below it).
+
+    Returns:
+        The paths removed, sorted.
+    """
+    gone = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _PARTIAL.fullmatch(entry.name)
+            if match and (pid := int(match[1])) > 0 and not _alive(pid):
+                gone.append(Path(entry.path))
+    for path in gone:
+        _remove(path)
+    return sorted(gone)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk. Folders that cannot be synced (some network disks) are let be."""
+    folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (folder and error.errno in {errno.EINVAL, errno.EBADF, errno.ENOTSUP}):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _partial_of(target: Path) -> Path:
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clean_partials(target.parent)
+    return target.with_name(f".{target.name}.partial-{os.getpid()}-{_HOST}{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def _removed_on_error(partial: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        _remove(partial)
+        if isinstance(error, Exception) and _ran_full(error):
+            raise _disk_full(target) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Write a file that is either whole or not there.
+
+    The parent folder is made when missing. An existing file keeps its content until the new one is complete.
+
+    Args:
+        target: where the finished file shall be.
+
+    Yields:
+        A path beside `target` to write to; it does not exist yet.
+
+    Raises:
+        DiskFull: the disk ran out, in the caller's writing or in the final sync.
+        FileProblem: the folder cannot be written, `target` is a folder, or nothing was written.
+    """
+    if target.is_dir():
+        raise FileProblem("a folder is in the way of a file", where=target)
+    partial = _partial_of(target)
+    with _removed_on_error(partial, target):
+        yield partial
+        if not partial.is_file():
+            raise FileProblem("nothing was written", where=target)
+        with explained(target):
+            _sync(partial)
+            os.replace(partial, target)
+            _sync(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_dir(target: Path) -> Iterator[Path]:
+    """Write a folder that is either whole or not there; like :func:`atomic_path`.
+
+    An existing folder is replaced. A machine that stops between the two renames this takes leaves no folder
+    of that name, never a mixture.
+
+    Yields:
+        An empty folder beside `target`.
+
+    Raises:
+        DiskFull: the disk ran out.
+        FileProblem: the folder cannot be written, or `target` is a file.
+    """
+    if target.exists() and not target.is_dir():
+        raise FileProblem("a file is in the way of a folder", where=target)
+    partial = _partial_of(target)
+    with _removed_on_error(partial, target):
+        with explained(target):
+            partial.mkdir()
+        yield partial
+        with explained(target):
+            for path in sorted(partial.rglob("*"), reverse=True):
+                _sync(path)
+            _sync(partial)
+            if target.exists():
+                old = _partial_of(target)
+                os.replace(target, old)
+                try:
+                    os.replace(partial, target)
+                except BaseException:
+                    os.replace(old, target)
+                    raise
+                _remove(old)
+            else:
+                os.replace(partial, target)
+            _sync(target.parent)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` in one step; raises as :func:`atomic_path`."""
+    with atomic_path(path) as partial, explained(path):
+        partial.write_bytes(data)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8 with its line ends as they are; raises as :func:`atomic_path`."""
+    atomic_write_bytes(path, text.encode())
