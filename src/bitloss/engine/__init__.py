@@ -1,0 +1,1 @@
+"""The seam to llama.cpp: tokens in, hidden states or logits out."""

@@ -1,0 +1,190 @@
+"""What bitloss asks of an engine.
+
+An engine holds one model. It turns text into tokens, and fixed-length chunks of tokens into rows: the logits, or the
+final normed hidden states, of the positions that are scored. While it computes, an observer may look at the inputs of
+the weight matrices; that is how importance matrices are made.
+
+Implementations: ``engine.llama.LlamaEngine`` (llama.cpp) and ``engine.fake.FakeEngine`` (NumPy, for tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss.errors import UsageError
+
+
+class FlashAttention(StrEnum):
+    """``--flash-attn`` of llama.cpp."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class SplitMode(StrEnum):
+    """``--split-mode`` of llama.cpp: how a model is spread over several GPUs."""
+
+    NONE = "none"
+    LAYER = "layer"
+    ROW = "row"
+
+
+class Outputs(StrEnum):
+    """What `Engine.evaluate` yields."""
+
+    LOGITS = "logits"
+    HIDDEN = "hidden"
+    NOTHING = "nothing"  # every position is computed up to the last norm; only the observer sees anything
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Settings of a run of the engine, under llama.cpp's names.
+
+    Attributes:
+        n_gpu_layers: layers kept on the GPU (``-ngl``).
+        flash_attn: ``-fa``.
+        split_mode: ``-sm``.
+        tensor_split: share of the model for each GPU (``-ts``).
+        threads: CPU threads (``-t``); 0 takes the cores this process may use.
+        batch: tokens handed over at a time (``-b``).
+        ubatch: tokens computed at a time (``-ub``); memory for logits grows with it. Lowered to ``batch``.
+    """
+
+    n_gpu_layers: int = 0
+    flash_attn: FlashAttention = FlashAttention.AUTO
+    split_mode: SplitMode = SplitMode.LAYER
+    tensor_split: tuple[float, ...] = ()
+    threads: int = 0
+    batch: int = 2048
+    ubatch: int = 512
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--gpu-layers", self.n_gpu_layers, -1),
+            ("--threads", self.threads, 0),
+            ("--batch-size", self.batch, 2),
+            ("--ubatch-size", self.ubatch, 2),
+        ):
+            if value < least:
+                raise UsageError("value too small", where=name, expected=f"at least {least}", found=value)
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens computed at a time."""
+        return min(self.batch, self.ubatch)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the engine knows of its model.
+
+    Attributes:
+        architecture: ``general.architecture`` of the GGUF.
+        n_vocab: entries of the vocabulary.
+        n_embd: width of the hidden state.
+        n_layer: number of layers.
+        n_ctx_train: longest context the model was made for.
+        n_expert: experts per layer, 0 for a dense model.
+        bos: token id of BOS, -1 if there is none.
+        add_bos: whether the vocabulary asks for BOS before a text.
+        add_eos: whether the vocabulary asks for EOS after a text.
+    """
+
+    architecture: str
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    n_ctx_train: int
+    n_expert: int
+    bos: int
+    add_bos: bool
+    add_eos: bool
+
+
+class Rows(NamedTuple):
+    """Results of consecutive scored positions of one chunk.
+
+    Attributes:
+        chunk: index of the chunk within those handed to `Engine.evaluate`.
+        start: position of the first row in the chunk.
+        values: float32 [rows, n_vocab] logits or [rows, n_embd] hidden states. Valid until the next rows are asked for.
+    """
+
+    chunk: int
+    start: int
+    values: NDArray[np.float32]
+
+
+class Observer(Protocol):
+    """Looks at the inputs of weight matrices while the engine computes."""
+
+    def wants(self, weight: str) -> bool:
+        """Whether the inputs of this weight (GGUF tensor name) are to be shown."""
+        ...
+
+    def dense(self, weight: str, x: NDArray[np.float32]) -> None:
+        """Inputs of a matrix: float32 [n_mat, rows, n_in] (n_mat is 1 for a plain matrix)."""
+        ...
+
+    def experts(self, weight: str, n_expert: int, x: NDArray[np.float32], ids: NDArray[np.int32]) -> None:
+        """Inputs of expert matrices: float32 [rows, n_in]; ids int32 [rows] names the expert of each row."""
+        ...
+
+
+class Engine(Protocol):
+    """One model, ready to compute."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What the engine knows of its model."""
+        ...
+
+    def tokenize(self, text: str) -> NDArray[np.int32]:
+        """Tokens of a text as llama-perplexity makes them: BOS first if the vocabulary adds it, text taken literally.
+
+        Special tokens spelled out in the text are text.
+        """
+        ...
+
+    def evaluate(
+        self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
+    ) -> Iterator[Rows]:
+        """Compute chunks and yield what was asked for, chunk by chunk in order, positions ascending.
+
+        Args:
+            chunks: int32 [n_chunks, n_ctx] token ids as they are to be computed (BOS already put in).
+            outputs: LOGITS and HIDDEN yield rows for the scored positions n_ctx/2 .. n_ctx-2; NOTHING yields empty
+                rows, as a sign of progress.
+            observer: sees the inputs of weight matrices for *all* positions computed.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def scored_positions(n_ctx: int) -> range:
+    """Positions of a chunk that are scored: n_ctx/2 .. n_ctx-2, as llama-perplexity does (255 of 512).
+
+    The first half only gives context; the last position has no next token within the chunk.
+    """
+    return range(n_ctx // 2, n_ctx - 1)

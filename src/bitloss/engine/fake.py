@@ -1,0 +1,81 @@
+"""An engine without a model: small, seeded, deterministic. Public, for tests of whatever stands on an engine.
+
+Hidden state of a position = mean of a fixed random embedding over the tokens so far; logits = a fixed random matrix
+times that. Causal, so every law that holds for a language model's interface (rows depend on earlier tokens only, chunks
+are independent) holds here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss.engine.base import EngineFacts, Observer, Outputs, Rows, scored_positions
+
+
+class FakeEngine:
+    """Stands in for `bitloss.engine.llama.LlamaEngine`.
+
+    Args:
+        n_vocab: entries of the vocabulary; token i of a text is the code point modulo this.
+        n_embd: width of the hidden state.
+        seed: seeds the weights.
+        noise: size of a seeded perturbation of the output weight, to make a "candidate" of a "base".
+        micro_batch: rows yielded at a time.
+    """
+
+    weight = "blk.0.ffn_down.weight"
+
+    def __init__(
+        self, *, n_vocab: int = 97, n_embd: int = 32, seed: int = 0, noise: float = 0.0, micro_batch: int = 8
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.embedding = rng.standard_normal((n_vocab, n_embd)).astype(np.float32)
+        self.output = rng.standard_normal((n_vocab, n_embd)).astype(np.float32)
+        self.output += np.float32(noise) * np.random.default_rng(seed + 1).standard_normal(self.output.shape).astype(
+            np.float32
+        )
+        self.micro_batch = micro_batch
+        self._facts = EngineFacts("fake", n_vocab, n_embd, 1, 4096, 0, 1, add_bos=True, add_eos=False)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What a real engine would say of its model."""
+        return self._facts
+
+    def tokenize(self, text: str) -> NDArray[np.int32]:
+        """BOS, then one token per character."""
+        return np.array([self._facts.bos, *(ord(c) % self._facts.n_vocab for c in text)], np.int32)
+
+    def evaluate(
+        self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
+    ) -> Iterator[Rows]:
+        """See `bitloss.engine.base.Engine.evaluate`."""
+        n_ctx = chunks.shape[1]
+        scored = scored_positions(n_ctx)
+        for index, chunk in enumerate(chunks):
+            total = np.cumsum(self.embedding[chunk], axis=0, dtype=np.float64)
+            hidden = (total / np.arange(1, n_ctx + 1)[:, None]).astype(np.float32)
+            if observer is not None and observer.wants(self.weight):
+                observer.dense(self.weight, hidden[None])
+            if outputs is Outputs.NOTHING:
+                yield Rows(index, 0, np.empty((0, 0), np.float32))
+                continue
+            for start in range(scored.start, scored.stop, self.micro_batch):
+                rows = hidden[start : min(start + self.micro_batch, scored.stop)]
+                yield Rows(index, start, rows if outputs is Outputs.HIDDEN else rows @ self.output.T)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

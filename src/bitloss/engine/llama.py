@@ -1,0 +1,347 @@
+"""llama.cpp as the engine, through llama-cpp-python's low-level API.
+
+Logits come from ``llama_get_logits`` and are the engine's own. Hidden states are read with an eval callback at the graph
+node ``result_norm``, the final norm's output for just the rows asked for (what ``output.weight`` is applied to); the
+graph is stopped there, so a base or an importance matrix does not pay for the product with the vocabulary.
+
+Chunks are computed one micro-batch at a time (several short chunks side by side), so memory is O(micro-batch x
+vocabulary) and does not grow with n_ctx beyond the KV cache.
+
+Source: include/llama.h; tools/perplexity/perplexity.cpp (how chunks are fed); tools/imatrix/imatrix.cpp (which inputs
+are collected).
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss.engine.base import (
+    EngineFacts,
+    EngineOptions,
+    FlashAttention,
+    Observer,
+    Outputs,
+    Rows,
+    SplitMode,
+    scored_positions,
+)
+from bitloss.engine.ggml import ggml
+from bitloss.engine.llama_log import captured_log
+from bitloss.engine.watch import GraphWatch
+from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
+
+_FLASH = {FlashAttention.AUTO: -1, FlashAttention.OFF: 0, FlashAttention.ON: 1}
+_SPLIT = {SplitMode.NONE: 0, SplitMode.LAYER: 1, SplitMode.ROW: 2}
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def engine_version() -> str:
+    """Version and commit of the installed llama.cpp, as ``0.3.36 (0c1e570)``: the package's version, llama.cpp's commit."""
+    commit = ggml().ggml_commit().decode().removesuffix("-dirty")
+    return f"{llama_cpp.__version__} ({commit})"
+
+
+def build_flags() -> str:
+    """What the installed llama.cpp was built for, in its own words (instruction sets, backends)."""
+    return " ".join(llama_cpp.llama_print_system_info().decode().split())
+
+
+class LlamaEngine:
+    """One GGUF file loaded by llama.cpp.
+
+    Args:
+        path: the GGUF file.
+        options: how to run it.
+        vocab_only: load the vocabulary alone (enough for `tokenize` and `facts`, no weights).
+
+    Raises:
+        FileProblem: no such file.
+        EngineError: llama.cpp could not load it; the last lines of its log are in the message.
+        EngineLayoutError: the installed ggml is not the one this code was written for.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions | None = None, *, vocab_only: bool = False) -> None:
+        if not path.is_file():
+            raise FileProblem("no such file", where=path)
+        self.path = path
+        self.options = options or EngineOptions()
+        self._model: Any = None
+        ggml()  # checks the struct layout before anything relies on it
+        self._model = self._load(vocab_only)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._facts = self._read_facts()
+
+    def _load(self, vocab_only: bool) -> Any:
+        with captured_log() as log:
+            llama_cpp.llama_backend_init()
+            params = llama_cpp.llama_model_default_params()
+            params.vocab_only = vocab_only
+            params.n_gpu_layers = self.options.n_gpu_layers
+            params.split_mode = _SPLIT[self.options.split_mode]
+            if self.options.tensor_split:
+                devices = llama_cpp.llama_max_devices()
+                if len(self.options.tensor_split) > devices:
+                    raise UsageError(
+                        "more shares than devices",
+                        where="--tensor-split",
+                        expected=f"at most {devices}",
+                        found=len(self.options.tensor_split),
+                    )
+                shares = (ct.c_float * devices)(*self.options.tensor_split)
+                params.tensor_split = shares
+            model = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not model:
+            raise EngineError("llama.cpp could not load the model", where=self.path, found=_last_error(log))
+        return model
+
+    def _read_facts(self) -> EngineFacts:
+        model, vocab = self._model, self._vocab
+        architecture = self._meta("general.architecture") or "unknown"
+        return EngineFacts(
+            architecture=architecture,
+            n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
+            n_embd=llama_cpp.llama_model_n_embd(model),
+            n_layer=llama_cpp.llama_model_n_layer(model),
+            n_ctx_train=llama_cpp.llama_model_n_ctx_train(model),
+            n_expert=int(self._meta(f"{architecture}.expert_count") or 0),
+            bos=llama_cpp.llama_vocab_bos(vocab),
+            add_bos=bool(llama_cpp.llama_vocab_get_add_bos(vocab)),
+            add_eos=bool(llama_cpp.llama_vocab_get_add_eos(vocab)),
+        )
+
+    def _meta(self, key: str) -> str | None:
+        buffer = ct.create_string_buffer(512)
+        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return None if length < 0 else buffer.value.decode("utf-8", "replace")
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What the engine knows of its model."""
+        return self._facts
+
+    @property
+    def version(self) -> str:
+        """Version and commit of the llama.cpp that computes."""
+        return engine_version()
+
+    def tokenize(self, text: str) -> NDArray[np.int32]:
+        """Tokens of a text, as llama-perplexity makes them (``add_special`` on, ``parse_special`` off)."""
+        data = text.encode("utf-8")
+        room = len(data) + 16  # a token is never shorter than a byte, but for the special ones added around
+        while True:
+            tokens = np.empty(room, np.int32)
+            pointer = tokens.ctypes.data_as(ct.POINTER(ct.c_int32))
+            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), pointer, room, True, False)  # noqa: FBT003
+            if count >= 0:
+                return tokens[:count].copy()
+            room = -count
+
+    def token_text(self, token: int) -> bytes:
+        """The bytes a token stands for (special tokens as they are spelled)."""
+        room = 64
+        while True:
+            buffer = ct.create_string_buffer(room)
+            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)  # noqa: FBT003
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def evaluate(
+        self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
+    ) -> Iterator[Rows]:
+        """Compute chunks; see `bitloss.engine.base.Engine.evaluate`."""
+        n_ctx = self._check_chunks(chunks)
+        micro = self.options.micro_batch
+        side_by_side = max(1, min(micro // n_ctx, len(chunks)))
+        watch = GraphWatch(hidden=outputs is not Outputs.LOGITS, observer=observer)
+        with _Context(self, n_ctx=n_ctx, n_seq=side_by_side, watch=watch) as context:
+            for first in range(0, len(chunks), side_by_side):
+                group = chunks[first : first + side_by_side]
+                context.clear()
+                for begin in range(0, n_ctx, micro):
+                    yield from self._micro_batch(context, group, first, begin, outputs)
+
+    def _micro_batch(
+        self, context: _Context, group: NDArray[np.int32], first: int, begin: int, outputs: Outputs
+    ) -> Iterator[Rows]:
+        n_ctx = group.shape[1]
+        tokens = group[:, begin : begin + self.options.micro_batch]
+        width = tokens.shape[1]
+        scored = scored_positions(n_ctx)
+        low, high = max(scored.start, begin) - begin, min(scored.stop, begin + width) - begin
+        wanted = np.zeros(tokens.shape, np.int8)
+        if outputs is Outputs.NOTHING:
+            wanted[:] = 1  # else the last layer's feed-forward would see only the scored rows
+            low, high = 0, width
+        elif high > low:
+            if len(group) == 1 and high - low == 1 and width > 1:
+                # ggml multiplies a single row with another kernel, which rounds differently: never ask for just one
+                low, spare = (low - 1, 1) if low > 0 else (low, 0)
+                high += 1 - spare
+                wanted[:, low:high] = 1
+                rows = context.decode(tokens, begin, wanted, outputs)
+                yield Rows(first, begin + low + spare, rows[spare : spare + 1])
+                return
+            wanted[:, low:high] = 1
+        rows = context.decode(tokens, begin, wanted, outputs)
+        if outputs is Outputs.NOTHING:
+            yield Rows(first + len(group) - 1, begin, rows)  # a sign of progress
+            return
+        if high <= low:
+            return
+        per_chunk = high - low
+        for i in range(len(group)):
+            yield Rows(first + i, begin + low, rows[i * per_chunk : (i + 1) * per_chunk])
+
+    def hidden_and_logits(self, chunk: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Both for the scored positions of one chunk's first micro-batch that has any, computed in one graph.
+
+        This is the witness for logits made again from hidden states.
+
+        Returns:
+            hidden float32 [rows, n_embd] and logits float32 [rows, n_vocab], copies.
+        """
+        self._check_chunks(chunk[None])
+        micro, n_ctx = self.options.micro_batch, len(chunk)
+        watch = GraphWatch(hidden=True, observer=None, stop=False)
+        with _Context(self, n_ctx=n_ctx, n_seq=1, watch=watch) as context:
+            context.clear()
+            start = scored_positions(n_ctx).start
+            for begin in range(0, n_ctx, micro):
+                tokens = chunk[None, begin : begin + micro]
+                wanted = np.zeros(tokens.shape, np.int8)
+                wanted[0, max(start - begin, 0) :] = 1
+                logits = context.decode(tokens, begin, wanted, Outputs.LOGITS)
+                if wanted.sum() >= 2:
+                    assert watch.rows is not None
+                    return watch.rows.copy(), logits.copy()
+        raise UsageError("chunk too short to check", where="--ctx", expected="at least 8 tokens", found=n_ctx)
+
+    def _check_chunks(self, chunks: NDArray[np.int32]) -> int:
+        n_ctx = int(chunks.shape[1])
+        if self._facts.add_eos:
+            raise UnsupportedError(
+                "the vocabulary adds EOS after every text, which llama-perplexity refuses as well", where=self.path
+            )
+        if n_ctx > self._facts.n_ctx_train:
+            raise UsageError(
+                "context longer than the model was made for",
+                where=f"--ctx with {self.path.name}",
+                expected=f"at most {self._facts.n_ctx_train}",
+                found=n_ctx,
+            )
+        if chunks.size and (chunks.min() < 0 or chunks.max() >= self._facts.n_vocab):
+            raise UsageError(
+                "token id outside the vocabulary",
+                where=self.path.name,
+                expected=f"0..{self._facts.n_vocab - 1}",
+                found=int(chunks.max()),
+            )
+        return n_ctx
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Context:
+    """A llama_context for chunks of one length, and the arrays a batch is made of."""
+
+    def __init__(self, engine: LlamaEngine, *, n_ctx: int, n_seq: int, watch: GraphWatch) -> None:
+        self.engine = engine
+        self.watch = watch
+        options = engine.options
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx * n_seq
+        params.n_batch = params.n_ubatch = options.micro_batch
+        params.n_seq_max = n_seq
+        params.n_outputs_max_per_seq = 0
+        params.n_threads = params.n_threads_batch = options.threads or usable_cores()
+        params.flash_attn_type = _FLASH[options.flash_attn]
+        params.no_perf = True
+        self._callback = llama_cpp.ggml_backend_sched_eval_callback(watch.callback)  # kept alive with the context
+        if watch.watching:
+            params.cb_eval = self._callback
+        with captured_log() as log:
+            self._context = llama_cpp.llama_init_from_model(engine._model, params)
+        if not self._context:
+            raise EngineError("llama.cpp could not make a context", where=engine.path, found=_last_error(log))
+        self._memory = llama_cpp.llama_get_memory(self._context)
+
+    def clear(self) -> None:
+        llama_cpp.llama_memory_clear(self._memory, True)  # noqa: FBT003
+
+    def decode(
+        self, tokens: NDArray[np.int32], begin: int, wanted: NDArray[np.int8], outputs: Outputs
+    ) -> NDArray[np.float32]:
+        """Compute [n_seq, width] tokens at positions begin.. and return the wanted rows (valid until the next call)."""
+        n_seq, width = tokens.shape
+        n = n_seq * width
+        token = np.ascontiguousarray(tokens, np.int32)
+        position = np.tile(np.arange(begin, begin + width, dtype=np.int32), n_seq)
+        n_seq_id = np.ones(n, np.int32)
+        seq = np.repeat(np.arange(n_seq, dtype=np.int32), width)
+        seq_pointers = (ct.POINTER(ct.c_int32) * n)(
+            *(ct.cast(seq.ctypes.data + 4 * i, ct.POINTER(ct.c_int32)) for i in range(n))
+        )
+        flags = np.ascontiguousarray(wanted)
+        batch = llama_cpp.llama_batch(
+            n,
+            token.ctypes.data_as(ct.POINTER(ct.c_int32)),
+            None,
+            position.ctypes.data_as(ct.POINTER(ct.c_int32)),
+            n_seq_id.ctypes.data_as(ct.POINTER(ct.c_int32)),
+            seq_pointers,
+            flags.ctypes.data_as(ct.POINTER(ct.c_int8)),
+        )
+        self.watch.start()
+        with captured_log() as log:
+            code = llama_cpp.llama_decode(self._context, batch)
+            llama_cpp.llama_synchronize(self._context)
+        self.watch.raise_if_failed()
+        if code != 0:
+            raise EngineError(f"llama_decode returned {code}", where=self.engine.path, found=_last_error(log))
+        n_rows = int(flags.sum())
+        if outputs is Outputs.NOTHING or n_rows == 0:
+            return np.empty((0, 0), np.float32)
+        if outputs is Outputs.HIDDEN:
+            return self.watch.taken(n_rows, self.engine.facts.n_embd, self.engine.path)
+        logits = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, shape=(n_rows, self.engine.facts.n_vocab))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        llama_cpp.llama_free(self._context)
+
+
+def _last_error(log: list[str]) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
+    return lines[-1] if lines else "nothing in llama.cpp's log"

@@ -1,0 +1,128 @@
+"""Logits made again from hidden states, by ggml's own matrix product.
+
+``logits = output.weight x hidden`` through ``ggml_mul_mat``, the kernel the engine uses, so that the numbers are the
+engine's own, bit for bit (asserted for F32, F16 and BF16 files by tests, and on the first chunk of every base by
+`bitloss.divergence.basefile`). Computed in slices of rows: memory is O(slice x vocabulary).
+
+Source: src/models/*.cpp of llama.cpp (``build_lora_mm(model.output, cur)`` after ``result_norm``).
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import mmap
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss.engine.ggml import TYPE_F32, InitParams, ggml
+from bitloss.errors import GgufError, MismatchError, UnsupportedError
+from bitloss.model.gguf import GgufFile
+
+_ROOM_FOR_GRAPH = 1 << 20
+_SLICE_BYTES = 32 << 20  # logits of one slice; large enough that a product is worth its threads
+
+
+class OutputLayer:
+    """The product of a model's output weight with hidden states.
+
+    Args:
+        path: GGUF file whose ``output.weight`` (or, tied, ``token_embd.weight``) is used; its bytes stay memory-mapped.
+        threads: CPU threads of the product.
+
+    Raises:
+        UnsupportedError: the architecture does something after the product (named).
+        GgufError: the file has no such tensor.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        self._g = ggml()
+        self._threads = threads
+        file = GgufFile.open(path)
+        refuse_what_follows_the_product(file)
+        name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+        info = file.tensors.get(name)
+        if info is None:
+            raise GgufError("no output.weight and no token_embd.weight", where=path)
+        self.n_embd, self.n_vocab = info.shape[0], info.shape[1]
+        with path.open("rb") as stream:
+            # a private (copy-on-write) mapping: ctypes needs a writable buffer, the file is never written
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._weight_context = self._g.ggml_init(InitParams(_ROOM_FOR_GRAPH, None, True))
+        self._weight = self._g.ggml_new_tensor_2d(self._weight_context, info.ggml_type, self.n_embd, self.n_vocab)
+        base = ct.addressof(ct.c_char.from_buffer(self._map))
+        self._weight.contents.data = base + info.offset
+        self.rows_per_slice = max(2, min(512, _SLICE_BYTES // (4 * self.n_vocab)))
+        room = 4 * self.rows_per_slice * (self.n_vocab + 6 * self.n_embd)
+        self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
+
+    def slices(self, rows: int) -> list[slice]:
+        """Cut rows into slices of at most `rows_per_slice`."""
+        return [slice(i, min(i + self.rows_per_slice, rows)) for i in range(0, rows, self.rows_per_slice)]
+
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of at most `rows_per_slice` hidden states.
+
+        Args:
+            hidden: float32 [rows, n_embd].
+
+        Returns:
+            float32 [rows, n_vocab], valid until the next call.
+
+        Raises:
+            MismatchError: the hidden states have another width.
+        """
+        rows, width = hidden.shape
+        if width != self.n_embd:
+            raise MismatchError("hidden states of another width", expected=self.n_embd, found=width)
+        assert 0 < rows <= self.rows_per_slice
+        g = self._g
+        # ggml multiplies one row with another kernel (a dot product per column), which rounds differently
+        padded = max(rows, 2)
+        context = g.ggml_init(InitParams(len(self._scratch), ct.addressof(self._scratch), False))
+        x = g.ggml_new_tensor_2d(context, TYPE_F32, self.n_embd, padded)
+        data = np.ndarray((padded, self.n_embd), np.float32, buffer=_memory(x.contents.data, 4 * padded * self.n_embd))
+        data[:rows] = hidden
+        data[rows:] = 0
+        product = g.ggml_mul_mat(context, self._weight, x)
+        graph = g.ggml_new_graph(context)
+        g.ggml_build_forward_expand(graph, product)
+        status = g.ggml_graph_compute_with_ctx(context, graph, self._threads)
+        assert status == 0, f"ggml_graph_compute_with_ctx returned {status}"
+        size = 4 * padded * self.n_vocab
+        out = np.ndarray((padded, self.n_vocab), np.float32, buffer=_memory(product.contents.data, size))
+        g.ggml_free(context)  # the memory is ours; freeing only returns the context's slot
+        return out[:rows]
+
+    def close(self) -> None:
+        """Give the mapping back."""
+        if self._weight_context:
+            self._g.ggml_free(self._weight_context)
+            self._weight_context = None
+
+
+def refuse_what_follows_the_product(file: GgufFile) -> None:
+    """Refuse, by name, models whose logits are not just the product.
+
+    Raises:
+        UnsupportedError: logit scaling, soft-capping or an output bias is present.
+    """
+    architecture = file.architecture
+    for key in (f"{architecture}.final_logit_softcapping", f"{architecture}.logit_scale"):
+        if float(file.value(key, 0.0) or 0.0) not in (0.0, 1.0):
+            raise UnsupportedError(
+                f"the {architecture} graph changes logits after the output product ({key})",
+                where=file.path,
+                mend="measure against a base made by llama-perplexity (--kl-divergence-base)",
+            )
+    if "output.bias" in file.tensors:
+        raise UnsupportedError(
+            "the model adds output.bias after the output product",
+            where=file.path,
+            mend="measure against a base made by llama-perplexity (--kl-divergence-base)",
+        )
+
+
+def _memory(address: int, size: int) -> ct.Array[ct.c_char]:
+    return (ct.c_char * size).from_address(address)

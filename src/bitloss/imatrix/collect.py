@@ -1,0 +1,118 @@
+"""Importance matrices, collected in one pass of the engine.
+
+For every weight matrix of a layer: per input column the sum of squared activations over a calibration text, and how many
+rows were summed. Sums are float64 (llama-imatrix sums in float32, whose last digits depend on the order of rows).
+
+Formula: ``in_sum2[m, j] = sum over rows r that matrix m multiplied of x[r, j]^2``; ``counts[m]`` = number of such rows.
+For a dense tensor m = 0 and all rows count; for experts a row counts for the experts it is routed to.
+
+Source: IMatrixCollector::collect_imatrix in tools/imatrix/imatrix.cpp, whose rules are followed: tensors named ``blk.*``
+in a plain product of at least 16 rows with F32 activations, and every product by chosen experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss import _native
+from bitloss.engine.base import Engine, Outputs
+from bitloss.errors import EngineError
+from bitloss.imatrix.file import Imatrix, ImatrixEntry
+from bitloss.model.text import Chunks
+from bitloss.progress import Progress, ProgressCallback, silent
+
+
+@dataclass(slots=True)
+class Collector:
+    """An `bitloss.engine.base.Observer` that sums squares.
+
+    Attributes:
+        sums: weight name -> float64 [n_mat, n_in].
+        counts: weight name -> float64 [n_mat].
+    """
+
+    sums: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    counts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def wants(self, weight: str) -> bool:
+        """Weights of layers; embeddings and the output get no importance in llama.cpp."""
+        return weight.startswith("blk.")
+
+    def dense(self, weight: str, x: NDArray[np.float32]) -> None:
+        """Add the rows of each matrix: float32 [n_mat, rows, n_in]."""
+        n_mat, rows, n_in = x.shape
+        sums, counts = self._entry(weight, n_mat, n_in, dense=True)
+        for m in range(n_mat):
+            _native.add_squares(sums[m], np.ascontiguousarray(x[m]))
+        counts += rows
+
+    def experts(self, weight: str, n_expert: int, x: NDArray[np.float32], ids: NDArray[np.int32]) -> None:
+        """Add each row to the expert it was routed to: float32 [rows, n_in], int32 [rows]."""
+        sums, counts = self._entry(weight, n_expert, x.shape[1], dense=False)
+        if ids.size and (ids.min() < 0 or ids.max() >= n_expert):
+            raise EngineError(
+                "expert number out of range", where=weight, expected=f"0..{n_expert - 1}", found=int(ids.max())
+            )
+        _native.add_squares_rows(sums, np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int32))
+        counts += np.bincount(ids, minlength=n_expert)
+
+    def _entry(
+        self, weight: str, n_mat: int, n_in: int, *, dense: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if weight not in self.sums:
+            self.sums[weight] = np.zeros((n_mat, n_in))
+            # llama.cpp keeps a single count for a dense tensor, whatever its number of matrices
+            self.counts[weight] = np.zeros(1 if dense else n_mat)
+        sums = self.sums[weight]
+        if sums.shape != (n_mat, n_in):
+            raise EngineError(
+                "inputs of changing shape", where=weight, expected=sums.shape, found=(n_mat, n_in)
+            )
+        return sums, self.counts[weight]
+
+
+def collect_imatrix(
+    engine: Engine, chunks: Chunks, *, dataset: str, progress: ProgressCallback = silent
+) -> Imatrix:
+    """Run a calibration text through the engine and sum.
+
+    Args:
+        engine: holds the source model.
+        chunks: the calibration text.
+        dataset: name of the text, kept in the file (a name, not a path).
+        progress: told after every chunk.
+
+    Raises:
+        EngineError: the engine failed, or an activation was not finite (the tensor is named).
+    """
+    collector = Collector()
+    tokens = chunks.as_computed()
+    for rows in engine.evaluate(tokens, Outputs.NOTHING, collector):
+        _check_finite(collector)
+        progress(Progress("imatrix", rows.chunk + 1, len(tokens), "chunks"))
+    if not collector.sums:
+        raise EngineError("no weight of a layer was seen", where="imatrix", mend="is this a language model?")
+    return Imatrix(
+        entries={
+            name: ImatrixEntry(sums=collector.sums[name], counts=collector.counts[name])
+            for name in sorted(collector.sums)
+        },
+        chunk_count=chunks.n_chunks,
+        chunk_size=chunks.n_ctx,
+        datasets=(dataset,),
+        is_legacy=False,
+    )
+
+
+def _check_finite(collector: Collector) -> None:
+    for name, sums in collector.sums.items():
+        if not np.isfinite(sums).all():
+            column = int(np.argwhere(~np.isfinite(sums))[0][1])
+            raise EngineError(
+                f"activations are not finite at column {column}",
+                where=name,
+                mend="the source model overflows; try an F32 or BF16 source",
+            )

@@ -1,0 +1,116 @@
+"""From a text to chunks of tokens, as llama-perplexity cuts it.
+
+The text is tokenized whole (BOS first if the vocabulary adds it), cut into n_ctx pieces, the rest left over; in
+evaluation the first token of every piece is replaced by BOS when the vocabulary adds BOS.
+
+Source: perplexity() and kl_divergence() in tools/perplexity/perplexity.cpp; a trailing newline is dropped as ``-f`` of
+common/arg.cpp does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss.errors import FileProblem, FormatError, TextError
+
+LEAST_CONTEXT = 8
+"""Shortest chunk that leaves at least two scored positions with context before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """A text cut for evaluation.
+
+    Attributes:
+        tokens: int32 [n_chunks, n_ctx], as cut (first tokens of chunks are the text's own).
+        add_bos: whether BOS takes the place of a chunk's first token in evaluation.
+        bos: its id.
+    """
+
+    tokens: NDArray[np.int32]
+    add_bos: bool
+    bos: int
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return int(self.tokens.shape[0])
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens in a chunk."""
+        return int(self.tokens.shape[1])
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the tokens as cut (little-endian int32) with their shape and BOS rule."""
+        header = f"{self.n_chunks} {self.n_ctx} {self.bos if self.add_bos else -1}\n".encode()
+        return hashlib.sha256(header + np.ascontiguousarray(self.tokens, "<i4").tobytes()).hexdigest()
+
+    def as_computed(self) -> NDArray[np.int32]:
+        """The tokens the engine is given: BOS put in where the vocabulary adds it."""
+        tokens = self.tokens.copy()
+        if self.add_bos:
+            tokens[:, 0] = self.bos
+        return tokens
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text; one trailing newline is dropped, as llama.cpp's ``-f`` does.
+
+    Raises:
+        FileProblem: no such file, or it cannot be read.
+        FormatError: not UTF-8; names the byte.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileProblem("no such file", where=path, mend="give a UTF-8 text file") from error
+    except OSError as error:
+        raise FileProblem("cannot be read", where=path, found=error.strerror) from error
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"not UTF-8 at byte {error.start}", where=path, mend="convert the text to UTF-8 first"
+        ) from error
+    return text.removesuffix("\n")
+
+
+def cut_chunks(
+    tokens: NDArray[np.int32], *, n_ctx: int, n_chunks: int | None, bos: int | None, where: str
+) -> Chunks:
+    """Cut tokens into chunks.
+
+    Args:
+        tokens: int32 [n] of the whole text.
+        n_ctx: tokens in a chunk.
+        n_chunks: at most this many; None takes all.
+        bos: id of BOS when the vocabulary adds it, else None.
+        where: names the text in messages.
+
+    Raises:
+        TextError: fewer than two chunks' worth of tokens (llama-perplexity's rule), or n_ctx too small.
+    """
+    if n_ctx < LEAST_CONTEXT:
+        raise TextError("context too short", where="--ctx", expected=f"at least {LEAST_CONTEXT}", found=n_ctx)
+    if n_chunks is not None and n_chunks < 1:
+        raise TextError("no chunks asked for", where="--chunks", expected="at least 1", found=n_chunks)
+    if len(tokens) < 2 * n_ctx:
+        raise TextError(
+            "text too short",
+            where=where,
+            expected=f"at least {2 * n_ctx} tokens (two chunks of {n_ctx})",
+            found=f"{len(tokens)} tokens",
+            mend="give a longer text or a smaller --ctx",
+        )
+    count = len(tokens) // n_ctx
+    if n_chunks is not None:
+        count = min(count, n_chunks)
+    cut = np.ascontiguousarray(tokens[: count * n_ctx].reshape(count, n_ctx), np.int32)
+    return Chunks(cut, bos is not None, -1 if bos is None else bos)
