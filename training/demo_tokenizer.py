@@ -34,9 +34,9 @@ MISTRAL_CHAT_TEMPLATE = (
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, split: str, specials: tuple[str, ...], bos: str
+    texts: Iterable[str], *, vocab_size: int, split: str, specials: tuple[str, ...], bos: str | None
 ) -> Tokenizer:
-    """Train a byte-level BPE tokenizer that puts `bos` before every encoded text.
+    """Train a byte-level BPE tokenizer that puts `bos`, one of `specials`, before every encoded text (None: nothing).
 
     Raises ValueError if the texts are too small for `vocab_size` tokens.
     """
@@ -55,11 +55,12 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos}:0 $A:0",
-        pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
-        special_tokens=[(bos, specials.index(bos))],
-    )
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos}:0 $A:0",
+            pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
+            special_tokens=[(bos, specials.index(bos))],
+        )
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(f"the texts give {tokenizer.get_vocab_size()} tokens, not {vocab_size}")
     return tokenizer

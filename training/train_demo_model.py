@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch.nn import functional
 
+from demo_card import model_card
 from demo_evaluate import Evaluation, evaluate
 from demo_network import Muon, Network, Shape
 from demo_texts import DemoTexts, split_texts, write_texts
@@ -114,7 +115,9 @@ def train(network: Network, tokens: NDArray[np.uint16], recipe: Recipe, work: Pa
     optimizers = make_optimizers(network, recipe)
     checkpoint = work / "checkpoint.pt"
     first, spent = 0, 0.0
-    if args.resume:
+    if not args.resume:
+        (work / "loss.jsonl").unlink(missing_ok=True)
+    else:
         saved = torch.load(checkpoint, weights_only=True)
         first, spent = saved["step"], saved["seconds"]
         if first > recipe.decay_start and saved["steps"] != recipe.steps:
@@ -156,6 +159,7 @@ def write_checkpoint(network: Network, folder: Path) -> None:
     """Write weights, rounded once from F32 to BF16, and the two configs; leave the rounded weights in `network`."""
     rounded = {name: value.bfloat16().contiguous() for name, value in network.state_dict().items()}
     save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
     network.load_state_dict(rounded)
     write_json(folder / "config.json", dict(sorted(network.shape.hf_config().items())))
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
@@ -205,13 +209,10 @@ def main() -> None:
     seconds = train(network, training, recipe, args.out, args)
     write_checkpoint(network, folder)
     result: Evaluation = evaluate(network, training, evaluation, n_ctx=N_CTX, bos=BOS)
-    figures = {
-        "recipe": asdict(recipe),
-        "training_tokens": len(training),
-        "tokens_seen": recipe.steps * recipe.batch_tokens,
-        "seconds": seconds,
-        "held_out": asdict(result),
-    }
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    figures = {"parameters": parameters, "training_tokens": len(training), "seconds": seconds} | asdict(recipe)
+    (folder / "README.md").write_text(model_card(figures, result), encoding="utf-8", newline="\n")
+    figures["held_out"] = asdict(result)
     write_json(args.out / "training.json", figures)
     print(json.dumps(figures, indent=2))
 
