@@ -1,20 +1,23 @@
 """Perplexity as llama-perplexity defines it, and the unigram perplexity it is compared with.
 
-The text is tokenized whole, cut into chunks of `n_ctx` tokens (a shorter rest is dropped), the first token of each
-chunk replaced by BOS; positions n_ctx/2 .. n_ctx-2 are scored, token i+1 the target of position i. Both perplexities
-are exp of the mean negative log-likelihood over the very same targets.
+The text is tokenized whole, cut into chunks of `n_ctx` tokens (a shorter rest is dropped), the first token of
+each chunk replaced by BOS; positions n_ctx/2 .. n_ctx-2 are scored, token i+1 the target of position i. Both
+perplexities are exp of the mean negative log-likelihood over the very same targets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
-from demo_network import Network
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from demo_network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ def scored_chunks(tokens: NDArray[np.int32], n_ctx: int, bos: int) -> NDArray[np
 def evaluate(
     network: Network, training: NDArray[np.uint16], evaluation: NDArray[np.int32], *, n_ctx: int, bos: int
 ) -> Evaluation:
-    """Score `network` in float32 on `evaluation`, and the add-one unigram model of `training` on the same tokens."""
+    """Score `network`, in float32, and the add-one unigram model of `training` on the same tokens."""
     chunks = scored_chunks(evaluation, n_ctx, bos)
     first = n_ctx // 2
     total = 0.0
@@ -48,7 +51,8 @@ def evaluate(
         batch = torch.from_numpy(chunks[start : start + 8].astype(np.int64))
         logits = network(batch)[:, first : n_ctx - 1]
         targets = batch[:, first + 1 :]
-        total += functional.cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), reduction="sum").item()
+        flat = logits.flatten(0, 1).double()
+        total += functional.cross_entropy(flat, targets.flatten(), reduction="sum").item()
     targets = chunks[:, first + 1 :].ravel()
     counts = np.bincount(training, minlength=network.shape.vocab_size).astype(np.float64) + 1
     unigram = np.exp(-np.log(counts / counts.sum())[targets].mean())

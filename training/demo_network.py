@@ -1,26 +1,29 @@
 """The demo network and its optimizer, in plain PyTorch.
 
-`Network` computes what `transformers.MistralForCausalLM` computes, under the same parameter names, with fewer and
-larger operations: on two CPU cores that trains about twice as many tokens a second. `make_golden_logits.py` holds the
-written checkpoint against `transformers` itself.
+`Network` computes what `transformers.MistralForCausalLM` computes, under the same parameter names, in fewer
+and larger operations. `make_golden_logits.py` runs the written checkpoint through `transformers` itself.
 
-`Muon` follows Keller Jordan's method (momentum, then a Newton-Schulz iteration that turns each update matrix into the
-nearest orthogonal one) with decoupled weight decay; embeddings, output layer and norms go to AdamW, as he advises.
+`Muon` follows Keller Jordan's method (momentum, then a Newton-Schulz iteration that turns each update matrix
+into the nearest orthogonal one) with decoupled weight decay; embeddings, output layer and norms go to AdamW,
+as he advises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Mistral-Nemo's traits at 1/2600 of its size: heads wider than hidden/heads, grouped KV heads, untied output."""
+    """Mistral-Nemo's traits, 1/2600 of its size: heads wider than hidden/heads, grouped KV, untied output."""
 
     vocab_size: int = 2048
     hidden_size: int = 256
@@ -34,7 +37,7 @@ class Shape:
     rope_theta: float = 1e6
 
     def hf_config(self) -> dict[str, object]:
-        """Return the `config.json` of a checkpoint of this shape, keys as Mistral-Nemo's own file has them."""
+        """Return the `config.json` of this shape, keys as Mistral-Nemo's own file has them."""
         return {
             "architectures": ["MistralForCausalLM"],
             "attention_dropout": 0.0,
@@ -100,7 +103,7 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x), shape.num_key_value_heads)
         group = shape.num_attention_heads // shape.num_key_value_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        # Written out: at these sizes that is 1.3 to 1.4 times as fast on a CPU as scaled_dot_product_attention.
+        # Written out: at these sizes 1.3 to 1.4 times as fast on a CPU as scaled_dot_product_attention.
         q, k, v = (y.to(v.dtype).flatten(0, 1) for y in (q, k, v))
         mask = torch.full((time, time), float("-inf"), dtype=v.dtype).triu(1)
         scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=shape.head_dim**-0.5)
@@ -158,7 +161,9 @@ class Network(nn.Module):
             if parameter.ndim == 2:
                 # A residual branch starts near silence (GPT-2's rule), so depth does not blow up the stream.
                 branch = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=0.02 / (2 * shape.num_hidden_layers) ** 0.5 if branch else 0.02)
+                nn.init.normal_(
+                    parameter, std=0.02 / (2 * shape.num_hidden_layers) ** 0.5 if branch else 0.02
+                )
 
     def forward(self, tokens: Tensor) -> Tensor:
         cos, sin = rope_tables(self.shape, tokens.shape[1])
@@ -171,8 +176,8 @@ class Network(nn.Module):
 def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:
     """Return a matrix near U V^T of the singular value decomposition U S V^T of `matrix`.
 
-    Quintic Newton-Schulz iteration with Keller Jordan's coefficients: singular values land in about [0.7, 1.2], which
-    is near enough for a descent direction.
+    Quintic Newton-Schulz iteration with Keller Jordan's coefficients: singular values land in about
+    [0.7, 1.2], which is near enough for a descent direction.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).bfloat16()
@@ -186,7 +191,9 @@ def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum with orthogonalized updates, for the matrices inside the layers."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+    ) -> None:
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -1,20 +1,24 @@
 """Texts of the demo model: what it is trained on, calibrated with and measured on.
 
-Input is a folder of plain-text novels, one file a book, paragraphs parted by blank lines. Three texts come out:
+Input is a folder of plain-text novels, one file a book, paragraphs parted by blank lines. Three texts come
+out:
 
 - training: all books but the held-out one, less the calibration excerpts;
 - calibration: one contiguous excerpt from each of `CALIBRATION_BOOKS`, cut out of the training text;
 - evaluation: the opening of the held-out book, from its first chapter heading on.
 
-Every cut is at a paragraph border. Inside a paragraph, runs of white space become one space, because transcribers
-differ in how many spaces follow a full stop and that habit is no property of the language.
+Every cut is at a paragraph border. Inside a paragraph, runs of white space become one space, because
+transcribers differ in how many spaces follow a full stop and that habit is no property of the language.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HELD_OUT_BOOK = "sherlock-holmes"
 HELD_OUT_START = "ADVENTURE I. A SCANDAL IN BOHEMIA"
@@ -56,7 +60,7 @@ def join_paragraphs(paragraphs: list[str]) -> str:
 
 
 def take(paragraphs: list[str], start: int, chars: int) -> int:
-    """Return the end index of the shortest run of paragraphs from `start` that holds at least `chars` characters."""
+    """Return the end of the shortest run of paragraphs from `start` with at least `chars` characters."""
     total = 0
     for index in range(start, len(paragraphs)):
         total += len(paragraphs[index]) + 2
@@ -73,7 +77,9 @@ def split_texts(books: Path) -> DemoTexts:
     paths = {path.stem: path for path in sorted(books.glob("*.txt"))}
     for name in (HELD_OUT_BOOK, *CALIBRATION_BOOKS):
         if name not in paths:
-            raise FileNotFoundError(f"{books / name}.txt is missing; see training/README.md for the list of books")
+            raise FileNotFoundError(
+                f"{books / name}.txt is missing; see training/README.md for the list of books"
+            )
     held_out = read_paragraphs(paths.pop(HELD_OUT_BOOK))
     first = held_out.index(HELD_OUT_START)
     evaluation = join_paragraphs(held_out[first : take(held_out, first, EVALUATION_CHARS)])

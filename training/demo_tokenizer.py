@@ -1,19 +1,22 @@
-"""Byte-level BPE tokenizers in the shape of published ones: same splitting rule and pipeline, a small vocabulary.
+"""Byte-level BPE tokenizers in the shape of published ones: same pipeline, a small vocabulary.
 
-`TEKKEN` is the splitting rule of Mistral-Nemo's tokenizer, `LLAMA3` that of Llama 3; llama.cpp knows both by name
-("tekken", "llama-bpe"), so a converted model is tokenized by the code that published models run.
-Special tokens take the first ids, the 256 byte symbols follow, then the merges in the order they were learned.
+`TEKKEN` is the splitting rule of Mistral-Nemo's tokenizer, `LLAMA3` that of Llama 3; llama.cpp knows both by
+name ("tekken", "llama-bpe"), so a converted model is tokenized by the code that published models run. Special
+tokens take the first ids, the 256 byte symbols follow, then the merges in the order they were learned.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -36,7 +39,7 @@ MISTRAL_CHAT_TEMPLATE = (
 def train_tokenizer(
     texts: Iterable[str], *, vocab_size: int, split: str, specials: tuple[str, ...], bos: str | None
 ) -> Tokenizer:
-    """Train a byte-level BPE tokenizer that puts `bos`, one of `specials`, before every encoded text (None: nothing).
+    """Train a byte-level BPE tokenizer that puts `bos`, one of `specials`, before a text (None: nothing).
 
     Raises ValueError if the texts are too small for `vocab_size` tokens.
     """
@@ -69,7 +72,9 @@ def train_tokenizer(
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, config: dict[str, object]) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into `folder`."""
     tokenizer.save(str(folder / "tokenizer.json"))
-    specials = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str)}
+    specials = {
+        key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str)
+    }
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", specials)
 

@@ -1,10 +1,10 @@
-"""Write the demo model's logits as `transformers` computes them: the outside witness of the converter and the engine.
+"""Write a checkpoint's logits as `transformers` computes them: the outside witness of converter and engine.
 
-    python training/make_golden_logits.py src/bitloss/assets/demo-model src/bitloss/assets/texts/evaluation.txt \
-        tests/data/demo_golden_logits.npz
+    python training/make_golden_logits.py src/bitloss/assets/demo-model \
+        src/bitloss/assets/texts/evaluation.txt tests/data/demo_golden_logits.npz
 
-The file holds `tokens` int32 [64], BOS first, and `logits` float32 [64, vocabulary]: the BF16 weights widened to
-float32, all arithmetic in float32, one thread.
+The file holds `tokens` int32 [64], BOS first, and `logits` float32 [64, vocabulary]: the BF16 weights widened
+to float32, all arithmetic in float32, one thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LENGTH = 64
 
 
 def write_golden_logits(model: Path, text: str, out: Path) -> None:
-    """Run the first `LENGTH` tokens of `text`, BOS included, through `model` and write tokens and logits to `out`.
+    """Run the first `LENGTH` tokens of `text`, BOS included, through `model` and write `out`.
 
     Raises ValueError if the text is shorter than that.
     """
@@ -29,7 +29,9 @@ def write_golden_logits(model: Path, text: str, out: Path) -> None:
     if len(tokens) < LENGTH:
         raise ValueError(f"the text has {len(tokens)} tokens, {LENGTH} are needed")
     torch.set_num_threads(1)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         logits = network(torch.tensor([tokens])).logits[0].float().numpy()
     out.parent.mkdir(parents=True, exist_ok=True)

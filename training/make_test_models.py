@@ -2,13 +2,13 @@
 
     python training/make_test_models.py src/bitloss/assets/texts/calibration.txt tests/data/checkpoints
 
-- `mistral-odd`: every row length is a multiple of 32 and none of 256, so the types with 256-wide blocks do not fit and
-  llama.cpp falls back to others.
-- `llama-tied`: the output layer is the embedding table, positions use Llama 3's frequency scaling, and the special
-  tokens are added tokens after the vocabulary, as Llama 3 has them.
+- `mistral-odd`: every row length is a multiple of 32 and none of 256, so the types with 256-wide blocks do
+  not fit and llama.cpp falls back to others.
+- `llama-tied`: the output layer is the embedding table, positions use Llama 3's frequency scaling, and the
+  special tokens are added tokens after the vocabulary, as Llama 3 has them.
 
-Weights are normal with a spread that keeps the logits apart from each other, and norm gains differ from 1, so that a
-transposed, permuted or forgotten tensor shows in the golden logits.
+Weights are normal with a spread that keeps the logits apart from each other, and norm gains differ from 1, so
+that a transposed, permuted or forgotten tensor shows in the golden logits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from demo_tokenizer import (
@@ -74,7 +74,7 @@ LLAMA_TIED: dict[str, object] = {
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-5,
-    # An original context of 256 puts frequencies of this head size into all three bands: kept, blended, divided.
+    # An original context of 256 puts this head size into all three bands: kept, blended, divided.
     "rope_scaling": {
         "factor": 8.0,
         "high_freq_factor": 4.0,
@@ -119,7 +119,7 @@ def llama_tokenizer(text: str) -> Tokenizer:
 
 
 def write_weights(model: TinyModel, folder: Path) -> None:
-    """Write seeded random BF16 weights under the names `transformers` gives them; a tied output layer is left out."""
+    """Write seeded random BF16 weights under `transformers`' names; a tied output layer is left out."""
     network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     random = torch.Generator().manual_seed(model.seed)
     weights: dict[str, torch.Tensor] = {}
@@ -136,7 +136,9 @@ def make(model: TinyModel, text: str, root: Path) -> None:
     folder = root / model.name
     folder.mkdir(parents=True, exist_ok=True)
     if model.config["model_type"] == "mistral":
-        tokenizer = train_tokenizer([text], vocab_size=VOCAB_SIZE, split=TEKKEN, specials=MISTRAL_SPECIALS, bos="<s>")
+        tokenizer = train_tokenizer(
+            [text], vocab_size=VOCAB_SIZE, split=TEKKEN, specials=MISTRAL_SPECIALS, bos="<s>"
+        )
         write_tokenizer(tokenizer, folder, config=mistral_tokenizer_config(2048))
     else:
         config: dict[str, object] = {

@@ -2,13 +2,14 @@
 
     python training/train_demo_model.py BOOKS --out WORK
 
-Everything is seeded. A run repeats itself on one machine with one thread count; elsewhere the sums round differently
-and the weights differ in their last digits, not in their quality. A run that was stopped goes on with `--resume`.
+Everything is seeded. A run repeats itself on one machine with one thread count; elsewhere the sums round
+differently and the weights differ in their last digits, not in their quality. A run that was stopped goes on
+with `--resume`.
 
-The step size stays level and then falls linearly to nothing (warmup-stable-decay), so a stopped run can also be
-finished early: `--resume --steps N` with N smaller gives exactly what a whole run of N steps would have given, as long
-as the decay of N has not begun. Sequences are 256 tokens while the step size is level and 512, the length the model is
-measured at, while it falls.
+The step size stays level and then falls linearly to nothing (warmup-stable-decay), so a stopped run can also
+be finished early: `--resume --steps N` with N smaller gives exactly what a whole run of N steps would have
+given, as long as the decay of N has not begun. Sequences are 256 tokens while the step size is level and 512,
+the length the model is measured at, while it falls.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch.nn import functional
 
 from demo_card import model_card
@@ -38,6 +38,10 @@ from demo_tokenizer import (
     write_json,
     write_tokenizer,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
 BOS = MISTRAL_SPECIALS.index("<s>")
 N_CTX = 512
@@ -71,10 +75,10 @@ class Recipe:
 
 
 def batch_at(tokens: NDArray[np.uint16], recipe: Recipe, step: int) -> torch.Tensor:
-    """Return the batch of `step`, [sequences, length + 1], each sequence BOS and a window of the training tokens.
+    """Return the batch of `step`, [sequences, length + 1], each sequence BOS and a window of the tokens.
 
-    Each pass over the tokens cuts them at another offset and takes the windows in another order, both drawn from
-    (seed, length, pass), so the batch depends on nothing but its arguments.
+    Each pass over the tokens cuts them at another offset and takes the windows in another order, both drawn
+    from (seed, length, pass), so the batch depends on nothing but its arguments.
     """
     level = step < recipe.decay_start
     length = recipe.level_length if level else recipe.decay_length
@@ -92,7 +96,7 @@ def batch_at(tokens: NDArray[np.uint16], recipe: Recipe, step: int) -> torch.Ten
 
 
 def make_optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Return Muon for the layers' matrices and AdamW for the rest; `initial_lr` of each group is its full step size."""
+    """Return Muon for the layers' matrices, AdamW for the rest; `initial_lr` is the full step size."""
     inner = [p for name, p in network.named_parameters() if p.ndim == 2 and ".layers." in name]
     # An embedding row moves only when its token occurs, so decaying it at every step would erase rare tokens.
     plain = [p for name, p in network.named_parameters() if p.ndim == 1 or "embed" in name]
@@ -110,8 +114,10 @@ def make_optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimi
     return optimizers
 
 
-def train(network: Network, tokens: NDArray[np.uint16], recipe: Recipe, work: Path, args: argparse.Namespace) -> float:
-    """Train `network` in place and return the seconds it took; log and checkpoint into `work`."""
+def train(
+    network: Network, tokens: NDArray[np.uint16], recipe: Recipe, work: Path, args: argparse.Namespace
+) -> float:
+    """Train `network` in place, logging and checkpointing into `work`, and return the seconds it took."""
     optimizers = make_optimizers(network, recipe)
     checkpoint = work / "checkpoint.pt"
     first, spent = 0, 0.0
@@ -121,11 +127,12 @@ def train(network: Network, tokens: NDArray[np.uint16], recipe: Recipe, work: Pa
         saved = torch.load(checkpoint, weights_only=True)
         first, spent = saved["step"], saved["seconds"]
         if first > recipe.decay_start and saved["steps"] != recipe.steps:
-            raise SystemExit(f"{checkpoint} is at step {first}, past the decay start {recipe.decay_start} of this run")
+            raise SystemExit(
+                f"{checkpoint}: step {first} is past this run's decay start {recipe.decay_start}"
+            )
         network.load_state_dict(saved["network"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    forward = torch.compile(network) if args.compile else network
     began, losses = time.monotonic() - spent, []
     for step in range(first, recipe.steps):
         for optimizer in optimizers:
@@ -133,7 +140,7 @@ def train(network: Network, tokens: NDArray[np.uint16], recipe: Recipe, work: Pa
                 group["lr"] = group["initial_lr"] * recipe.rate(step)
         batch = batch_at(tokens, recipe, step)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = forward(batch[:, :-1])
+            logits = network(batch[:, :-1])
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
         loss.backward()
         for optimizer in optimizers:
@@ -142,7 +149,8 @@ def train(network: Network, tokens: NDArray[np.uint16], recipe: Recipe, work: Pa
         losses.append(loss.item())
         seconds, done = time.monotonic() - began, step + 1
         if done % 20 == 0 or done == recipe.steps:
-            line = {"step": done, "tokens": done * recipe.batch_tokens, "loss": float(np.mean(losses)), "s": seconds}
+            line = {"step": done, "tokens": done * recipe.batch_tokens, "loss": float(np.mean(losses))}
+            line["seconds"] = round(seconds, 1)
             losses.clear()
             print(json.dumps(line), flush=True)
             with (work / "loss.jsonl").open("a", encoding="utf-8") as log:
@@ -150,13 +158,14 @@ def train(network: Network, tokens: NDArray[np.uint16], recipe: Recipe, work: Pa
         if done % args.checkpoint_every == 0 or done == recipe.steps:
             states = [optimizer.state_dict() for optimizer in optimizers]
             saved = {"step": done, "steps": recipe.steps, "seconds": seconds}
-            torch.save(saved | {"network": network.state_dict(), "optimizers": states}, checkpoint.with_suffix(".tmp"))
+            saved |= {"network": network.state_dict(), "optimizers": states}
+            torch.save(saved, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return time.monotonic() - began
 
 
 def write_checkpoint(network: Network, folder: Path) -> None:
-    """Write weights, rounded once from F32 to BF16, and the two configs; leave the rounded weights in `network`."""
+    """Write weights, rounded from F32 to BF16, and both configs; `network` keeps the rounded weights."""
     rounded = {name: value.bfloat16().contiguous() for name, value in network.state_dict().items()}
     save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
@@ -175,15 +184,14 @@ def encode(tokenizer: Tokenizer, texts: DemoTexts) -> tuple[NDArray[np.uint16], 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train the bundled demo model.")
-    parser.add_argument("books", type=Path, help="folder of the novels, one .txt each (list in training/README.md)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for texts/, demo-model/, logs and checkpoint")
+    parser.add_argument("books", type=Path, help="folder of novels, one .txt each (see training/README.md)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for texts, model, log, checkpoint")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=20240718)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.004)
     parser.add_argument("--checkpoint-every", type=int, default=100)
-    parser.add_argument("--compile", action="store_true", help="fuse operations with torch.compile (needs a compiler)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     return parser.parse_args()
 
@@ -198,8 +206,9 @@ def main() -> None:
     shape = Shape()
     texts = split_texts(args.books)
     write_texts(texts, args.out / "texts")
+    books = texts.training.values()
     tokenizer = train_tokenizer(
-        texts.training.values(), vocab_size=shape.vocab_size, split=TEKKEN, specials=MISTRAL_SPECIALS, bos="<s>"
+        books, vocab_size=shape.vocab_size, split=TEKKEN, specials=MISTRAL_SPECIALS, bos="<s>"
     )
     write_tokenizer(tokenizer, folder, config=mistral_tokenizer_config(shape.max_position_embeddings))
     training, evaluation = encode(tokenizer, texts)
@@ -210,7 +219,8 @@ def main() -> None:
     write_checkpoint(network, folder)
     result: Evaluation = evaluate(network, training, evaluation, n_ctx=N_CTX, bos=BOS)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    figures = {"parameters": parameters, "training_tokens": len(training), "seconds": seconds} | asdict(recipe)
+    figures = {"parameters": parameters, "training_tokens": len(training), "seconds": seconds}
+    figures |= asdict(recipe)
     (folder / "README.md").write_text(model_card(figures, result), encoding="utf-8", newline="\n")
     figures["held_out"] = asdict(result)
     write_json(args.out / "training.json", figures)
