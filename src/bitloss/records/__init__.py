@@ -1,0 +1,48 @@
+"""What bitloss writes down and reads again: the results of a run."""
+
+from bitloss.records.files import RESULTS_NAME, json_schema, read_results, write_results
+from bitloss.records.results import (
+    SCHEMA,
+    Base,
+    Calibration,
+    Candidate,
+    Comparison,
+    Confidence,
+    Cost,
+    Figure,
+    Finding,
+    LlamaCpp,
+    Machine,
+    Metrics,
+    Model,
+    NoiseFloor,
+    Record,
+    Results,
+    Text,
+    Verdict,
+)
+
+__all__ = [
+    "RESULTS_NAME",
+    "SCHEMA",
+    "Base",
+    "Calibration",
+    "Candidate",
+    "Comparison",
+    "Confidence",
+    "Cost",
+    "Figure",
+    "Finding",
+    "LlamaCpp",
+    "Machine",
+    "Metrics",
+    "Model",
+    "NoiseFloor",
+    "Record",
+    "Results",
+    "Text",
+    "Verdict",
+    "json_schema",
+    "read_results",
+    "write_results",
+]

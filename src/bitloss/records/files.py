@@ -1,0 +1,82 @@
+"""``results.json`` on the disk, and its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from bitloss.errors import FileProblem, RecordError
+from bitloss.records.results import SCHEMA, Results
+from bitloss.store import atomic_write_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESULTS_NAME = "results.json"
+_MAX_BYTES = 1 << 28
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write `results` as JSON, atomically; raises as `bitloss.store.atomic_path`."""
+    atomic_write_text(path, results.model_dump_json(by_alias=True, indent=2) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Read a ``results.json``, or the one in a run folder.
+
+    Raises:
+        FileProblem: the file is missing or cannot be read.
+        RecordError: it is damaged, of a newer schema, or no results at all.
+    """
+    if path.is_dir():
+        path = path / RESULTS_NAME
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecordError("too large to be results of a run", where=path, expected="at most 256 MiB")
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileProblem(error.strerror or str(error), where=path) from error
+    try:
+        return Results.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise _refusal(data, error, path) from error
+
+
+def _refusal(data: bytes, error: ValidationError, path: Path) -> RecordError:
+    """Say in one line why a file is no record: its schema first, then the first fault."""
+    schema = _schema_of(data)
+    if schema is not None and schema != SCHEMA:
+        newer = schema.startswith("bitloss/results@")
+        return RecordError(
+            "results of another version of bitloss" if newer else "not the results of a run",
+            where=path,
+            expected=SCHEMA,
+            found=schema[:80],
+            mend="read it with the bitloss that wrote it, or run again" if newer else None,
+        )
+    fault = error.errors(include_url=False, include_context=False)[0]
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"]).lstrip(".")
+    shown = fault["input"]
+    return RecordError(
+        f"damaged record: {fault['msg'][:200]}",
+        where=f"{path}: {place}" if place else path,
+        found=repr(shown)[:80] if isinstance(shown, str | int | float | bool) and place else None,
+        mend="restore the file, or run again",
+    )
+
+
+def _schema_of(data: bytes) -> str | None:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    return schema if isinstance(schema, str) else None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of ``results.json``."""
+    schema = Results.model_json_schema(by_alias=True, mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **schema}

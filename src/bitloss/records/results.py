@@ -1,0 +1,351 @@
+"""The form of ``results.json``, schema ``bitloss/results@1``: everything a run found out.
+
+Units are natural ones throughout: nats for negative log-likelihoods and divergences, fractions (0..1) for
+probabilities, shares and correlations (so Δp of -0.256 percentage points is -0.00256), bytes, seconds.
+Reports convert; records do not.
+
+A record is refused, never repaired: unknown keys, numbers that are not finite, a missing value without a
+reason, a comparison of candidates that are not there. What changes the meaning of a key changes the number
+after ``@``. The JSON Schema (``docs/reference/results.schema.json``) is generated from these classes.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+SCHEMA: Literal["bitloss/results@1"] = "bitloss/results@1"
+
+
+def _finite(value: JsonValue) -> JsonValue:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(item)
+    return value
+
+
+def _bare_name(name: str) -> str:
+    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+        raise ValueError("must be a bare name, not a path")
+    return name
+
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+MetricName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
+BareName = Annotated[str, AfterValidator(_bare_name)]
+Count = Annotated[int, Field(ge=0)]
+FiniteJson = Annotated[JsonValue, AfterValidator(_finite)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Verdict(StrEnum):
+    """What a paired comparison says of its first candidate against its second."""
+
+    IDENTICAL = "identical"
+    """The same tensors, or the same value on every token."""
+    TIE = "tie"
+    """No difference that this text can show."""
+    BETTER = "better"
+    """The first is nearer to the base (or less perplexed), beyond chance."""
+    WORSE = "worse"
+    """The second is."""
+
+
+class Confidence(StrEnum):
+    """How well a finding is founded."""
+
+    PROVEN = "proven"
+    """Follows from bytes that were compared or counted."""
+    MEASURED = "measured"
+    """A number with its uncertainty, or a test, on this run's tokens."""
+    SUGGESTED = "suggested"
+    """Fits the numbers; no test was made."""
+
+
+class Figure(Record):
+    """One number with its uncertainty."""
+
+    value: float | None
+    """The number in its natural unit; null when it is undefined."""
+    se: float | None = Field(default=None, ge=0)
+    """Standard error as llama-perplexity prints it, tokens taken as independent; null where not defined."""
+    se_clustered: float | None = Field(default=None, ge=0)
+    """Standard error clustered by chunk: tokens of one chunk are not independent; null where not defined."""
+    reason: NonEmpty | None = None
+    """Why `value` or an error is null."""
+
+    @model_validator(mode="after")
+    def _null_needs_reason(self) -> Self:
+        if self.value is None:
+            if self.reason is None:
+                raise ValueError("a value of null needs a reason")
+            if self.se is not None or self.se_clustered is not None:
+                raise ValueError("a value of null has no standard error")
+        return self
+
+
+Metrics = dict[MetricName, Figure]
+
+
+class LlamaCpp(Record):
+    """The engine that did the arithmetic."""
+
+    version: str
+    """Version of the Python package that carries it."""
+    commit: str
+    """Commit of llama.cpp."""
+    build_flags: tuple[str, ...]
+    """What llama.cpp says of its build and of the instructions it uses."""
+
+
+class Machine(Record):
+    """Where it ran."""
+
+    cpu: str
+    """Model name of the processor."""
+    cores: int = Field(ge=1)
+    """Cores the process could use."""
+    memory_bytes: Count
+    """Main memory."""
+    os: str
+    """Operating system and its version."""
+    python: str
+    """Version of Python."""
+    backend: str
+    """Which backend of the engine computed: ``CPU``, ``CUDA``, ..."""
+    accelerator: str | None = None
+    """Model name of the accelerator; null when none was used."""
+
+
+class Model(Record):
+    """The model the user named. Where it lay on the disk is not recorded."""
+
+    name: BareName
+    """Name of its folder or file."""
+    architecture: str
+    """Architecture, as its own config names it."""
+    parameters: Count
+    """Number of weights."""
+    dtype: str
+    """Type the weights are stored in, e.g. ``BF16``."""
+    sha256: Sha256
+    """Hash of its content."""
+
+
+class Text(Record):
+    """The text every candidate was measured on."""
+
+    name: BareName
+    """Name of the file."""
+    sha256: Sha256
+    """Hash of the file."""
+    tokens_sha256: Sha256
+    """Hash of the tokens (int32, little-endian) after cutting into chunks."""
+    n_ctx: int = Field(ge=2)
+    """Tokens per chunk; the second half is scored."""
+    chunks: int = Field(ge=1)
+    """Number of chunks."""
+    scored_tokens: int = Field(ge=1)
+    """Number of tokens scored."""
+    add_bos: bool
+    """Whether the first token of each chunk was replaced by BOS."""
+
+
+class Calibration(Record):
+    """The text the importance matrices were made from."""
+
+    name: BareName
+    """Name of the file."""
+    sha256: Sha256
+    """Hash of the file."""
+    n_ctx: int = Field(ge=2)
+    """Tokens per chunk."""
+    chunks: int = Field(ge=1)
+    """Number of chunks."""
+
+
+class Base(Record):
+    """The model that candidates are measured against."""
+
+    name: str
+    """Its name in this run, e.g. ``f32``."""
+    file: BareName
+    """Name of its file."""
+    bytes: Count
+    """Size of that file."""
+    sha256: Sha256
+    """Hash of that file."""
+    stored_bytes: Count
+    """Size of what was stored of its evaluation (hidden states, or a file of log-probabilities)."""
+
+
+class NoiseFloor(Record):
+    """How far the base is from itself when the engine only adds in another order."""
+
+    how: NonEmpty
+    """What was changed for the second evaluation."""
+    metrics: Metrics
+    """The second evaluation measured like a candidate."""
+
+
+class Candidate(Record):
+    """A file that was measured."""
+
+    name: NonEmpty
+    """``<TYPE>/<weights>``, with ``+<imatrix source>`` where the imatrix comes from elsewhere."""
+    type: NonEmpty
+    """Quantization type, as llama.cpp names it."""
+    weights_from: str | None
+    """Source whose weights were quantized, e.g. ``f16``; null when not known."""
+    imatrix_from: str | None
+    """Source whose activations made the importance matrix; null without one, or when not known."""
+    file: BareName
+    """Name of the file."""
+    bytes: Count
+    """Size of the file."""
+    bits_per_weight: float = Field(gt=0)
+    """8 x bytes of all tensors / number of all their elements."""
+    sha256: Sha256
+    """Hash of the file."""
+    tensors_sha256: Sha256
+    """Hash of the tensors alone: names, types, shapes, data, sorted by name; no metadata, no file order."""
+    identical_to: str | None = None
+    """An earlier candidate with the same `tensors_sha256`: measured once, its metrics are repeated here."""
+    metrics: Metrics
+    """What was measured."""
+
+
+class Comparison(Record):
+    """Two candidates on the same tokens, paired."""
+
+    a: str
+    """Name of the first candidate."""
+    b: str
+    """Name of the second candidate."""
+    metric: MetricName
+    """What is compared."""
+    difference: float | None
+    """Mean over tokens of (a - b), in the metric's unit."""
+    ci95: tuple[float, float] | None
+    """95 % confidence interval of the difference, clustered by chunk."""
+    p_value: float | None = Field(ge=0, le=1)
+    """Two-sided p-value of no difference."""
+    p_holm: float | None = Field(ge=0, le=1)
+    """The p-value after Holm's correction over the whole table."""
+    verdict: Verdict | None
+    """What that says of `a` against `b`; null when it cannot be tested."""
+    reason: NonEmpty | None = None
+    """Why something here is null."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.reason is None and (self.verdict is None or self.difference is None):
+            raise ValueError("a difference or verdict of null needs a reason")
+        if self.verdict in {Verdict.BETTER, Verdict.WORSE} and self.p_holm is None:
+            raise ValueError("better and worse need a p-value")
+        if self.ci95 is not None and self.ci95[0] > self.ci95[1]:
+            raise ValueError("ci95 must be ordered")
+        return self
+
+
+class Finding(Record):
+    """Something the run shows, in words, with the numbers it rests on."""
+
+    id: Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,63}$")]
+    """Which kind of finding, e.g. ``identical-tensors``."""
+    title: NonEmpty
+    """The finding in one line."""
+    text: NonEmpty
+    """The finding in a few sentences."""
+    evidence: dict[str, FiniteJson] = Field(min_length=1)
+    """The numbers and names it rests on."""
+    confidence: Confidence
+    """How well it is founded."""
+
+
+class Cost(Record):
+    """What one step took."""
+
+    step: NonEmpty
+    """The step, e.g. ``quantize Q8_0/f16``."""
+    kind: NonEmpty
+    """Its kind: ``convert``, ``imatrix``, ``quantize``, ``base``, ``measure``, ..."""
+    route: str | None = None
+    """The source it was done for, e.g. ``f16``; null when several share it."""
+    seconds: float = Field(ge=0)
+    """Wall-clock time it took when it was run."""
+    bytes: Count
+    """Size of what it left on the disk."""
+    reused: bool
+    """True when an earlier run had done it, so that this one did not have to."""
+
+
+class Results(Record):
+    """Everything a run found out."""
+
+    schema_: Literal["bitloss/results@1"] = Field(default=SCHEMA, alias="schema")
+    """Name and version of this form."""
+    bitloss: NonEmpty
+    """Version of bitloss."""
+    llama_cpp: LlamaCpp
+    """The engine."""
+    machine: Machine
+    """The machine."""
+    model: Model
+    """The model."""
+    text: Text
+    """The text it was measured on."""
+    calibration: Calibration | None
+    """The text of the importance matrices; null when none was made."""
+    base: Base
+    """What the candidates were measured against."""
+    noise_floor: NoiseFloor | None
+    """Arithmetic noise of the engine; null when it was not measured."""
+    candidates: tuple[Candidate, ...]
+    """The files measured."""
+    comparisons: tuple[Comparison, ...]
+    """Candidates against each other."""
+    audit: dict[str, FiniteJson] | None
+    """Counts over the model's weights (what a cast would lose); null when none was made."""
+    findings: tuple[Finding, ...]
+    """What it all says."""
+    costs: tuple[Cost, ...]
+    """Time and disk of each step."""
+    commands: tuple[str, ...] = ()
+    """Commands that repeat the run."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        names = [c.name for c in self.candidates]
+        if len(set(names)) != len(names):
+            raise ValueError("two candidates have the same name")
+        for index, candidate in enumerate(self.candidates):
+            twin = candidate.identical_to
+            if twin is None:
+                continue
+            if twin not in names[:index]:
+                raise ValueError(f"identical_to of {candidate.name!r} names no earlier candidate")
+            if self.candidates[names.index(twin)].tensors_sha256 != candidate.tensors_sha256:
+                raise ValueError(f"{candidate.name!r} is not identical to {twin!r}: their tensors differ")
+        for comparison in self.comparisons:
+            for name in (comparison.a, comparison.b):
+                if name not in names:
+                    raise ValueError(f"a comparison names {name!r}, which is no candidate")
+        return self
+
+    def candidate(self, name: str) -> Candidate:
+        """Return the candidate of that name; KeyError when there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(name)

@@ -1,0 +1,155 @@
+"""What is written is read again; what breaks the form is refused with its place named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bitloss.errors import FileProblem, RecordError
+from bitloss.records import Figure, Results, json_schema, read_results, write_results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def test_round_trip(sample_results: Results, tmp_path: Path) -> None:
+    write_results(sample_results, tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json") == sample_results
+    assert read_results(tmp_path) == sample_results
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["schema"] == "bitloss/results@1"
+    assert document["candidates"][0]["metrics"]["kld_mean"] == {
+        "value": 0.01811,
+        "se": 0.000112,
+        "se_clustered": pytest.approx(0.000168),
+        "reason": None,
+    }
+
+
+@given(value=finite, se=finite.map(abs), clustered=finite.map(abs))
+def test_figures_keep_every_bit(value: float, se: float, clustered: float) -> None:
+    figure = Figure(value=value, se=se, se_clustered=clustered)
+    again = Figure.model_validate_json(figure.model_dump_json(), strict=True)
+    assert again == figure
+    assert math.copysign(1, again.value or 0.0) == math.copysign(1, figure.value or 0.0)
+
+
+def test_a_figure_from_a_dataclass() -> None:
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Other:
+        value: float | None
+        se: float | None
+        se_clustered: float | None
+        reason: str | None
+
+    made = Figure(**dataclasses.asdict(Other(1.5, 0.1, None, None)))
+    assert (made.value, made.se, made.se_clustered) == (1.5, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"value": None}, "needs a reason"),
+        ({"value": None, "reason": ""}, "at least 1 character"),
+        ({"value": None, "se": 0.1, "reason": "x"}, "no standard error"),
+        ({"value": math.nan}, "finite"),
+        ({"value": math.inf, "reason": "x"}, "finite"),
+        ({"value": 1.0, "se": -1.0}, "greater than or equal to 0"),
+        ({"value": 1.0, "se": math.nan}, "finite"),
+        ({"value": 1.0, "unit": "nats"}, "not permitted"),
+        ({}, "required"),
+    ],
+)
+def test_figures_refused(fields: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        Figure.model_validate(fields)
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(document: dict[str, Any]) -> None:
+        *steps, last = path.split("/")
+        place: Any = document
+        for step in steps:
+            place = place[int(step) if isinstance(place, list) else step]
+        place[int(last) if isinstance(place, list) else last] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (change("extra", 1), "extra: damaged record: Extra inputs are not permitted"),
+        (change("model/name", "/home/me/model"), "model.name: damaged record: .*bare name"),
+        (change("base/file", ".."), "base.file: .*bare name"),
+        (change("text/sha256", "0" * 63), "text.sha256: "),
+        (change("text/chunks", 0), "text.chunks: .*greater than or equal to 1.*found 0"),
+        (change("text/chunks", True), "text.chunks: .*valid integer"),
+        (change("text/chunks", "12"), "text.chunks: .*valid integer.*found '12'"),
+        (change("candidates/0/bytes", -1), r"candidates\[0\]\.bytes: "),
+        (change("candidates/0/metrics/Mean PPL", {"value": 1.0}), r"candidates\[0\]\.metrics"),
+        (change("candidates/1/name", "Q4_K_M/f32"), "two candidates have the same name"),
+        (change("candidates/3/identical_to", "Q8_0/f64"), "names no earlier candidate"),
+        (change("candidates/3/identical_to", "Q8_0/f16"), "names no earlier candidate"),
+        (change("candidates/3/identical_to", "Q4_K_M/f32"), "their tensors differ"),
+        (change("comparisons/0/b", "Q2_K/f32"), "which is no candidate"),
+        (change("comparisons/0/verdict", "equal"), r"comparisons\[0\]\.verdict"),
+        (change("comparisons/0/verdict", None), r"comparisons\[0\]: .*needs a reason"),
+        (change("comparisons/0/ci95", [1.0, 0.0]), "must be ordered"),
+        (change("comparisons/1/p_holm", None), "need a p-value"),
+        (change("comparisons/1/p_value", 1.5), r"comparisons\[1\]\.p_value"),
+        (change("audit", {"deep": [1.0, {"x": math.nan}]}), "finite"),
+        (change("noise_floor/metrics/ppl/value", math.inf), r"noise_floor\.metrics\.ppl\.value: .*finite"),
+        (change("schema", "bitloss/results@2"), "another version of bitloss: expected .*@1, found .*@2"),
+        (change("schema", "something/else@1"), "not the results of a run"),
+        (change("schema", 7), "schema"),
+    ],
+)
+def test_damaged_results(
+    sample_results: Results, tmp_path: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    document = json.loads(sample_results.model_dump_json(by_alias=True))
+    edit(document)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError, match=message) as caught:
+        read_results(path)
+    assert "results.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(FileProblem, match=r"results\.json: No such file"):
+        read_results(tmp_path)
+    with pytest.raises(FileProblem, match="gone"):
+        read_results(tmp_path / "gone")
+
+
+def test_records_are_frozen(sample_results: Results) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        sample_results.bitloss = "2"
+    assert sample_results.candidate("Q8_0/f16").identical_to == "Q8_0/f32"
+    with pytest.raises(KeyError):
+        sample_results.candidate("Q2_K/f32")
+
+
+def test_the_json_schema_describes_every_field(sample_document: dict[str, Any]) -> None:
+    schema = json_schema()
+    classes = [schema, *schema["$defs"].values()]
+    objects = [c for c in classes if c.get("type") == "object"]
+    assert len(objects) == 13
+    for entry in objects:
+        assert entry["additionalProperties"] is False
+        for name, field in entry["properties"].items():
+            assert field.get("description", "").endswith("."), name
+    assert set(schema["properties"]) == set(sample_document)
