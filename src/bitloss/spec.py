@@ -1,0 +1,282 @@
+"""The experiment file: what to make from a model and on what text to measure it.
+
+A TOML file (``examples/founding.toml``) or the command line gives an :class:`ExperimentSpec`; the run
+writes the resolved one to ``RUN/spec.toml``. Relative paths are taken from the folder of the file they stand
+in. A key that is not known, a value of another type (the text ``"512"`` is not the number 512) or out of range
+is refused in one line that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+)
+
+from bitloss.errors import FileProblem, UsageError
+from bitloss.store import content_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MAX_BYTES = 1 << 20
+# llama.cpp's short options, for the hint when somebody writes one of them as a key.
+_SHORT = {
+    "ngl": "engine.n_gpu_layers",
+    "gpu_layers": "engine.n_gpu_layers",
+    "fa": "engine.flash_attn",
+    "sm": "engine.split_mode",
+    "ts": "engine.tensor_split",
+    "t": "engine.threads",
+    "b": "engine.batch",
+    "ub": "engine.ubatch",
+    "batch_size": "engine.batch",
+    "ubatch_size": "engine.ubatch",
+    "c": "ctx",
+    "n_ctx": "ctx",
+    "sources": "from",
+    "types": "quants",
+}
+
+
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return pattern
+
+
+def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({v for v in values if values.count(v) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]} is there twice")
+    return values
+
+
+def _clean(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a null character")
+    return text
+
+
+TypeName = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,32}$")]
+_Text = Annotated[str, Field(min_length=1), AfterValidator(_clean)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+    )
+
+
+class EngineSpec(_Part):
+    """How llama.cpp computes; the names of `bitloss.engine.base.EngineOptions`."""
+
+    n_gpu_layers: int = Field(default=0, ge=-1)
+    """Layers kept on the GPU (``-ngl``); -1 for all."""
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    """Flash attention (``-fa``)."""
+    split_mode: Literal["none", "layer", "row"] = "layer"
+    """How a model is spread over several GPUs (``-sm``)."""
+    tensor_split: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Share of the model for each GPU (``-ts``)."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads (``-t``); 0 takes the cores this process may use."""
+    batch: int = Field(default=2048, ge=2)
+    """Tokens handed over at a time (``-b``)."""
+    ubatch: int = Field(default=512, ge=2)
+    """Tokens computed at a time (``-ub``)."""
+
+
+class TensorTypeSpec(_Part):
+    """Another type for some tensors, as ``--tensor-type`` of llama-quantize."""
+
+    pattern: Annotated[_Text, AfterValidator(_regex)]
+    """Regular expression searched for in the tensor's name."""
+    type: TypeName
+    """The type those tensors get."""
+
+
+class ExperimentSpec(_Part):
+    """One experiment."""
+
+    model: _Text
+    """HF folder, hub id (``owner/name``) or GGUF file."""
+    sources: tuple[Literal["f32", "f16", "bf16"], ...] = Field(
+        default=("f32", "f16"), alias="from", min_length=1
+    )
+    """Full-precision files to convert to and quantize from; the first is the base. In TOML: ``from``."""
+    quants: tuple[TypeName, ...] = ("Q8_0", "Q4_K_M")
+    """Quantization types, as llama-quantize names them."""
+    calibration: Path | None = None
+    """Text of the importance matrices; without one, files are quantized without a matrix."""
+    imatrix_chunks: int | None = Field(default=None, ge=1)
+    """Chunks of the calibration text to use; all when left out."""
+    text: Path
+    """Text to measure on."""
+    ctx: int = Field(default=512, ge=8, le=1 << 20)
+    """Tokens per chunk; the second half of each is scored."""
+    chunks: int | None = Field(default=None, ge=1)
+    """Chunks of the text to measure on; all when left out."""
+    out: Path | None = None
+    """The run's folder; chosen by the command line when left out."""
+    tensor_types: tuple[TensorTypeSpec, ...] = ()
+    """Exceptions to the types' own plans."""
+    output_tensor_type: TypeName | None = None
+    """Type of the output layer, where it shall not be the plan's."""
+    token_embedding_type: TypeName | None = None
+    """Type of the token embedding, where it shall not be the plan's."""
+    pure: bool = False
+    """Quantize every tensor to the type itself, no mixture."""
+    engine: EngineSpec = EngineSpec()
+    """How llama.cpp computes."""
+
+    _each_once = field_validator("sources", "quants")(_unique)
+
+    @field_validator("calibration", "text", "out")
+    @classmethod
+    def _no_null(cls, value: Path | None) -> Path | None:
+        _clean(str(value))
+        return value
+
+    def settings(self) -> dict[str, JsonValue]:
+        """Return everything that makes this experiment what it is: all but `out`, as JSON."""
+        values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude={"out"})
+        return values
+
+    def key(self, **contents: str | None) -> str:
+        """Return the experiment's content key.
+
+        Args:
+            contents: hashes of what `model`, `text` and `calibration` hold; they take the place of the paths.
+        """
+        return content_key("experiment", {**self.settings(), **contents})
+
+
+def _resolved(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Take relative paths from `folder`."""
+    found = dict(values)
+    for key in ("calibration", "text", "out"):
+        if isinstance(value := found.get(key), str) and value:
+            found[key] = str(_below(folder, value))
+    if isinstance(model := found.get("model"), str) and model:
+        path = _below(folder, model)
+        # A hub id looks like a relative path; what is on the disk, or says it is a path, is one.
+        if model.startswith((".", "/", "~")) or _exists(path):
+            found["model"] = str(path)
+    return found
+
+
+def _below(folder: Path, path: str) -> Path:
+    try:
+        return folder / Path(path).expanduser()
+    except RuntimeError:  # no home folder of that name
+        return folder / path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def make_spec(values: Mapping[str, Any], *, where: str, folder: Path | None = None) -> ExperimentSpec:
+    """Check the values of an experiment.
+
+    Args:
+        values: as in the TOML file: plain numbers, texts, lists and tables; a `Path` counts as its text.
+        where: what the values come from, for the message.
+        folder: where relative paths start; None leaves them as they are.
+
+    Raises:
+        UsageError: a key is unknown or missing, or a value is not what it has to be; the key is named.
+    """
+    try:
+        # Strict, by way of JSON: there lists are tuples and texts are paths, yet "512" is no number.
+        document = json.dumps(dict(values) if folder is None else _resolved(values, folder), default=str)
+        return ExperimentSpec.model_validate_json(document, strict=True)
+    except ValidationError as error:
+        raise _refusal(error, where) from error
+
+
+def read_spec(path: Path) -> ExperimentSpec:
+    """Read an experiment file.
+
+    Raises:
+        FileProblem: the file is missing or cannot be read.
+        UsageError: it is no TOML, or :func:`make_spec` refuses what it holds.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise FileProblem(error.strerror or str(error), where=path) from error
+    if len(data) > _MAX_BYTES:
+        raise UsageError("too large for an experiment file", where=path, expected="at most 1 MiB")
+    try:
+        values = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
+        raise UsageError(f"no TOML: {str(error)[:200] or type(error).__name__}", where=path) from error
+    return make_spec(values, where=str(path), folder=path.resolve().parent)
+
+
+def dump_toml(spec: ExperimentSpec) -> str:
+    """Write the resolved experiment as TOML; :func:`read_spec` gives the same one back. Null is left out."""
+    return tomli_w.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def known_keys() -> tuple[str, ...]:
+    """Return every key of an experiment file, those of tables as ``engine.threads``."""
+    top = [field.alias or name for name, field in ExperimentSpec.model_fields.items()]
+    return (
+        *top,
+        *(f"engine.{name}" for name in EngineSpec.model_fields),
+        *(f"tensor_types.{name}" for name in TensorTypeSpec.model_fields),
+    )
+
+
+def _refusal(error: ValidationError, where: str) -> UsageError:
+    """Put the first fault in one line; unknown keys come first, since they explain the missing ones."""
+    faults = error.errors(include_url=False, include_context=False)
+    fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
+    key = ".".join(str(p) for p in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return UsageError(f"unknown key {key[:80]!r}", where=where, mend=_hint(fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = (
+        message.replace("Tuple ", "list ").replace("a valid array", "a list").replace("an object", "a table")
+    )
+    found = None if fault["type"] == "missing" else json.dumps(fault["input"], default=str)[:80]
+    return UsageError(f"{key}: {message[:1].lower()}{message[1:]}", where=where, found=found)
+
+
+def _hint(loc: tuple[int | str, ...]) -> str:
+    table = ".".join(str(p) for p in loc[:-1] if not isinstance(p, int))
+    last = str(loc[-1])
+    keys = known_keys()
+    if short := _SHORT.get(last.replace("-", "_")):
+        return f"did you mean {short!r}?"
+    names = {k.rpartition(".")[2]: k for k in sorted(keys, key=lambda k: k.rpartition(".")[0] == table)}
+    if close := difflib.get_close_matches(last.replace("-", "_"), list(names), n=1):
+        return f"did you mean {names[close[0]]!r}?"
+    inside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == table]
+    return f"known keys{f' of {table}' if table else ''}: {', '.join(inside)}"
