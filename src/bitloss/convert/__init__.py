@@ -1,0 +1,1 @@
+"""HF folder -> full-precision GGUF files."""

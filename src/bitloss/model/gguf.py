@@ -1,0 +1,212 @@
+"""GGUF files, versions 2 and 3, little-endian: a strict reader over a memory map.
+
+The format and what is refused: `bitloss.model.gguf_header`. Writing: `bitloss.model.gguf_writer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+import struct
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from bitloss.errors import FileProblem, GgufError, UnsupportedError
+from bitloss.model.gguf_header import (
+    DEFAULT_ALIGNMENT,
+    GgufType,
+    GgufValue,
+    TensorInfo,
+    read_header,
+    tensor_bytes,
+    type_name,
+)
+from bitloss.progress import Progress, ProgressCallback, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = [
+    "DEFAULT_ALIGNMENT",
+    "GgufFile",
+    "GgufType",
+    "GgufValue",
+    "TensorInfo",
+    "tensor_bytes",
+    "type_name",
+]
+
+_HASH_PIECE = 16 << 20
+
+
+class GgufFile:
+    """An open GGUF file: metadata in memory, tensor data mapped from disk.
+
+    Attributes:
+        path: the file.
+        version: 2 or 3.
+        size: bytes of the file.
+        metadata: key -> `GgufValue`, in file order.
+        tensors: name -> `TensorInfo`, in file order.
+        alignment: of the data section.
+        data_offset: where the data section begins.
+    """
+
+    def __init__(self, path: Path, data: memoryview) -> None:
+        """Read the header of `data`; use `GgufFile.open`."""
+        self.path = path
+        self.size = len(data)
+        self._data = data
+        header = read_header(path, data)
+        self.version = header.version
+        self.metadata = header.metadata
+        self.tensors = header.tensors
+        self.alignment = header.alignment
+        self.data_offset = header.data_offset
+
+    @classmethod
+    def open(cls, path: Path) -> GgufFile:
+        """Open and check a GGUF file; tensor data is mapped, not read.
+
+        Raises:
+            FileProblem: the file is missing, unreadable or no regular file.
+            GgufError: the file breaks the format.
+            UnsupportedError: version 1, a newer version, big-endian, split, or a tensor type of unknown size.
+        """
+        try:
+            # Before opening: a pipe would block, a device would have no size.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise FileProblem("not a regular file", where=path, expected="a GGUF file")
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size == 0:
+                    raise GgufError("the file is empty", where=path)
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise FileProblem(f"cannot be opened ({_reason(error)})", where=path) from error
+        return cls(path, data)
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture ("llama")."""
+        return self.text("general.architecture")
+
+    def value(self, key: str, default: Any = ...) -> Any:
+        """Return a metadata value; without `default` a missing key is a `GgufError`."""
+        if key in self.metadata:
+            return self.metadata[key].value
+        if default is ...:
+            raise GgufError("metadata key is missing", where=f"{self.path}[{key}]")
+        return default
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Return a string value; a missing key without default or another type is a `GgufError`."""
+        value = self.value(key, ... if default is None else default)
+        if not isinstance(value, str):
+            raise GgufError(
+                "wrong value type", where=f"{self.path}[{key}]", expected="string", found=repr(value)[:60]
+            )
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Return an integer value; a missing key without default or another type is a `GgufError`."""
+        value = self.value(key, ... if default is None else default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise GgufError(
+                "wrong value type", where=f"{self.path}[{key}]", expected="integer", found=repr(value)[:60]
+            )
+        return value
+
+    def info(self, name: str) -> TensorInfo:
+        """Return a tensor's facts; `GgufError` if the file has none of that name."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise GgufError("no such tensor", where=f"{self.path}[{name}]") from None
+
+    def tensor_bytes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return the stored bytes of a tensor: uint8 [n_bytes], read-only, mapped from the file."""
+        info = self.info(name)
+        return np.frombuffer(self._data, dtype=np.uint8, count=info.n_bytes, offset=info.offset)
+
+    def tensor_f32(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a tensor's values as float32 in NumPy order (`shape[::-1]`).
+
+        F32 is mapped, not copied. F16 and BF16 are widened exactly, I8..I64 and F64 are rounded to the
+        nearest float32, quantized types are decoded by the `gguf` package. Damaged scales may decode to inf
+        or NaN.
+
+        Raises:
+            UnsupportedError: the `gguf` package cannot decode the type.
+        """
+        info = self.info(name)
+        raw = self.tensor_bytes(name)
+        shape = info.shape[::-1]
+        kind = GGMLQuantizationType(info.ggml_type)
+        if kind is GGMLQuantizationType.F32:
+            return raw.view("<f4").reshape(shape)
+        with np.errstate(all="ignore"):
+            if kind in _PLAIN_DTYPES:
+                return raw.view(_PLAIN_DTYPES[kind]).astype(np.float32).reshape(shape)
+            block, size = GGML_QUANT_SIZES[kind]
+            row_bytes = (info.shape[0] if info.shape else 1) // block * size
+            try:
+                return np.ascontiguousarray(dequantize(raw.reshape(-1, row_bytes), kind).reshape(shape))
+            except NotImplementedError:
+                raise UnsupportedError(
+                    f"{info.type_name} cannot be decoded to float32", where=f"{self.path}[{name}]"
+                ) from None
+
+    def tensors_sha256(self, progress: ProgressCallback = silent) -> str:
+        """Return the hash of what the file computes with: the tensors, metadata left out.
+
+        SHA-256 over the tensors sorted by name (as UTF-8); each adds its name (u64 length, bytes), ggml type
+        (u32), number of dimensions (u32), dimensions (u64 each, ggml order), u64 byte count, bytes. Order in
+        the file, alignment and padding do not matter.
+        """
+        digest = hashlib.sha256()
+        done, total = 0, sum(info.n_bytes for info in self.tensors.values())
+        for name, info in sorted(self.tensors.items(), key=lambda item: item[0].encode()):
+            label = name.encode()
+            digest.update(struct.pack("<Q", len(label)) + label)
+            digest.update(struct.pack("<II", info.ggml_type, len(info.shape)))
+            digest.update(struct.pack(f"<{len(info.shape)}QQ", *info.shape, info.n_bytes))
+            for at in range(info.offset, info.offset + info.n_bytes, _HASH_PIECE):
+                piece = self._data[at : min(at + _HASH_PIECE, info.offset + info.n_bytes)]
+                digest.update(piece)
+                done += len(piece)
+                progress(Progress(f"hash {self.path.name}", done, total, "bytes"))
+        return digest.hexdigest()
+
+    def bits_per_weight(self) -> float:
+        """Return 8 x tensor bytes / weights, over all tensors; metadata and padding are not counted.
+
+        Raises:
+            GgufError: the file has no weights.
+        """
+        weights = sum(info.n_elements for info in self.tensors.values())
+        if weights == 0:
+            raise GgufError("the file has no weights", where=self.path)
+        return 8 * sum(info.n_bytes for info in self.tensors.values()) / weights
+
+
+_PLAIN_DTYPES: Mapping[GGMLQuantizationType, np.dtype[Any]] = {
+    GGMLQuantizationType.F16: np.dtype("<f2"),
+    GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
+    GGMLQuantizationType.F64: np.dtype("<f8"),
+    GGMLQuantizationType.I8: np.dtype("<i1"),
+    GGMLQuantizationType.I16: np.dtype("<i2"),
+    GGMLQuantizationType.I32: np.dtype("<i4"),
+    GGMLQuantizationType.I64: np.dtype("<i8"),
+}
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
