@@ -306,6 +306,23 @@ class Base:
         self.layer.close()
 
 
+def check_vocabulary(base: Base, candidate: Path) -> None:
+    """Refuse a candidate whose tokens are not the base's.
+
+    Raises:
+        MismatchError: size or content of the vocabulary differs.
+    """
+    file = GgufFile.open(candidate)
+    if vocabulary_sha256(file) != base.header.vocabulary_sha256:
+        raise MismatchError(
+            "vocabulary differs from the base's",
+            where=candidate,
+            expected=f"{base.header.n_vocab} tokens of {base.header.model}",
+            found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
+            mend="candidate and base must be made from the same model",
+        )
+
+
 def read_header(folder: Path) -> BaseHeader:
     """Read and check ``base.json``.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitloss.errors import UsageError
+from bitloss.model.text import Chunks, cut_chunks, read_text
 
 
 class FlashAttention(StrEnum):
@@ -188,3 +190,28 @@ def scored_positions(n_ctx: int) -> range:
     The first half only gives context; the last position has no next token within the chunk.
     """
     return range(n_ctx // 2, n_ctx - 1)
+
+
+def chunks_of_text(engine: Engine, path: Path, *, n_ctx: int, n_chunks: int | None) -> Chunks:
+    """Read, tokenize and cut a text with the engine's vocabulary.
+
+    Raises:
+        UsageError: n_ctx is beyond what the model was made for.
+        TextError: the text is too short for two chunks.
+        FileProblem, FormatError: the text cannot be read.
+    """
+    facts = engine.facts
+    if n_ctx > facts.n_ctx_train:
+        raise UsageError(
+            "context longer than the model was made for",
+            where="--ctx",
+            expected=f"at most {facts.n_ctx_train}",
+            found=n_ctx,
+        )
+    return cut_chunks(
+        engine.tokenize(read_text(path)),
+        n_ctx=n_ctx,
+        n_chunks=n_chunks,
+        bos=facts.bos if facts.add_bos else None,
+        where=path.name,
+    )

@@ -1,0 +1,48 @@
+"""The command line: ``bitloss VERB``.
+
+A user's mistake gets one line on standard error and exit code 1 (failed) or 2 (wrong use); ``--debug`` shows the
+traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from bitloss.errors import BitlossError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (`bitloss` exits with it)."""
+    from bitloss.cli import experiments, verbs  # experiments adds its verbs to the same app
+
+    assert experiments.app is verbs.app
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False)
+    except BitlossError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} (see bitloss --help)", 2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _fail("interrupted; finished steps are kept", 130)
+    except BrokenPipeError:
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _fail(line: str, code: int) -> int:
+    sys.stderr.write(f"bitloss: {' '.join(line.split())}\n")
+    return code
+
+
+def entry() -> None:
+    """Entry point of the installed script."""
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Options several verbs share, under llama.cpp's names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from bitloss.engine.base import FlashAttention, SplitMode
+from bitloss.errors import UsageError
+from bitloss.run.steps import engine_options
+from bitloss.spec import EngineSpec
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; progress on standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Output.", show_default=False)]
+Ctx = Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk; the second half is scored.")]
+Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks at most. [default: all]")]
+
+R = TypeVar("R")
+
+_ENGINE: dict[str, tuple[Any, Any]] = {
+    "gpu_layers": (
+        Annotated[int, typer.Option("--gpu-layers", "-ngl", help="Layers kept on the GPU.", rich_help_panel="Engine")],
+        0,
+    ),
+    "flash_attn": (
+        Annotated[
+            FlashAttention, typer.Option("--flash-attn", "-fa", help="Flash attention.", rich_help_panel="Engine")
+        ],
+        FlashAttention.AUTO,
+    ),
+    "split_mode": (
+        Annotated[
+            SplitMode,
+            typer.Option("--split-mode", "-sm", help="How to spread over several GPUs.", rich_help_panel="Engine"),
+        ],
+        SplitMode.LAYER,
+    ),
+    "tensor_split": (
+        Annotated[
+            str,
+            typer.Option("--tensor-split", "-ts", help="Share of each GPU, e.g. 3,1.", rich_help_panel="Engine"),
+        ],
+        "",
+    ),
+    "threads": (
+        Annotated[
+            int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.", rich_help_panel="Engine")
+        ],
+        0,
+    ),
+    "batch_size": (
+        Annotated[
+            int, typer.Option("--batch-size", "-b", min=2, help="Tokens per call.", rich_help_panel="Engine")
+        ],
+        2048,
+    ),
+    "ubatch_size": (
+        Annotated[
+            int,
+            typer.Option("--ubatch-size", "-ub", min=2, help="Tokens computed at a time.", rich_help_panel="Engine"),
+        ],
+        512,
+    ),
+}
+
+
+def with_engine(verb: Callable[..., R]) -> Callable[..., R]:
+    """Give a verb that takes ``engine: EngineSpec`` the engine's flags instead."""
+    signature = inspect.signature(verb, eval_str=True)
+
+    @functools.wraps(verb)
+    def wrapped(**arguments: Any) -> R:
+        flags = {name: arguments.pop(name) for name in _ENGINE}
+        return verb(**arguments, engine=_settings(flags))
+
+    kept = [p for p in signature.parameters.values() if p.name != "engine"]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _ENGINE.items()
+    ]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept] + added
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": signature.return_annotation}
+    return wrapped
+
+
+def _settings(flags: dict[str, Any]) -> EngineSpec:
+    settings = EngineSpec(
+        n_gpu_layers=flags["gpu_layers"],
+        flash_attn=flags["flash_attn"],
+        split_mode=flags["split_mode"],
+        tensor_split=_shares(flags["tensor_split"]),
+        threads=flags["threads"],
+        batch=flags["batch_size"],
+        ubatch=flags["ubatch_size"],
+    )
+    engine_options(settings)  # checks the values
+    return settings
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UsageError(
+            "not a list of numbers", where="--tensor-split", expected="numbers like 3,1", found=text
+        ) from error
+    if any(share < 0 for share in shares):
+        raise UsageError("shares cannot be negative", where="--tensor-split", found=text)
+    return shares
+
+
+def listed(text: str, option: str) -> tuple[str, ...]:
+    """A comma-separated list, none empty, none twice.
+
+    Raises:
+        UsageError: the list is empty or names something twice.
+    """
+    items = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not items:
+        raise UsageError("empty list", where=option, expected="names separated by commas")
+    twice = sorted({item for item in items if items.count(item) > 1})
+    if twice:
+        raise UsageError("named twice", where=option, found=", ".join(twice))
+    return items

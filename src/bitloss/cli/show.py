@@ -1,0 +1,124 @@
+"""What a person at the terminal sees while a verb works: bars on a terminal, plain lines elsewhere, all on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import JsonValue
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as Bars,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from bitloss.progress import Progress
+from bitloss.run.experiment import StepProgress
+
+_LINE_SECONDS = 5.0
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        unit = task.fields.get("unit", "")
+        return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed")
+
+
+class Screen:
+    """Shows progress on standard error; a context manager.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._task: Any = None
+        self._label = ""
+        self._last_line = 0.0
+        self._quiet = quiet
+        if self.console.is_terminal and not quiet:
+            self._bars = Bars(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Rate(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, markup=False)
+
+    def step(self, progress: StepProgress) -> None:
+        """Show where a run is (a `bitloss.run.experiment.RunProgress`)."""
+        if progress.seconds is not None:
+            self._end()
+            took = "done before" if progress.reused else f"{progress.seconds:.1f} s"
+            self.say(f"{progress.index:3d}  {progress.label}  ({took})")
+        elif progress.detail is None:
+            self._begin(f"{progress.index:3d}  {progress.label}")
+        else:
+            self._update(progress.detail)
+
+    def stage(self, progress: Progress) -> None:
+        """Show where a single verb is (a `bitloss.progress.ProgressCallback`)."""
+        if self._label != progress.stage:
+            self._end()
+            self._begin(progress.stage)
+        self._update(progress)
+
+    def _begin(self, label: str) -> None:
+        self._label = label
+        self._last_line = time.monotonic()
+        if self._bars:
+            self._task = self._bars.add_task(label, total=None)
+
+    def _update(self, detail: Progress) -> None:
+        if self._bars and self._task is not None:
+            self._bars.update(self._task, completed=detail.done, total=detail.total, unit=detail.unit)
+        elif not self._bars and time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            of = f" of {detail.total}" if detail.total else ""
+            self.say(f"{self._label}: {detail.done}{of} {detail.unit}")
+
+    def _end(self) -> None:
+        if self._bars and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        self._label = ""
+
+
+def print_json(document: JsonValue) -> None:
+    """The one JSON document of ``--json``, on standard output."""
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,236 @@
+"""One thin function per verb; the work is in the rooms behind."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import JsonValue
+
+from bitloss.cli.options import Chunks, Ctx, Json, Out, Quiet, listed, with_engine
+from bitloss.cli.show import Screen, print_json
+from bitloss.errors import FileProblem, UsageError
+from bitloss.run.executor import LocalExecutor, StepResult
+from bitloss.run.steps import BaseStep, ConvertStep, ImatrixStep, QuantizeStep, Step
+from bitloss.spec import EngineSpec
+from bitloss.store import sha256_file
+
+app = typer.Typer(
+    name="bitloss",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="What the bits you drop cost: convert, quantize and measure GGUF language models, and say why two files "
+    "differ or do not.",
+)
+
+
+def _file(path: Path, what: str) -> Path:
+    """An existing file, as an absolute path (child processes may run elsewhere)."""
+    if not path.is_file():
+        raise FileProblem(f"no such {what}", where=path, mend=f"give the path of a {what}")
+    return path.resolve()
+
+
+def _run(step: Step, *, quiet: bool) -> StepResult:
+    with Screen(quiet=quiet) as screen:
+        return LocalExecutor().run(step, screen.stage)
+
+
+def _pairs(overrides: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for override in overrides:
+        pattern, equals, kind = override.partition("=")
+        if not pattern or not equals or not kind:
+            raise UsageError(
+                "not a tensor type override", where="--tensor-type", expected="REGEX=TYPE", found=override
+            )
+        pairs.append((pattern, kind))
+    return tuple(pairs)
+
+
+def _say(lines: Sequence[str]) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+@app.command(epilog="Example: bitloss convert ./Mistral-7B --to f32,f16 -o ./gguf")
+def convert(
+    model: Annotated[Path, typer.Argument(help="HF folder (config.json, safetensors, tokenizer.json).")],
+    out: Out,
+    to: Annotated[str, typer.Option("--to", help="Types, separated by commas: f32, f16, bf16.")] = "f32",
+    name: Annotated[str | None, typer.Option("--name", help="Name of the files. [default: the folder's]")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a model folder to GGUF at F32, F16, BF16, in one read."""
+    from bitloss.convert.convert import model_sha256, source_types
+
+    types = source_types(listed(to, "--to"))
+    step = ConvertStep(
+        model=model.resolve(),
+        model_sha256=model_sha256(model),
+        types=tuple(t.value for t in types),
+        out=out.resolve(),
+        name=name,
+    )
+    result = _run(step, quiet=quiet).value
+    if json:
+        print_json(result)
+    else:
+        _say([str(out / item["file"]) for item in _rows(result, "outputs")])
+
+
+@app.command(epilog="Example: bitloss imatrix model-f32.gguf --text calibration.txt -o model.imatrix.gguf")
+@with_engine
+def imatrix(
+    *,
+    source: Annotated[Path | None, typer.Argument(help="Full-precision GGUF; leave out to merge files only.")] = None,
+    out: Out,
+    engine: EngineSpec,
+    text: Annotated[Path | None, typer.Option("--text", "-f", help="Calibration text (UTF-8).")] = None,
+    in_file: Annotated[
+        list[Path] | None, typer.Option("--in-file", help="Importance matrix to add (GGUF or .dat); repeatable.")
+    ] = None,
+    ctx: Ctx = 512,
+    chunks: Chunks = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute an importance matrix from a calibration text, or merge several."""
+    from bitloss.imatrix.file import read_imatrix, write_imatrix
+    from bitloss.imatrix.matrix import merge_imatrices
+
+    earlier = [read_imatrix(_file(path, "importance matrix")) for path in in_file or []]
+    if (source is None) != (text is None) or (source is None and len(earlier) < 2):
+        raise UsageError(
+            "nothing to compute",
+            where="bitloss imatrix",
+            expected="SOURCE with --text, or at least two --in-file",
+        )
+    facts: dict[str, Any] = {"file": out.name}
+    if source is not None and text is not None:
+        source, text = _file(source, "GGUF file"), _file(text, "text")
+        step = ImatrixStep(
+            source=source,
+            source_sha256="",
+            text=text,
+            text_sha256="",
+            n_ctx=ctx,
+            chunks=chunks,
+            engine=engine,
+            out=out.resolve(),
+        )
+        result = _run(step, quiet=quiet).value
+        assert isinstance(result, dict)
+        facts |= result
+    if earlier:
+        parts = [*earlier, read_imatrix(out)] if source is not None else earlier
+        merged = merge_imatrices(parts)
+        write_imatrix(merged, out)
+        facts |= {"merged": len(parts), "entries": len(merged.entries), "chunks": merged.chunk_count}
+    facts["sha256"] = sha256_file(out)
+    if json:
+        print_json(facts)
+    else:
+        _say([f"{out}  ({facts['entries']} tensors, {facts['chunks']} chunks)"])
+
+
+@app.command(epilog="Example: bitloss quantize model-f32.gguf --types Q8_0,Q4_K_M --imatrix model.imatrix.gguf -o out")
+def quantize(
+    source: Annotated[Path, typer.Argument(help="Full-precision GGUF.")],
+    out: Out,
+    types: Annotated[str, typer.Option("--types", help="Types, separated by commas, as llama-quantize names them.")],
+    imatrix: Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix (GGUF or .dat).")] = None,
+    tensor_type: Annotated[
+        list[str] | None, typer.Option("--tensor-type", help="REGEX=TYPE for some tensors; repeatable.")
+    ] = None,
+    output_tensor_type: Annotated[str | None, typer.Option(help="Type of output.weight.")] = None,
+    token_embedding_type: Annotated[str | None, typer.Option(help="Type of token_embd.weight.")] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors, no mixture.")] = False,
+    allow_requantize: Annotated[bool, typer.Option(help="Accept a source that is quantized already.")] = False,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a full-precision GGUF with llama.cpp's encoder."""
+    from bitloss.quantize.plan import parse_quant_type
+
+    source = _file(source, "GGUF file")
+    names = [parse_quant_type(name).name for name in listed(types, "--types")]
+    made: list[JsonValue] = []
+    for kind in names:
+        target = out / f"{source.stem}-{kind}.gguf"
+        step = QuantizeStep(
+            source=source,
+            source_sha256="",
+            type=kind,
+            imatrix=_file(imatrix, "importance matrix") if imatrix else None,
+            imatrix_sha256=None,
+            tensor_types=_pairs(tensor_type or []),
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            pure=pure,
+            allow_requantize=allow_requantize,
+            threads=threads,
+            out=target.resolve(),
+        )
+        result = _run(step, quiet=quiet).value
+        assert isinstance(result, dict)
+        made.append({"file": target.name, **result})
+        if not json:
+            _say([f"{target}  ({result['bits_per_weight']:.2f} bits per weight)"])
+    if json:
+        print_json(made)
+
+
+@app.command(epilog="Example: bitloss base model-f32.gguf --text wiki.test.raw -o base")
+@with_engine
+def base(
+    *,
+    source: Annotated[Path, typer.Argument(help="GGUF that candidates will be measured against.")],
+    out: Out,
+    engine: EngineSpec,
+    text: Annotated[Path, typer.Option("--text", "-f", help="Evaluation text (UTF-8).")],
+    ctx: Ctx = 512,
+    chunks: Chunks = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store a base: the hidden states candidates are measured against."""
+    if out.exists():
+        raise FileProblem("already there", where=out, mend="choose another --out, or remove it")
+    source, text = _file(source, "GGUF file"), _file(text, "text")
+    step = BaseStep(
+        source=source,
+        source_sha256="",
+        text=text,
+        text_sha256=sha256_file(text),
+        n_ctx=ctx,
+        chunks=chunks,
+        engine=engine,
+        out=out.resolve(),
+    )
+    result = _run(step, quiet=quiet).value
+    assert isinstance(result, dict)
+    if json:
+        print_json(result)
+    else:
+        size = sum(path.stat().st_size for path in out.iterdir())
+        _say([f"{out}  ({result['n_chunks']} chunks of {result['n_ctx']} tokens, {size / 2**20:.1f} MiB)"])
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """A command as one would type it."""
+    return shlex.join(["bitloss", *argv])
+
+
+def _rows(result: JsonValue, key: str) -> list[Any]:
+    assert isinstance(result, dict)
+    rows = result[key]
+    assert isinstance(rows, list)
+    return rows

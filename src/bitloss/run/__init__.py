@@ -1,0 +1,1 @@
+"""The experiment: from a specification to steps with content keys, run in child processes."""

@@ -1,0 +1,376 @@
+"""The founding experiment: sources, importance matrices, candidates, measurements, results.
+
+Every step is looked up by its content key in the run folder first; what is there is not done again. The order is that of
+the pipeline, so that a run that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import JsonValue
+
+from bitloss.engine.llama import engine_version
+from bitloss.errors import UsageError
+from bitloss.model.gguf import GgufFile
+from bitloss.progress import Progress
+from bitloss.records import Cost
+from bitloss.run.executor import Executor
+from bitloss.run.steps import (
+    MEASUREMENT_VERSION,
+    BaseStep,
+    ConvertStep,
+    ImatrixStep,
+    MeasureStep,
+    QuantizeStep,
+    Step,
+)
+from bitloss.spec import EngineSpec, ExperimentSpec
+from bitloss.store import RunFolder, StepRecord, content_key, sha256_file
+
+NOISE = "noise floor"
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """Progress of one step within a run.
+
+    Attributes:
+        label: the step ("measure Q8_0/f16").
+        index: number of the step, from 1.
+        detail: progress within it; None when it begins.
+        reused: True when the step had been done before.
+        seconds: how long it took, once it is over.
+    """
+
+    label: str
+    index: int
+    detail: Progress | None = None
+    reused: bool = False
+    seconds: float | None = None
+
+
+RunProgress = Callable[[StepProgress], None]
+
+
+class Source(NamedTuple):
+    """A full-precision GGUF of the model.
+
+    Attributes:
+        name: its short name in the run (``f32``).
+        file: where it is.
+        sha256: of the file.
+    """
+
+    name: str
+    file: Path
+    sha256: str
+
+
+class CandidateFile(NamedTuple):
+    """A quantized file, made and hashed.
+
+    Attributes:
+        name: ``<TYPE>/<weights>``.
+        type: quantization type.
+        source: where the weights come from.
+        imatrix_from: name of the source the importance matrix was computed with; None without one.
+        file: where it is.
+        made: what `bitloss.quantize` said of it.
+        sha256: of the file.
+    """
+
+    name: str
+    type: str
+    source: Source
+    imatrix_from: str | None
+    file: Path
+    made: dict[str, Any]
+    sha256: str
+
+
+class Measured(NamedTuple):
+    """What the steps of a run left, ready to be put into results.
+
+    Attributes:
+        sources: by name.
+        base_source: what candidates are measured against.
+        base: record of the base step.
+        candidates: in the order of the table.
+        tokens: tensors_sha256 -> Parquet of per-token metrics (candidates with equal tensors share one).
+        noise_tokens: Parquet of the base measured against itself with another micro-batch.
+        noise_ubatch: that micro-batch.
+        imatrix_chunks: chunks of the calibration text used; None when no importance matrix was made.
+        costs: of every step.
+    """
+
+    sources: dict[str, Source]
+    base_source: Source
+    base: StepRecord
+    candidates: list[CandidateFile]
+    tokens: dict[str, Path]
+    noise_tokens: Path
+    noise_ubatch: int
+    imatrix_chunks: int | None
+    costs: list[Cost]
+
+
+class Runner:
+    """Runs the steps of one experiment in one folder.
+
+    Args:
+        spec: what to do, resolved.
+        folder: the run folder, held.
+        executor: runs the steps.
+        progress: told about every step.
+    """
+
+    def __init__(
+        self, spec: ExperimentSpec, folder: RunFolder, executor: Executor, progress: RunProgress
+    ) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.executor = executor
+        self.progress = progress
+        self.costs: list[Cost] = []
+        self._hashes: dict[Path, str] = {}
+
+    def run(self) -> Measured:
+        """Do what is not done yet.
+
+        Raises:
+            BitlossError: a step failed; what was finished stays and is used next time.
+        """
+        sources = self._sources()
+        imatrices = {name: self._imatrix(source) for name, source in sources.items()} if self.spec.calibration else {}
+        candidates = [
+            self._quantize(kind, source, imatrices.get(name))
+            for kind in self.spec.quants
+            for name, source in sources.items()
+        ]
+        base_source = next(iter(sources.values()))
+        base = self._base(base_source)
+        noise_ubatch = other_micro_batch(self.spec.engine, self.spec.ctx)
+        noise = self._measure(
+            NOISE,
+            GgufFile.open(base_source.file).tensors_sha256(),
+            base_source,
+            base,
+            self.spec.engine.model_copy(update={"ubatch": noise_ubatch}),
+        )
+        tokens: dict[str, Path] = {}
+        for candidate in candidates:
+            tensors = candidate.made["tensors_sha256"]
+            if tensors not in tokens:
+                tokens[tensors] = self._measure(candidate.name, tensors, candidate, base, self.spec.engine)
+        counted = [record.result for record in imatrices.values()]
+        return Measured(
+            sources=sources,
+            base_source=base_source,
+            base=base,
+            candidates=candidates,
+            tokens=tokens,
+            noise_tokens=noise,
+            noise_ubatch=noise_ubatch,
+            imatrix_chunks=_field(counted[0], "chunks") if counted else None,
+            costs=self.costs,
+        )
+
+    # ---------------------------------------------------------------------------------------------- stages
+
+    def _sources(self) -> dict[str, Source]:
+        model = Path(self.spec.model)
+        if model.is_file():
+            name = precision(GgufFile.open(model))
+            if self.spec.sources != (name,):
+                raise UsageError(
+                    "a GGUF is taken as it is",
+                    where="--from",
+                    expected=name,
+                    found=",".join(self.spec.sources),
+                    mend="give the HF folder to make several sources",
+                )
+            return {name: Source(name, model, self._hash(model))}
+        from bitloss.convert.convert import model_sha256, source_path
+
+        out = self.folder.path / "sources"
+        step = ConvertStep(
+            model=model, model_sha256=model_sha256(model), types=tuple(self.spec.sources), out=out
+        )
+        files = {name: source_path(out, model.name, name) for name in self.spec.sources}
+        record = self._step(step, f"convert {', '.join(files)}", None, [*files.values(), out / "conversion.json"])
+        hashes = {output.path: output.sha256 for output in record.outputs}
+        return {
+            name: Source(name, file, hashes[file.relative_to(self.folder.path).as_posix()])
+            for name, file in files.items()
+        }
+
+    def _imatrix(self, source: Source) -> StepRecord:
+        assert self.spec.calibration is not None
+        step = ImatrixStep(
+            source=source.file,
+            source_sha256=source.sha256,
+            text=self.spec.calibration,
+            text_sha256=self._hash(self.spec.calibration),
+            n_ctx=self.spec.ctx,
+            chunks=self.spec.imatrix_chunks,
+            engine=self.spec.engine,
+            out=self.folder.path / "imatrix" / f"{source.file.stem}.imatrix.gguf",
+        )
+        return self._step(step, f"imatrix {source.name}", source.name, [step.out])
+
+    def _quantize(self, kind: str, source: Source, imatrix: StepRecord | None) -> CandidateFile:
+        step = QuantizeStep(
+            source=source.file,
+            source_sha256=source.sha256,
+            type=kind,
+            imatrix=self.folder.path / imatrix.outputs[0].path if imatrix else None,
+            imatrix_sha256=imatrix.outputs[0].sha256 if imatrix else None,
+            tensor_types=tuple((each.pattern, each.type) for each in self.spec.tensor_types),
+            output_tensor_type=self.spec.output_tensor_type,
+            token_embedding_type=self.spec.token_embedding_type,
+            pure=self.spec.pure,
+            threads=self.spec.engine.threads,
+            out=self.folder.path / "candidates" / f"{source.file.stem}-{kind}.gguf",
+        )
+        name = f"{kind}/{source.name}"
+        record = self._step(step, f"quantize {name}", source.name, [step.out])
+        made = record.result
+        assert isinstance(made, dict)
+        return CandidateFile(
+            name, kind, source, source.name if imatrix else None, step.out, made, record.outputs[0].sha256
+        )
+
+    def _base(self, source: Source) -> StepRecord:
+        step = BaseStep(
+            source=source.file,
+            source_sha256=source.sha256,
+            text=self.spec.text,
+            text_sha256=self._hash(self.spec.text),
+            n_ctx=self.spec.ctx,
+            chunks=self.spec.chunks,
+            engine=self.spec.engine,
+            out=self.folder.path / "base",
+        )
+        return self._step(step, f"base {source.name}", None, [step.out])
+
+    def _measure(
+        self,
+        name: str,
+        tensors_sha256: str,
+        what: Source | CandidateFile,
+        base: StepRecord,
+        engine: EngineSpec,
+    ) -> Path:
+        step = MeasureStep(
+            candidate=what.file,
+            candidate_tensors_sha256=tensors_sha256,
+            base=self.folder.path / "base",
+            base_key=base.key,
+            engine=engine,
+            out=self.folder.path / "tokens" / f"{name.replace('/', '-').replace(' ', '-')}.parquet",
+        )
+        route = what.source.name if isinstance(what, CandidateFile) else None
+        self._step(step, f"measure {name}", route, [step.out])
+        return step.out
+
+    # ------------------------------------------------------------------------------------------- machinery
+
+    def _step(self, step: Step, label: str, route: str | None, outputs: list[Path]) -> StepRecord:
+        """Find the step's record, or run it and keep one."""
+        key = content_key(step.kind, _identity(step))
+        index = len(self.costs) + 1
+        record = self.folder.find(key)
+        # A content key says what a step makes, not where: after an earlier layout the file may lie elsewhere
+        reused = record is not None and all(path.exists() for path in outputs)
+        if record is None or not reused:
+            record = self._execute(step, key, label, index, outputs)
+        self.costs.append(
+            Cost(
+                step=label,
+                kind=step.kind,
+                route=route,
+                seconds=record.seconds,
+                bytes=sum(output.bytes for output in record.outputs),
+                reused=reused,
+            )
+        )
+        self.progress(StepProgress(label, index, reused=reused, seconds=record.seconds))
+        return record
+
+    def _execute(self, step: Step, key: str, label: str, index: int, outputs: list[Path]) -> StepRecord:
+        self.progress(StepProgress(label, index))
+        self.folder.event("step-started", step=label, key=key)
+        started = datetime.now(UTC)
+        for path in outputs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            done = self.executor.run(step, lambda detail: self.progress(StepProgress(label, index, detail)))
+        except BaseException as error:
+            self.folder.event("step-failed", step=label, error=str(error) or type(error).__name__)
+            raise
+        record = StepRecord(
+            kind=step.kind,
+            key=key,
+            outputs=self.folder.outputs(outputs),
+            result=done.value,
+            seconds=done.seconds,
+            started=started,
+        )
+        self.folder.save(record)
+        self.folder.event("step-finished", step=label, seconds=done.seconds, peak_bytes=done.peak_bytes)
+        return record
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = sha256_file(path)
+        return self._hashes[path]
+
+
+def _identity(step: Step) -> dict[str, JsonValue]:
+    return {"step": step.identity(), "measurement": MEASUREMENT_VERSION, "llama_cpp": engine_version()}
+
+
+def other_micro_batch(engine: EngineSpec, n_ctx: int) -> int:
+    """A micro-batch that makes the engine add in another order: half of what is used, at least 2 tokens."""
+    return max(2, min(engine.ubatch, engine.batch, n_ctx) // 2)
+
+
+def precision(file: GgufFile) -> str:
+    """``f32``, ``f16`` or ``bf16``: the type most weights of a GGUF are stored in.
+
+    Raises:
+        UsageError: the file is quantized.
+    """
+    by_type: dict[str, int] = {}
+    for info in file.tensors.values():
+        by_type[info.type_name] = by_type.get(info.type_name, 0) + info.n_elements
+    kind = max(by_type, key=lambda name: by_type[name])
+    if kind not in ("F32", "F16", "BF16"):
+        raise UsageError(
+            "the model is quantized already",
+            where=file.path,
+            expected="F32, F16 or BF16 weights",
+            found=kind,
+            mend="give the full-precision model; measure finished files with `bitloss measure`",
+        )
+    return kind.lower()
+
+
+def _field(result: JsonValue, name: str) -> Any:
+    assert isinstance(result, dict)
+    return result[name]
+
+
+def pairs_of_same_type(candidates: list[CandidateFile]) -> list[tuple[str, str]]:
+    """Pairs worth comparing: the same type from different sources, in the order of the table."""
+    return [
+        (a.name, b.name)
+        for a, b in itertools.combinations(candidates, 2)
+        if a.type == b.type and a.source.name != b.source.name
+    ]
