@@ -1,0 +1,1 @@
+"""Importance matrices: collected from activations, read, written, merged."""
