@@ -32,7 +32,8 @@ from bitloss.imatrix.matrix import (
     sorted_entries,
     with_raw_sums,
 )
-from bitloss.model.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_NAME_BYTES, GgufFile, GgufType, TensorInfo
+from bitloss.model.gguf import GgufFile, GgufType, TensorInfo
+from bitloss.model.gguf_header import DEFAULT_ALIGNMENT, MAGIC, MAX_NAME_BYTES
 from bitloss.store import atomic_write_bytes
 
 if TYPE_CHECKING:
