@@ -186,7 +186,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the bundled demo model.")
     parser.add_argument("books", type=Path, help="folder of novels, one .txt each (see training/README.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder for texts, model, log, checkpoint")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--seed", type=int, default=20240718)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--muon-lr", type=float, default=0.02)

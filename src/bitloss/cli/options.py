@@ -15,7 +15,9 @@ from bitloss.errors import UsageError
 from bitloss.run.steps import engine_options
 from bitloss.spec import EngineSpec
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; progress on standard error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output; progress on standard error.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output.", show_default=False)]
 Ctx = Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk; the second half is scored.")]
@@ -25,32 +27,43 @@ R = TypeVar("R")
 
 _ENGINE: dict[str, tuple[Any, Any]] = {
     "gpu_layers": (
-        Annotated[int, typer.Option("--gpu-layers", "-ngl", help="Layers kept on the GPU.", rich_help_panel="Engine")],
+        Annotated[
+            int,
+            typer.Option("--gpu-layers", "-ngl", help="Layers kept on the GPU.", rich_help_panel="Engine"),
+        ],
         0,
     ),
     "flash_attn": (
         Annotated[
-            FlashAttention, typer.Option("--flash-attn", "-fa", help="Flash attention.", rich_help_panel="Engine")
+            FlashAttention,
+            typer.Option("--flash-attn", "-fa", help="Flash attention.", rich_help_panel="Engine"),
         ],
         FlashAttention.AUTO,
     ),
     "split_mode": (
         Annotated[
             SplitMode,
-            typer.Option("--split-mode", "-sm", help="How to spread over several GPUs.", rich_help_panel="Engine"),
+            typer.Option(
+                "--split-mode", "-sm", help="How to spread over several GPUs.", rich_help_panel="Engine"
+            ),
         ],
         SplitMode.LAYER,
     ),
     "tensor_split": (
         Annotated[
             str,
-            typer.Option("--tensor-split", "-ts", help="Share of each GPU, e.g. 3,1.", rich_help_panel="Engine"),
+            typer.Option(
+                "--tensor-split", "-ts", help="Share of each GPU, e.g. 3,1.", rich_help_panel="Engine"
+            ),
         ],
         "",
     ),
     "threads": (
         Annotated[
-            int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.", rich_help_panel="Engine")
+            int,
+            typer.Option(
+                "--threads", "-t", min=0, help="CPU threads; 0 takes all.", rich_help_panel="Engine"
+            ),
         ],
         0,
     ),
@@ -63,7 +76,9 @@ _ENGINE: dict[str, tuple[Any, Any]] = {
     "ubatch_size": (
         Annotated[
             int,
-            typer.Option("--ubatch-size", "-ub", min=2, help="Tokens computed at a time.", rich_help_panel="Engine"),
+            typer.Option(
+                "--ubatch-size", "-ub", min=2, help="Tokens computed at a time.", rich_help_panel="Engine"
+            ),
         ],
         512,
     ),
@@ -86,7 +101,9 @@ def with_engine(verb: Callable[..., R]) -> Callable[..., R]:
     ]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept] + added
     wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": signature.return_annotation}
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters} | {
+        "return": signature.return_annotation
+    }
     return wrapped
 
 

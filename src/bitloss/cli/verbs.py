@@ -63,7 +63,9 @@ def convert(
     model: Annotated[Path, typer.Argument(help="HF folder (config.json, safetensors, tokenizer.json).")],
     out: Out,
     to: Annotated[str, typer.Option("--to", help="Types, separated by commas: f32, f16, bf16.")] = "f32",
-    name: Annotated[str | None, typer.Option("--name", help="Name of the files. [default: the folder's]")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the files. [default: the folder's]")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -89,12 +91,15 @@ def convert(
 @with_engine
 def imatrix(
     *,
-    source: Annotated[Path | None, typer.Argument(help="Full-precision GGUF; leave out to merge files only.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="Full-precision GGUF; leave out to merge files only.")
+    ] = None,
     out: Out,
     engine: EngineSpec,
     text: Annotated[Path | None, typer.Option("--text", "-f", help="Calibration text (UTF-8).")] = None,
     in_file: Annotated[
-        list[Path] | None, typer.Option("--in-file", help="Importance matrix to add (GGUF or .dat); repeatable.")
+        list[Path] | None,
+        typer.Option("--in-file", help="Importance matrix to add (GGUF or .dat); repeatable."),
     ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
@@ -140,19 +145,27 @@ def imatrix(
         _say([f"{out}  ({facts['entries']} tensors, {facts['chunks']} chunks)"])
 
 
-@app.command(epilog="Example: bitloss quantize model-f32.gguf --types Q8_0,Q4_K_M --imatrix model.imatrix.gguf -o out")
+@app.command(
+    epilog="Example: bitloss quantize model-f32.gguf --types Q8_0,Q4_K_M --imatrix model.imatrix.gguf -o out"
+)
 def quantize(
     source: Annotated[Path, typer.Argument(help="Full-precision GGUF.")],
     out: Out,
-    types: Annotated[str, typer.Option("--types", help="Types, separated by commas, as llama-quantize names them.")],
-    imatrix: Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix (GGUF or .dat).")] = None,
+    types: Annotated[
+        str, typer.Option("--types", help="Types, separated by commas, as llama-quantize names them.")
+    ],
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", help="Importance matrix (GGUF or .dat).")
+    ] = None,
     tensor_type: Annotated[
         list[str] | None, typer.Option("--tensor-type", help="REGEX=TYPE for some tensors; repeatable.")
     ] = None,
     output_tensor_type: Annotated[str | None, typer.Option(help="Type of output.weight.")] = None,
     token_embedding_type: Annotated[str | None, typer.Option(help="Type of token_embd.weight.")] = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors, no mixture.")] = False,
-    allow_requantize: Annotated[bool, typer.Option(help="Accept a source that is quantized already.")] = False,
+    allow_requantize: Annotated[
+        bool, typer.Option(help="Accept a source that is quantized already.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.")] = 0,
     json: Json = False,
     quiet: Quiet = False,

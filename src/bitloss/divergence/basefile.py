@@ -9,8 +9,8 @@ before anything else is computed.
            tokens.safetensors             "tokens" int32 [n_chunks, n_ctx], as cut
            hidden-00000.safetensors ...   "hidden" float32 [chunks of the shard, scored, n_embd]
 
-The output weight stays in the model's GGUF file, named in the header by a path relative to the folder and by the hash of
-its bytes.
+The output weight stays in the model's GGUF file, named in the header by a path relative to the folder and by the
+hash of its bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from bitloss.engine.base import Engine, EngineOptions, Outputs, scored_positions
+from bitloss.engine.base import Engine, Outputs, scored_positions
 from bitloss.engine.llama import LlamaEngine, usable_cores
 from bitloss.engine.output_layer import OutputLayer
 from bitloss.errors import BaseError, FileProblem, MismatchError, UnsupportedError
@@ -81,8 +81,8 @@ class BaseHeader(BaseModel):
         text_sha256: hash of the text's bytes.
         engine: version and commit of llama.cpp.
         options: engine settings that may change rounding.
-        logits_max_difference: largest absolute difference between the engine's logits and those made again, on the first
-            chunk; 0 means bit-equal.
+        logits_max_difference: largest absolute difference between the engine's logits and those made again, on
+            the first chunk; 0 means bit-equal.
         shards: files of hidden states, in order.
     """
 
@@ -119,7 +119,7 @@ class TextSource(NamedTuple):
 def output_weight_sha256(file: GgufFile) -> str:
     """Hash of the bytes of the weight that makes logits (``output.weight``, or tied ``token_embd.weight``)."""
     name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
-    return hashlib.sha256(file.tensor_bytes(name)).hexdigest()
+    return hashlib.sha256(memoryview(file.tensor_bytes(name))).hexdigest()
 
 
 def check_remade_logits(engine: LlamaEngine, layer: OutputLayer, chunk: NDArray[np.int32]) -> float:
@@ -261,7 +261,9 @@ class Base:
     def _tokens(self) -> NDArray[np.int32]:
         tokens = _load(self.folder / "tokens.safetensors", "tokens")
         if tokens.dtype != np.int32 or tokens.shape != (self.header.n_chunks, self.header.n_ctx):
-            raise BaseError("tokens of another shape than the header says", where=self.folder / "tokens.safetensors")
+            raise BaseError(
+                "tokens of another shape than the header says", where=self.folder / "tokens.safetensors"
+            )
         return tokens
 
     def hidden(self, chunk: int) -> NDArray[np.float32]:
@@ -332,7 +334,9 @@ def read_header(folder: Path) -> BaseHeader:
     """
     path = folder / "base.json"
     if not path.is_file():
-        raise FileProblem("no base here (base.json is missing)", where=folder, mend="make one with `bitloss base`")
+        raise FileProblem(
+            "no base here (base.json is missing)", where=folder, mend="make one with `bitloss base`"
+        )
     if path.stat().st_size > _HEADER_CAP:
         raise BaseError("header too large", where=path, found=f"{path.stat().st_size} bytes")
     try:
@@ -354,11 +358,11 @@ def read_header(folder: Path) -> BaseHeader:
     return header
 
 
-def _load(path: Path, key: str) -> NDArray[np.generic]:
+def _load(path: Path, key: str) -> NDArray[Any]:
     try:
-        tensors = load(path.read_bytes())
-        return tensors[key]
+        tensor: NDArray[Any] = load(path.read_bytes())[key]
     except FileNotFoundError as error:
         raise BaseError("file of the base is missing", where=path, mend="make the base again") from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise BaseError("not a safetensors file bitloss wrote", where=path, found=str(error)) from error
+    return tensor

@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from numpy.typing import NDArray
 
-from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from bitloss.engine.base import Engine, Outputs, scored_positions
 from bitloss.errors import FileProblem, MismatchError, RecordError
 from bitloss.model.text import Chunks
@@ -69,7 +69,9 @@ class TokenTable:
         return len(self.chunk)
 
 
-def measure(engine: Engine, base: BaseLogits, *, threads: int, progress: ProgressCallback = silent) -> TokenTable:
+def measure(
+    engine: Engine, base: BaseLogits, *, threads: int, progress: ProgressCallback = silent
+) -> TokenTable:
     """Run the candidate over the base's text and compare.
 
     Args:
@@ -122,7 +124,9 @@ def write_tokens(table: TokenTable, path: Path, facts: dict[str, str]) -> None:
     """Write per-token results as Parquet (zstd), atomically; ``facts`` go into the file's metadata."""
     columns = {name: getattr(table, name) for name in _PLACES}
     columns |= {name: getattr(table.metrics, name) for name in COLUMNS}
-    arrow = pa.table(columns).replace_schema_metadata({"bitloss": json.dumps({"schema": TOKENS_SCHEMA, **facts})})
+    arrow = pa.table(columns).replace_schema_metadata(
+        {"bitloss": json.dumps({"schema": TOKENS_SCHEMA, **facts})}
+    )
     with atomic_path(path) as partial:
         pq.write_table(arrow, partial, compression="zstd")
 

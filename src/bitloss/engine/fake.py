@@ -36,9 +36,9 @@ class FakeEngine:
         rng = np.random.default_rng(seed)
         self.embedding = rng.standard_normal((n_vocab, n_embd)).astype(np.float32)
         self.output = rng.standard_normal((n_vocab, n_embd)).astype(np.float32)
-        self.output += np.float32(noise) * np.random.default_rng(seed + 1).standard_normal(self.output.shape).astype(
-            np.float32
-        )
+        self.output += np.float32(noise) * np.random.default_rng(seed + 1).standard_normal(
+            self.output.shape
+        ).astype(np.float32)
         self.micro_batch = micro_batch
         self._facts = EngineFacts("fake", n_vocab, n_embd, 1, 4096, 0, 1, add_bos=True, add_eos=False)
 

@@ -15,6 +15,7 @@ import ctypes as ct
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 
@@ -67,7 +68,7 @@ def _library(name: str) -> ct.CDLL:
     return ct.CDLL(str(folder / f"{prefix}{name}.{suffix}"))
 
 
-_SIGNATURES = {
+_SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
     "ggml-base": {
         "ggml_init": (ct.c_void_p, [InitParams]),
         "ggml_free": (None, [ct.c_void_p]),
@@ -125,7 +126,9 @@ class Ggml:
                 function.argtypes = arguments
                 setattr(self, name, function)
 
-    def __getattr__(self, name: str) -> ct._NamedFuncPointer:  # the attributes set above, for the type checker
+    def __getattr__(
+        self, name: str
+    ) -> ct._NamedFuncPointer:  # the attributes set above, for the type checker
         raise AttributeError(name)
 
 

@@ -1,7 +1,7 @@
 """llama.cpp as the engine, through llama-cpp-python's low-level API.
 
-Logits come from ``llama_get_logits`` and are the engine's own. Hidden states are read with an eval callback at the graph
-node ``result_norm``, the final norm's output for just the rows asked for (what ``output.weight`` is applied to); the
+Logits come from ``llama_get_logits`` and are the engine's own. Hidden states are read with an eval callback at the
+graph node ``result_norm``, the final norm's output for just the rows asked for (what ``output.weight`` is applied to); the
 graph is stopped there, so a base or an importance matrix does not pay for the product with the vocabulary.
 
 Chunks are computed one micro-batch at a time (several short chunks side by side), so memory is O(micro-batch x
@@ -49,7 +49,7 @@ def usable_cores() -> int:
 
 
 def engine_version() -> str:
-    """Version and commit of the installed llama.cpp, as ``0.3.36 (0c1e570)``: the package's version, llama.cpp's commit."""
+    """Version of the installed package and commit of its llama.cpp, as ``0.3.36 (0c1e570)``."""
     commit = ggml().ggml_commit().decode().removesuffix("-dirty")
     return f"{llama_cpp.__version__} ({commit})"
 
@@ -113,10 +113,12 @@ class LlamaEngine:
         return EngineFacts(
             architecture=architecture,
             n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
-            n_embd=llama_cpp.llama_model_n_embd(model),
-            n_layer=llama_cpp.llama_model_n_layer(model),
-            n_ctx_train=llama_cpp.llama_model_n_ctx_train(model),
-            n_expert=int(self._meta(f"{architecture}.expert_count") or 0),
+            # with the vocabulary alone libllama reads no hyperparameters, but the metadata is there
+            n_embd=llama_cpp.llama_model_n_embd(model) or self._number(f"{architecture}.embedding_length"),
+            n_layer=llama_cpp.llama_model_n_layer(model) or self._number(f"{architecture}.block_count"),
+            n_ctx_train=llama_cpp.llama_model_n_ctx_train(model)
+            or self._number(f"{architecture}.context_length"),
+            n_expert=self._number(f"{architecture}.expert_count"),
             bos=llama_cpp.llama_vocab_bos(vocab),
             add_bos=bool(llama_cpp.llama_vocab_get_add_bos(vocab)),
             add_eos=bool(llama_cpp.llama_vocab_get_add_eos(vocab)),
@@ -126,6 +128,9 @@ class LlamaEngine:
         buffer = ct.create_string_buffer(512)
         length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return None if length < 0 else buffer.value.decode("utf-8", "replace")
+
+    def _number(self, key: str) -> int:
+        return int(self._meta(key) or 0)
 
     @property
     def facts(self) -> EngineFacts:
@@ -144,7 +149,7 @@ class LlamaEngine:
         while True:
             tokens = np.empty(room, np.int32)
             pointer = tokens.ctypes.data_as(ct.POINTER(ct.c_int32))
-            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), pointer, room, True, False)  # noqa: FBT003
+            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), pointer, room, True, False)
             if count >= 0:
                 return tokens[:count].copy()
             room = -count
@@ -154,7 +159,7 @@ class LlamaEngine:
         room = 64
         while True:
             buffer = ct.create_string_buffer(room)
-            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)  # noqa: FBT003
+            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
@@ -234,7 +239,8 @@ class LlamaEngine:
         n_ctx = int(chunks.shape[1])
         if self._facts.add_eos:
             raise UnsupportedError(
-                "the vocabulary adds EOS after every text, which llama-perplexity refuses as well", where=self.path
+                "the vocabulary adds EOS after every text, which llama-perplexity refuses as well",
+                where=self.path,
             )
         if n_ctx > self._facts.n_ctx_train:
             raise UsageError(
@@ -282,7 +288,9 @@ class _Context:
         params.n_threads = params.n_threads_batch = options.threads or usable_cores()
         params.flash_attn_type = _FLASH[options.flash_attn]
         params.no_perf = True
-        self._callback = llama_cpp.ggml_backend_sched_eval_callback(watch.callback)  # kept alive with the context
+        self._callback = llama_cpp.ggml_backend_sched_eval_callback(
+            watch.callback
+        )  # kept alive with the context
         if watch.watching:
             params.cb_eval = self._callback
         with captured_log() as log:
@@ -292,7 +300,7 @@ class _Context:
         self._memory = llama_cpp.llama_get_memory(self._context)
 
     def clear(self) -> None:
-        llama_cpp.llama_memory_clear(self._memory, True)  # noqa: FBT003
+        llama_cpp.llama_memory_clear(self._memory, True)
 
     def decode(
         self, tokens: NDArray[np.int32], begin: int, wanted: NDArray[np.int8], outputs: Outputs

@@ -50,7 +50,9 @@ class OutputLayer:
             # a private (copy-on-write) mapping: ctypes needs a writable buffer, the file is never written
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         self._weight_context = self._g.ggml_init(InitParams(_ROOM_FOR_GRAPH, None, True))
-        self._weight = self._g.ggml_new_tensor_2d(self._weight_context, info.ggml_type, self.n_embd, self.n_vocab)
+        self._weight = self._g.ggml_new_tensor_2d(
+            self._weight_context, info.ggml_type, self.n_embd, self.n_vocab
+        )
         base = ct.addressof(ct.c_char.from_buffer(self._map))
         self._weight.contents.data = base + info.offset
         self.rows_per_slice = max(2, min(512, _SLICE_BYTES // (4 * self.n_vocab)))
@@ -82,7 +84,9 @@ class OutputLayer:
         padded = max(rows, 2)
         context = g.ggml_init(InitParams(len(self._scratch), ct.addressof(self._scratch), False))
         x = g.ggml_new_tensor_2d(context, TYPE_F32, self.n_embd, padded)
-        data = np.ndarray((padded, self.n_embd), np.float32, buffer=_memory(x.contents.data, 4 * padded * self.n_embd))
+        data = np.ndarray(
+            (padded, self.n_embd), np.float32, buffer=_memory(x.contents.data, 4 * padded * self.n_embd)
+        )
         data[:rows] = hidden
         data[rows:] = 0
         product = g.ggml_mul_mat(context, self._weight, x)
@@ -124,5 +128,5 @@ def refuse_what_follows_the_product(file: GgufFile) -> None:
         )
 
 
-def _memory(address: int, size: int) -> ct.Array[ct.c_char]:
-    return (ct.c_char * size).from_address(address)
+def _memory(address: int, size: int) -> memoryview:
+    return memoryview((ct.c_char * size).from_address(address))

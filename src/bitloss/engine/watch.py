@@ -54,7 +54,7 @@ class GraphWatch:
         self.rows = None
         self._error = None
 
-    def callback(self, address: int, ask: bool, _: object) -> bool:  # noqa: FBT001
+    def callback(self, address: int, ask: bool, _: object) -> bool:
         """``ggml_backend_sched_eval_callback``: asked whether a node is wanted, then shown it.
 
         An exception must not cross the C frames: it is kept, the graph is stopped, and `raise_if_failed` raises it.
@@ -137,7 +137,10 @@ class GraphWatch:
         chosen = rows[:, columns, :].reshape(n_tokens * n_used, -1)
         assert self.observer is not None
         self.observer.experts(
-            weight_name(weight.name.decode()), int(weight.ne[2]), chosen, ids[0, 0].reshape(-1).astype(np.int32)
+            weight_name(weight.name.decode()),
+            int(weight.ne[2]),
+            chosen,
+            ids[0, 0].reshape(-1).astype(np.int32),
         )
 
     def _floats(self, tensor: Tensor) -> NDArray[np.float32]:

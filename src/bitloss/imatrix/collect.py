@@ -1,13 +1,13 @@
 """Importance matrices, collected in one pass of the engine.
 
-For every weight matrix of a layer: per input column the sum of squared activations over a calibration text, and how many
-rows were summed. Sums are float64 (llama-imatrix sums in float32, whose last digits depend on the order of rows).
+For every weight matrix of a layer: per input column the sum of squared activations over a calibration text, and how
+many rows were summed. Sums are float64 (llama-imatrix sums in float32, whose last digits depend on the order of rows).
 
 Formula: ``in_sum2[m, j] = sum over rows r that matrix m multiplied of x[r, j]^2``; ``counts[m]`` = number of such rows.
 For a dense tensor m = 0 and all rows count; for experts a row counts for the experts it is routed to.
 
-Source: IMatrixCollector::collect_imatrix in tools/imatrix/imatrix.cpp, whose rules are followed: tensors named ``blk.*``
-in a plain product of at least 16 rows with F32 activations, and every product by chosen experts.
+Source: IMatrixCollector::collect_imatrix in tools/imatrix/imatrix.cpp, whose rules are followed: tensors named
+``blk.*`` in a plain product of at least 16 rows with F32 activations, and every product by chosen experts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class Collector:
         sums, counts = self._entry(weight, n_expert, x.shape[1], dense=False)
         if ids.size and (ids.min() < 0 or ids.max() >= n_expert):
             raise EngineError(
-                "expert number out of range", where=weight, expected=f"0..{n_expert - 1}", found=int(ids.max())
+                "expert number out of range",
+                where=weight,
+                expected=f"0..{n_expert - 1}",
+                found=int(ids.max()),
             )
         _native.add_squares_rows(sums, np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int32))
         counts += np.bincount(ids, minlength=n_expert)

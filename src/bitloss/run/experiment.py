@@ -1,7 +1,7 @@
 """The founding experiment: sources, importance matrices, candidates, measurements, results.
 
-Every step is looked up by its content key in the run folder first; what is there is not done again. The order is that of
-the pipeline, so that a run that is stopped goes on where it was.
+Every step is looked up by its content key in the run folder first; what is there is not done again. The order is
+that of the pipeline, so that a run that is stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ class Runner:
             BitlossError: a step failed; what was finished stays and is used next time.
         """
         sources = self._sources()
-        imatrices = {name: self._imatrix(source) for name, source in sources.items()} if self.spec.calibration else {}
+        imatrices = (
+            {name: self._imatrix(source) for name, source in sources.items()} if self.spec.calibration else {}
+        )
         candidates = [
             self._quantize(kind, source, imatrices.get(name))
             for kind in self.spec.quants
@@ -203,7 +205,9 @@ class Runner:
             model=model, model_sha256=model_sha256(model), types=tuple(self.spec.sources), out=out
         )
         files = {name: source_path(out, model.name, name) for name in self.spec.sources}
-        record = self._step(step, f"convert {', '.join(files)}", None, [*files.values(), out / "conversion.json"])
+        record = self._step(
+            step, f"convert {', '.join(files)}", None, [*files.values(), out / "conversion.json"]
+        )
         hashes = {output.path: output.sha256 for output in record.outputs}
         return {
             name: Source(name, file, hashes[file.relative_to(self.folder.path).as_posix()])

@@ -68,8 +68,11 @@ class ConvertStep(_Step):
         """See `bitloss.convert.convert.convert`."""
         from bitloss.convert.convert import SourceType, convert
 
-        done = convert(self.model, [SourceType(t) for t in self.types], self.out, name=self.name, progress=progress)
-        return done.model_dump(mode="json")
+        done = convert(
+            self.model, [SourceType(t) for t in self.types], self.out, name=self.name, progress=progress
+        )
+        record: dict[str, JsonValue] = done.model_dump(mode="json")
+        return record
 
 
 class ImatrixStep(_Step):
@@ -195,7 +198,11 @@ class BaseStep(_Step):
         with LlamaEngine(self.source, engine_options(self.engine)) as engine:
             chunks = chunks_of_text(engine, self.text, n_ctx=self.n_ctx, n_chunks=self.chunks)
             header = write_base(
-                engine, chunks, text=TextSource(self.text.name, self.text_sha256), out=self.out, progress=progress
+                engine,
+                chunks,
+                text=TextSource(self.text.name, self.text_sha256),
+                out=self.out,
+                progress=progress,
             )
         return header.model_dump(mode="json")
 

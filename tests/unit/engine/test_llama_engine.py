@@ -1,0 +1,161 @@
+"""The engine on libllama: rows, hidden states, logits made again, tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitloss.engine.base import EngineOptions, Outputs, chunks_of_text, scored_positions
+from bitloss.engine.llama import LlamaEngine, engine_version
+from bitloss.engine.output_layer import OutputLayer, refuse_what_follows_the_product
+from bitloss.errors import EngineError, FileProblem, MismatchError, TextError, UnsupportedError, UsageError
+from bitloss.model.gguf import GgufFile
+from bitloss.model.random_model import RandomShape, random_gguf
+
+DENSE = RandomShape(n_vocab=700, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=512)
+ODD = RandomShape(n_vocab=700, n_embd=160, n_head=5, n_head_kv=1, head_dim=32, n_ff=416)
+EXPERTS = RandomShape(
+    n_vocab=700, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_expert=4, n_expert_used=2
+)
+TIED = RandomShape(n_vocab=700, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=128, tied=True)
+
+
+def _chunks(n_chunks: int, n_ctx: int, seed: int = 0) -> np.ndarray:
+    tokens = np.random.default_rng(seed).integers(3, 700, (n_chunks, n_ctx)).astype(np.int32)
+    tokens[:, 0] = 1
+    return tokens
+
+
+def _all_rows(engine: LlamaEngine, chunks: np.ndarray, outputs: Outputs) -> np.ndarray:
+    """[n_chunks, scored, width], every row set exactly once."""
+    scored = scored_positions(chunks.shape[1])
+    width = engine.facts.n_vocab if outputs is Outputs.LOGITS else engine.facts.n_embd
+    out = np.full((len(chunks), len(scored), width), np.nan, np.float32)
+    for rows in engine.evaluate(chunks, outputs):
+        at = rows.start - scored.start
+        assert np.isnan(out[rows.chunk, at : at + len(rows.values)]).all()
+        out[rows.chunk, at : at + len(rows.values)] = rows.values
+    assert not np.isnan(out).any()
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("shape", [DENSE, ODD, EXPERTS, TIED], ids=["dense", "odd", "experts", "tied"])
+def test_logits_made_again_from_hidden_states_are_the_engines_bit_for_bit(
+    tmp_path: Path, shape: RandomShape, dtype: str
+) -> None:
+    path = random_gguf(tmp_path / "m.gguf", shape, seed=3, dtype=dtype)  # type: ignore[arg-type]
+    chunks = _chunks(3, 64)
+    with LlamaEngine(path, EngineOptions(threads=2, ubatch=128)) as engine:
+        hidden = _all_rows(engine, chunks, Outputs.HIDDEN)
+        logits = _all_rows(engine, chunks, Outputs.LOGITS)
+    layer = OutputLayer(path, threads=1)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    again = np.concatenate([layer.logits(flat[part]).copy() for part in layer.slices(len(flat))])
+    assert np.array_equal(again.view(np.uint32), logits.reshape(again.shape).view(np.uint32))
+
+
+@pytest.mark.parametrize(("n_ctx", "ubatch"), [(33, 512), (64, 32), (65, 32), (67, 16), (48, 50), (512, 100)])
+def test_every_scored_row_comes_once_whatever_the_micro_batch(
+    tmp_path: Path, n_ctx: int, ubatch: int
+) -> None:
+    path = random_gguf(tmp_path / "m.gguf", DENSE, seed=4, dtype="f32")
+    chunks = _chunks(3, n_ctx)
+    with LlamaEngine(path, EngineOptions(threads=2, ubatch=ubatch)) as engine:
+        rows = _all_rows(engine, chunks, Outputs.LOGITS)
+        hidden = _all_rows(engine, chunks, Outputs.HIDDEN)
+    with LlamaEngine(path, EngineOptions(threads=2, ubatch=512)) as engine:
+        whole = _all_rows(engine, chunks, Outputs.LOGITS)
+    assert np.abs(rows - whole).max() < 2e-2 * whole.std()
+    layer = OutputLayer(path, threads=2)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    again = np.concatenate([layer.logits(flat[part]).copy() for part in layer.slices(len(flat))])
+    assert np.array_equal(again, rows.reshape(again.shape))
+
+
+def test_rows_depend_on_earlier_tokens_only(tmp_path: Path) -> None:
+    path = random_gguf(tmp_path / "m.gguf", DENSE, seed=5, dtype="f32")
+    chunks = _chunks(2, 32)
+    chunks[1] = chunks[0]
+    chunks[1, 25:] = 7
+    with LlamaEngine(path, EngineOptions(threads=1)) as engine:
+        rows = _all_rows(engine, chunks, Outputs.LOGITS)
+    upto = 25 - scored_positions(32).start
+    assert np.array_equal(rows[0, :upto], rows[1, :upto])
+    assert not np.array_equal(rows[0, upto:], rows[1, upto:])
+
+
+def test_a_damaged_model_says_what_llama_cpp_said(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(EngineError, match=r"could not load.*broken\.gguf|broken\.gguf.*could not load"):
+        LlamaEngine(path)
+    with pytest.raises(FileProblem, match="no such file"):
+        LlamaEngine(tmp_path / "none.gguf")
+
+
+def test_context_beyond_the_models_is_refused(tmp_path: Path) -> None:
+    shape = RandomShape(n_vocab=700, n_ctx_train=64)
+    path = random_gguf(tmp_path / "m.gguf", shape, seed=1)
+    text = tmp_path / "t.txt"
+    text.write_text("words " * 500)
+    with LlamaEngine(path) as engine:
+        with pytest.raises(UsageError, match=r"at most 64, found 128"):
+            next(engine.evaluate(_chunks(1, 128), Outputs.LOGITS))
+        with pytest.raises(UsageError, match=r"--ctx.*at most 64, found 128"):
+            chunks_of_text(engine, text, n_ctx=128, n_chunks=None)
+
+
+def test_text_becomes_chunks_of_the_engines_tokens(tmp_path: Path) -> None:
+    path = random_gguf(tmp_path / "m.gguf", DENSE, seed=1)
+    text = tmp_path / "t.txt"
+    text.write_text("abc " * 40 + "\n")
+    with LlamaEngine(path, vocab_only=True) as engine:
+        chunks = chunks_of_text(engine, text, n_ctx=16, n_chunks=None)
+        assert chunks.tokens.size == (len(engine.tokenize("abc " * 40)) // 16) * 16
+        assert chunks.add_bos == engine.facts.add_bos
+        with pytest.raises(TextError, match=r"t\.txt: text too short: expected at least 512 tokens"):
+            chunks_of_text(engine, text, n_ctx=256, n_chunks=None)
+        pieces = b"".join(
+            engine.token_text(int(t)) for t in engine.tokenize("äöü – 漢字 abc")[engine.facts.add_bos :]
+        )
+    assert pieces.decode() == "äöü – 漢字 abc"
+
+
+def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    path = random_gguf(tmp_path / "m.gguf", DENSE, seed=1)
+    chunks = _chunks(1, 16)
+    chunks[0, 3] = 700
+    with LlamaEngine(path) as engine, pytest.raises(UsageError, match=r"0\.\.699, found 700"):
+        next(engine.evaluate(chunks, Outputs.LOGITS))
+
+
+def test_hidden_states_of_another_width_are_refused(tmp_path: Path) -> None:
+    layer = OutputLayer(random_gguf(tmp_path / "m.gguf", DENSE, seed=1), threads=1)
+    with pytest.raises(MismatchError, match="another width: expected 256, found 255"):
+        layer.logits(np.zeros((3, 255), np.float32))
+
+
+def test_models_that_change_logits_after_the_product_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = GgufFile.open(random_gguf(tmp_path / "m.gguf", DENSE, seed=1))
+    refuse_what_follows_the_product(file)
+    real = GgufFile.value
+    monkeypatch.setattr(
+        GgufFile,
+        "value",
+        lambda self, key, default=None: 30.0 if key.endswith("softcapping") else real(self, key, default),
+    )
+    with pytest.raises(UnsupportedError, match="final_logit_softcapping"):
+        refuse_what_follows_the_product(file)
+
+
+def test_the_engine_names_its_version_and_commit() -> None:
+    import llama_cpp
+
+    version, commit = engine_version().split()
+    assert version == llama_cpp.__version__
+    assert len(commit.strip("()")) >= 7
