@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.text import Text
 
 from bitloss.progress import Progress
-from bitloss.run.experiment import StepProgress
+from bitloss.run.stepping import StepProgress
 
 _LINE_SECONDS = 5.0
 
@@ -83,7 +83,7 @@ class Screen:
         self.console.print(line, markup=False)
 
     def step(self, progress: StepProgress) -> None:
-        """Show where a run is (a `bitloss.run.experiment.RunProgress`)."""
+        """Show where a run is (a `bitloss.run.stepping.RunProgress`)."""
         if progress.seconds is not None:
             self._end()
             took = "done before" if progress.reused else f"{progress.seconds:.1f} s"

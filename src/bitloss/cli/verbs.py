@@ -70,7 +70,8 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Convert a model folder to GGUF at F32, F16, BF16, in one read."""
-    from bitloss.convert.convert import model_sha256, source_types
+    from bitloss.convert.convert import source_types
+    from bitloss.model.source import model_sha256
 
     types = source_types(listed(to, "--to"))
     step = ConvertStep(

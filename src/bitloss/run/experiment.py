@@ -6,56 +6,27 @@ that of the pipeline, so that a run that is stopped goes on where it was.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from bitloss.engine.llama import engine_version
 from bitloss.errors import UsageError
 from bitloss.model.gguf import GgufFile
-from bitloss.progress import Progress
 from bitloss.records import Cost
 from bitloss.run.executor import Executor
+from bitloss.run.stepping import RunProgress, Stepper
 from bitloss.run.steps import (
-    MEASUREMENT_VERSION,
     BaseStep,
     ConvertStep,
     ImatrixStep,
     MeasureStep,
     QuantizeStep,
-    Step,
 )
 from bitloss.spec import EngineSpec, ExperimentSpec
-from bitloss.store import RunFolder, StepRecord, content_key, sha256_file
+from bitloss.store import RunFolder, StepRecord, sha256_file
 
 NOISE = "noise floor"
-
-
-@dataclass(frozen=True, slots=True)
-class StepProgress:
-    """Progress of one step within a run.
-
-    Attributes:
-        label: the step ("measure Q8_0/f16").
-        index: number of the step, from 1.
-        detail: progress within it; None when it begins.
-        reused: True when the step had been done before.
-        seconds: how long it took, once it is over.
-    """
-
-    label: str
-    index: int
-    detail: Progress | None = None
-    reused: bool = False
-    seconds: float | None = None
-
-
-RunProgress = Callable[[StepProgress], None]
 
 
 class Source(NamedTuple):
@@ -135,9 +106,7 @@ class Runner:
     ) -> None:
         self.spec = spec
         self.folder = folder
-        self.executor = executor
-        self.progress = progress
-        self.costs: list[Cost] = []
+        self.steps = Stepper(folder, executor, progress)
         self._hashes: dict[Path, str] = {}
 
     def run(self) -> Measured:
@@ -180,7 +149,7 @@ class Runner:
             noise_tokens=noise,
             noise_ubatch=noise_ubatch,
             imatrix_chunks=_field(counted[0], "chunks") if counted else None,
-            costs=self.costs,
+            costs=self.steps.costs,
         )
 
     # ---------------------------------------------------------------------------------------------- stages
@@ -198,14 +167,15 @@ class Runner:
                     mend="give the HF folder to make several sources",
                 )
             return {name: Source(name, model, self._hash(model))}
-        from bitloss.convert.convert import model_sha256, source_path
+        from bitloss.convert.convert import source_path
+        from bitloss.model.source import model_sha256
 
         out = self.folder.path / "sources"
         step = ConvertStep(
             model=model, model_sha256=model_sha256(model), types=tuple(self.spec.sources), out=out
         )
         files = {name: source_path(out, model.name, name) for name in self.spec.sources}
-        record = self._step(
+        record = self.steps.do(
             step, f"convert {', '.join(files)}", None, [*files.values(), out / "conversion.json"]
         )
         hashes = {output.path: output.sha256 for output in record.outputs}
@@ -226,7 +196,7 @@ class Runner:
             engine=self.spec.engine,
             out=self.folder.path / "imatrix" / f"{source.file.stem}.imatrix.gguf",
         )
-        return self._step(step, f"imatrix {source.name}", source.name, [step.out])
+        return self.steps.do(step, f"imatrix {source.name}", source.name, [step.out])
 
     def _quantize(self, kind: str, source: Source, imatrix: StepRecord | None) -> CandidateFile:
         step = QuantizeStep(
@@ -243,7 +213,7 @@ class Runner:
             out=self.folder.path / "candidates" / f"{source.file.stem}-{kind}.gguf",
         )
         name = f"{kind}/{source.name}"
-        record = self._step(step, f"quantize {name}", source.name, [step.out])
+        record = self.steps.do(step, f"quantize {name}", source.name, [step.out])
         made = record.result
         assert isinstance(made, dict)
         return CandidateFile(
@@ -261,7 +231,7 @@ class Runner:
             engine=self.spec.engine,
             out=self.folder.path / "base",
         )
-        return self._step(step, f"base {source.name}", None, [step.out])
+        return self.steps.do(step, f"base {source.name}", None, [step.out])
 
     def _measure(
         self,
@@ -280,64 +250,13 @@ class Runner:
             out=self.folder.path / "tokens" / f"{name.replace('/', '-').replace(' ', '-')}.parquet",
         )
         route = what.source.name if isinstance(what, CandidateFile) else None
-        self._step(step, f"measure {name}", route, [step.out])
+        self.steps.do(step, f"measure {name}", route, [step.out])
         return step.out
-
-    # ------------------------------------------------------------------------------------------- machinery
-
-    def _step(self, step: Step, label: str, route: str | None, outputs: list[Path]) -> StepRecord:
-        """Find the step's record, or run it and keep one."""
-        key = content_key(step.kind, _identity(step))
-        index = len(self.costs) + 1
-        record = self.folder.find(key)
-        # A content key says what a step makes, not where: after an earlier layout the file may lie elsewhere
-        reused = record is not None and all(path.exists() for path in outputs)
-        if record is None or not reused:
-            record = self._execute(step, key, label, index, outputs)
-        self.costs.append(
-            Cost(
-                step=label,
-                kind=step.kind,
-                route=route,
-                seconds=record.seconds,
-                bytes=sum(output.bytes for output in record.outputs),
-                reused=reused,
-            )
-        )
-        self.progress(StepProgress(label, index, reused=reused, seconds=record.seconds))
-        return record
-
-    def _execute(self, step: Step, key: str, label: str, index: int, outputs: list[Path]) -> StepRecord:
-        self.progress(StepProgress(label, index))
-        self.folder.event("step-started", step=label, key=key)
-        started = datetime.now(UTC)
-        for path in outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            done = self.executor.run(step, lambda detail: self.progress(StepProgress(label, index, detail)))
-        except BaseException as error:
-            self.folder.event("step-failed", step=label, error=str(error) or type(error).__name__)
-            raise
-        record = StepRecord(
-            kind=step.kind,
-            key=key,
-            outputs=self.folder.outputs(outputs),
-            result=done.value,
-            seconds=done.seconds,
-            started=started,
-        )
-        self.folder.save(record)
-        self.folder.event("step-finished", step=label, seconds=done.seconds, peak_bytes=done.peak_bytes)
-        return record
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
             self._hashes[path] = sha256_file(path)
         return self._hashes[path]
-
-
-def _identity(step: Step) -> dict[str, JsonValue]:
-    return {"step": step.identity(), "measurement": MEASUREMENT_VERSION, "llama_cpp": engine_version()}
 
 
 def other_micro_batch(engine: EngineSpec, n_ctx: int) -> int:
@@ -369,12 +288,3 @@ def precision(file: GgufFile) -> str:
 def _field(result: JsonValue, name: str) -> Any:
     assert isinstance(result, dict)
     return result[name]
-
-
-def pairs_of_same_type(candidates: list[CandidateFile]) -> list[tuple[str, str]]:
-    """Pairs worth comparing: the same type from different sources, in the order of the table."""
-    return [
-        (a.name, b.name)
-        for a, b in itertools.combinations(candidates, 2)
-        if a.type == b.type and a.source.name != b.source.name
-    ]

@@ -1,0 +1,214 @@
+"""The verbs that end in a report: demo, run, measure, compare, report."""
+
+from __future__ import annotations
+
+import importlib.resources
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bitloss.cli.options import Chunks, Ctx, Json, Quiet, listed, with_engine
+from bitloss.cli.show import Screen, print_json
+from bitloss.cli.verbs import app, command_line
+from bitloss.errors import UsageError
+from bitloss.records import RESULTS_NAME, Results
+from bitloss.report.render import write_report
+from bitloss.report.tables import comparisons_table, founding_table, to_rich
+from bitloss.run.executor import LocalExecutor
+from bitloss.run.founding import run_experiment
+from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, read_spec
+
+OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default=False)]
+
+
+def bundled(*parts: str) -> Path:
+    """A file or folder that comes with the package."""
+    path = Path(str(importlib.resources.files("bitloss"))).joinpath("assets", *parts)
+    assert path.exists(), f"missing from the package: {path}"
+    return path
+
+
+@app.command(epilog="Example: bitloss demo --out demo")
+@with_engine
+def demo(
+    *,
+    out: OutFolder = None,
+    engine: EngineSpec,
+    chunks: Chunks = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the founding experiment on the bundled model: offline, on any machine, in a few minutes."""
+    spec = make_spec(
+        {
+            "model": str(bundled("demo-model")),
+            "from": ["f32", "f16"],
+            "quants": ["Q8_0", "Q4_K_M"],
+            "calibration": str(bundled("texts", "calibration.txt")),
+            "text": str(bundled("texts", "evaluation.txt")),
+            "chunks": chunks,
+            "engine": engine.model_dump(),
+        },
+        where="bitloss demo",
+    )
+    _experiment(spec, out or Path("bitloss-demo"), json=json, quiet=quiet)
+
+
+@app.command(
+    epilog="Example: bitloss run ./Mistral-7B --text wiki.test.raw --calibration mine.txt --out runs/mistral"
+)
+@with_engine
+def run(
+    *,
+    model: Annotated[str, typer.Argument(help="HF folder or GGUF file, or an experiment file (.toml).")],
+    from_: Annotated[
+        str, typer.Option("--from", help="Precisions to convert to and quantize from; the first is the base.")
+    ] = "f32,f16",
+    quants: Annotated[
+        str, typer.Option("--quants", help="Types, as llama-quantize names them.")
+    ] = "Q8_0,Q4_K_M",
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Text of the importance matrices. [default: the bundled one]"),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", "-f", help="Text to measure on. [default: the bundled one]")
+    ] = None,
+    ctx: Ctx = 512,
+    chunks: Chunks = None,
+    out: OutFolder = None,
+    engine: EngineSpec,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert, quantize, measure and explain, in one folder; run again to go on where it stopped."""
+    if model.endswith(".toml"):
+        spec = read_spec(Path(model))
+        _experiment(spec, out or spec.out or Path(Path(model).stem + "-run"), json=json, quiet=quiet)
+        return
+    with Screen(quiet=quiet) as screen:
+        if calibration is None:
+            screen.say(
+                "calibration: the bundled text (English novels); a text near the model's use is better"
+            )
+        if text is None:
+            screen.say("text: the bundled one (an English novel); give --text to measure on your own")
+    is_gguf = model.endswith(".gguf")
+    values: dict[str, Any] = {
+        "model": model,
+        "from": [_gguf_precision(Path(model))]
+        if is_gguf and Path(model).is_file()
+        else list(listed(from_, "--from")),
+        "quants": list(listed(quants, "--quants")),
+        "calibration": str((calibration or bundled("texts", "calibration.txt")).absolute()),
+        "text": str((text or bundled("texts", "evaluation.txt")).absolute()),
+        "ctx": ctx,
+        "chunks": chunks,
+        "engine": engine.model_dump(),
+    }
+    spec = make_spec(values, where="bitloss run")
+    _experiment(spec, out or Path(f"{Path(model).stem}-run"), json=json, quiet=quiet)
+
+
+def _gguf_precision(path: Path) -> str:
+    from bitloss.model.gguf import GgufFile
+    from bitloss.run.experiment import precision
+
+    return precision(GgufFile.open(path))
+
+
+def _experiment(spec: ExperimentSpec, out: Path, *, json: bool, quiet: bool) -> None:
+    with Screen(quiet=quiet) as screen:
+        results = run_experiment(
+            spec,
+            out=out,
+            executor=LocalExecutor(),
+            progress=screen.step,
+            commands=(command_line(sys.argv[1:]),),
+        )
+    _show(results, out, json=json)
+
+
+def _show(results: Results, out: Path, *, json: bool) -> None:
+    if json:
+        print_json(results.model_dump(mode="json", by_alias=True))
+        return
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console.print(to_rich(founding_table(results)))
+    for finding in results.findings:
+        console.print(f"\n{finding.title}", style="bold", markup=False)
+        console.print(finding.text, markup=False)
+    console.print(f"\nreport: {out / 'report.md'}\nresults: {out / RESULTS_NAME}", markup=False)
+
+
+@app.command(epilog="Example: bitloss measure *.gguf --base base -o measured")
+@with_engine
+def measure(
+    *,
+    candidates: Annotated[list[Path], typer.Argument(help="GGUF files to measure.")],
+    base: Annotated[
+        Path, typer.Option("--base", help="Folder made by `bitloss base`, or a GGUF file with --text.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, tokens/ and report.md.")],
+    engine: EngineSpec,
+    text: Annotated[
+        Path | None, typer.Option("--text", "-f", help="Text, when --base is a GGUF file.")
+    ] = None,
+    base_model: Annotated[
+        Path | None, typer.Option("--base-model", help="The base's GGUF file, if it was moved.")
+    ] = None,
+    ctx: Ctx = 512,
+    chunks: Chunks = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure finished files against a base: perplexity, KL divergence, Δp, same top token."""
+    from bitloss.run.measuring import BaseChoice, measure_files
+
+    if base.is_file() and text is None:
+        raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
+    choice = BaseChoice(base=base, model=base_model, text=text, n_ctx=ctx, chunks=chunks)
+    with Screen(quiet=quiet) as screen:
+        results = measure_files(
+            candidates,
+            choice,
+            engine=engine,
+            out=out,
+            executor=LocalExecutor(),
+            progress=screen.step,
+            commands=(command_line(sys.argv[1:]),),
+        )
+    _show(results, out, json=json)
+
+
+@app.command(epilog="Example: bitloss compare runs/mistral")
+def compare(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a results.json.")], json: Json = False
+) -> None:
+    """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
+    from bitloss.records import read_results
+
+    results = read_results(run)
+    if json:
+        print_json([row.model_dump(mode="json") for row in results.comparisons])
+    else:
+        Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(to_rich(comparisons_table(results)))
+
+
+@app.command(epilog="Example: bitloss report runs/mistral")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")], json: Json = False, quiet: Quiet = False
+) -> None:
+    """Write report.md again from results.json; needs no model and no engine."""
+    from bitloss.records import read_results
+
+    results = read_results(run)
+    folder = run if run.is_dir() else run.parent
+    path = write_report(results, folder)
+    if json:
+        print_json({"report": path.name})
+    elif not quiet:
+        sys.stdout.write(f"{path}\n")

@@ -1,0 +1,62 @@
+"""What the user named as the model, whichever form it has: an HF folder or a GGUF file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from bitloss.model.checkpoint import Checkpoint
+from bitloss.model.gguf import GgufFile
+from bitloss.store import content_key, sha256_file
+
+_READ_BY_CONVERSION = ("*.json", "*.safetensors", "*.model", "*.jinja")
+
+
+class ModelFacts(NamedTuple):
+    """A model in four words.
+
+    Attributes:
+        name: name of its folder or file.
+        architecture: as its own config (or GGUF metadata) names it.
+        parameters: number of weights.
+        dtype: type most weights are stored in.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    dtype: str
+
+
+def model_sha256(model: Path) -> str:
+    """Hash of a model's content: the file's, or over the files of the folder that a conversion reads."""
+    if model.is_file():
+        return sha256_file(model)
+    files = sorted(path for pattern in _READ_BY_CONVERSION for path in model.glob(pattern) if path.is_file())
+    return content_key("model", {path.name: sha256_file(path) for path in files})
+
+
+def model_facts(model: Path, source: Path) -> ModelFacts:
+    """Describe the model.
+
+    Args:
+        model: as the user named it.
+        source: a GGUF of it, for counting.
+    """
+    file = GgufFile.open(source)
+    parameters = sum(info.n_elements for info in file.tensors.values())
+    if model.is_file():
+        sizes: Counter[str] = Counter()
+        for info in file.tensors.values():
+            sizes[info.type_name] += info.n_elements
+        return ModelFacts(model.name, file.architecture, parameters, sizes.most_common(1)[0][0])
+    checkpoint = Checkpoint.open(model)
+    dtypes: Counter[str] = Counter()
+    for name in checkpoint.names():
+        dtype, shape = checkpoint.info(name)
+        size = 1
+        for n in shape:
+            size *= n
+        dtypes[dtype] += size
+    return ModelFacts(model.name, checkpoint.architecture, parameters, dtypes.most_common(1)[0][0])

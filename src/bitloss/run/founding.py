@@ -1,0 +1,141 @@
+"""`bitloss run`: the whole experiment, from a specification to results and report in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitloss.errors import FileProblem, TextError, UsageError
+from bitloss.model.gguf import GgufFile
+from bitloss.model.source import model_facts, model_sha256
+from bitloss.quantize.plan import parse_quant_type
+from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, write_results
+from bitloss.report.render import write_report
+from bitloss.run.executor import Executor
+from bitloss.run.experiment import Measured, Runner
+from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
+from bitloss.run.stepping import RunProgress
+from bitloss.spec import ExperimentSpec, dump_toml
+from bitloss.store import RunFolder, atomic_write_text, sha256_file
+
+_LOCK_SECONDS = 2.0
+
+
+def run_experiment(
+    spec: ExperimentSpec,
+    *,
+    out: Path,
+    executor: Executor,
+    progress: RunProgress,
+    commands: Sequence[str] = (),
+) -> Results:
+    """Run an experiment, or go on with one that was stopped.
+
+    Args:
+        spec: what to do.
+        out: the run folder.
+        executor: runs the steps.
+        progress: told about every step.
+        commands: commands that repeat the run, for the report.
+
+    Returns:
+        The results, also written to ``results.json``, with ``report.md`` beside them.
+
+    Raises:
+        BitlossError: input that cannot be used (found before anything is written), or a step that failed.
+    """
+    spec = checked(spec)
+    contents = {
+        "model": model_sha256(Path(spec.model)),
+        "text": sha256_file(spec.text),
+        "calibration": sha256_file(spec.calibration) if spec.calibration else None,
+    }
+    with RunFolder.open(out, spec.key(**contents), spec.settings(), timeout=_LOCK_SECONDS) as folder:
+        atomic_write_text(out / "spec.toml", dump_toml(spec.model_copy(update={"out": None})))
+        measured = Runner(spec, folder, executor, progress).run()
+        results = _results(spec, measured, contents, commands)
+        write_results(results, out / RESULTS_NAME)
+        write_report(results, out)
+        folder.event("finished")
+    return results
+
+
+def checked(spec: ExperimentSpec) -> ExperimentSpec:
+    """Check what can be checked before anything is written, and spell quantization types as llama.cpp does.
+
+    Raises:
+        FileProblem: model or text missing.
+        UsageError: unknown quantization type (a close match is suggested).
+    """
+    model = Path(spec.model)
+    if not model.exists():
+        raise FileProblem(
+            "no such model",
+            where=spec.model,
+            mend="give an HF folder (config.json, safetensors, tokenizer.json) or a GGUF file",
+        )
+    for option, path in (("text", spec.text), ("calibration text", spec.calibration)):
+        if path is not None and not path.is_file():
+            raise FileProblem(f"no such {option}", where=path, mend="give a UTF-8 text file")
+    if not spec.quants:
+        raise UsageError("no quantization types", where="--quants", expected="types such as Q8_0,Q4_K_M")
+    quants = tuple(parse_quant_type(name).name for name in spec.quants)
+    if len(set(quants)) != len(quants):
+        raise UsageError("a quantization type is named twice", where="--quants", found=",".join(spec.quants))
+    if spec.calibration is not None and spec.calibration.stat().st_size == 0:
+        raise TextError("the calibration text is empty", where=spec.calibration)
+    return spec.model_copy(update={"quants": quants, "model": str(model.resolve())})
+
+
+def _results(
+    spec: ExperimentSpec, measured: Measured, contents: dict[str, str | None], commands: Sequence[str]
+) -> Results:
+    header = measured.base.result
+    assert isinstance(header, dict)
+    source = measured.base_source
+    facts = model_facts(Path(spec.model), source.file)
+    calibration = None
+    if spec.calibration is not None:
+        calibration = Calibration(
+            name=spec.calibration.name,
+            sha256=str(contents["calibration"]),
+            n_ctx=spec.ctx,
+            chunks=measured.imatrix_chunks or 1,
+        )
+    setting = Setting(
+        model=Model(
+            name=facts.name,
+            architecture=facts.architecture,
+            parameters=facts.parameters,
+            dtype=facts.dtype,
+            sha256=str(contents["model"]),
+        ),
+        text=text_record(header),
+        calibration=calibration,
+        base=Base(
+            name=source.name,
+            file=source.file.name,
+            bytes=source.file.stat().st_size,
+            sha256=source.sha256,
+            stored_bytes=sum(output.bytes for output in measured.base.outputs),
+        ),
+        n_gpu_layers=spec.engine.n_gpu_layers,
+        commands=tuple(commands),
+    )
+    files = [
+        MeasuredFile(
+            name=each.name,
+            type=each.type,
+            weights_from=each.source.name,
+            imatrix_from=each.imatrix_from,
+            file=each.file.name,
+            bytes=each.file.stat().st_size,
+            bits_per_weight=GgufFile.open(each.file).bits_per_weight(),
+            sha256=each.sha256,
+            tensors_sha256=each.made["tensors_sha256"],
+            tokens=measured.tokens[each.made["tensors_sha256"]],
+        )
+        for each in measured.candidates
+    ]
+    how = f"the base again, computed in micro-batches of {measured.noise_ubatch} tokens"
+    return assemble(setting, files, noise=(how, measured.noise_tokens), costs=measured.costs)

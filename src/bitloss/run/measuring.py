@@ -1,0 +1,214 @@
+"""`bitloss measure`: finished files against a base, in a run folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bitloss.divergence.basefile import BaseHeader, read_header
+from bitloss.errors import FileProblem, MismatchError, UsageError
+from bitloss.model.gguf import GgufFile
+from bitloss.model.source import model_facts
+from bitloss.model.vocabulary import vocabulary_sha256
+from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
+from bitloss.report.render import write_report
+from bitloss.run.executor import Executor
+from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
+from bitloss.run.stepping import RunProgress, Stepper
+from bitloss.run.steps import BaseStep, MeasureStep, rounding
+from bitloss.spec import EngineSpec
+from bitloss.store import RunFolder, content_key, sha256_file
+
+_LOCK_SECONDS = 2.0
+
+
+class BaseChoice(NamedTuple):
+    """What to measure against.
+
+    Attributes:
+        base: folder made by `bitloss base`, or a GGUF file.
+        model: the base's GGUF file, if it is no longer where the base says.
+        text: evaluation text, when `base` is a GGUF file.
+        n_ctx: tokens in a chunk, likewise.
+        chunks: chunks at most, likewise.
+    """
+
+    base: Path
+    model: Path | None
+    text: Path | None
+    n_ctx: int
+    chunks: int | None
+
+
+class _Base(NamedTuple):
+    folder: Path
+    header: BaseHeader
+    key: str
+
+
+def measure_files(
+    candidates: Sequence[Path],
+    choice: BaseChoice,
+    *,
+    engine: EngineSpec,
+    out: Path,
+    executor: Executor,
+    progress: RunProgress,
+    commands: Sequence[str] = (),
+) -> Results:
+    """Measure files against a base; several files with equal tensors are measured once.
+
+    Returns:
+        The results, also written to ``out/results.json`` with ``report.md`` beside it and ``tokens/``.
+
+    Raises:
+        FileProblem, GgufError: a candidate or the base is missing or damaged.
+        MismatchError: a candidate's vocabulary is not the base's (found before anything is computed).
+        RunFolderError: `out` holds something else.
+    """
+    files = _opened(candidates)
+    settings = {
+        "base": _base_identity(choice),
+        "engine": rounding(engine),
+    }
+    with RunFolder.open(out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS) as folder:
+        steps = Stepper(folder, executor, progress)
+        base = _base(choice, engine, out, steps)
+        for path, file in files.items():
+            if vocabulary_sha256(file) != base.header.vocabulary_sha256:
+                raise MismatchError(
+                    "vocabulary differs from the base's",
+                    where=path,
+                    expected=f"the {base.header.n_vocab} tokens of {base.header.model}",
+                    found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
+                    mend="candidate and base must be made from the same model",
+                )
+        measured = [
+            _measured(path, file, base, choice.model, engine, out, steps) for path, file in files.items()
+        ]
+        model = choice.model or (base.folder / base.header.model_path).resolve()
+        facts = model_facts(model, model)
+        setting = Setting(
+            model=Model(
+                name=facts.name,
+                architecture=facts.architecture,
+                parameters=facts.parameters,
+                dtype=facts.dtype,
+                sha256=sha256_file(model),
+            ),
+            text=text_record(base.header.model_dump()),
+            calibration=None,
+            base=Base(
+                name=base.header.model,
+                file=base.header.model,
+                bytes=model.stat().st_size,
+                sha256=sha256_file(model),
+                stored_bytes=sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()),
+            ),
+            n_gpu_layers=engine.n_gpu_layers,
+            commands=tuple(commands),
+        )
+        results = assemble(setting, measured, noise=None, costs=steps.costs)
+        write_results(results, out / RESULTS_NAME)
+        write_report(results, out)
+    return results
+
+
+def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
+    files: dict[Path, GgufFile] = {}
+    names: dict[str, Path] = {}
+    for candidate in candidates:
+        if not candidate.is_file():
+            raise FileProblem("no such candidate", where=candidate, mend="give GGUF files")
+        path = candidate.resolve()
+        if names.setdefault(path.stem, path) != path:
+            raise UsageError(
+                "two candidates have the same file name",
+                where=candidate,
+                mend="rename one, the table needs names",
+            )
+        files[path] = GgufFile.open(path)
+    return files
+
+
+def _base_identity(choice: BaseChoice) -> dict[str, str | int | None]:
+    if choice.base.is_dir() or not choice.base.exists():
+        header = read_header(choice.base)
+        return {"tokens": header.tokens_sha256, "tensors": header.tensors_sha256, "engine": header.engine}
+    assert choice.text is not None
+    if not choice.text.is_file():
+        raise FileProblem("no such text", where=choice.text, mend="give a UTF-8 text file")
+    return {
+        "model": sha256_file(choice.base),
+        "text": sha256_file(choice.text),
+        "ctx": choice.n_ctx,
+        "chunks": choice.chunks,
+    }
+
+
+def _base(choice: BaseChoice, engine: EngineSpec, out: Path, steps: Stepper) -> _Base:
+    if choice.base.is_dir():
+        header = read_header(choice.base)
+        return _Base(choice.base.resolve(), header, sha256_file(choice.base / "base.json"))
+    assert choice.text is not None
+    step = BaseStep(
+        source=choice.base.resolve(),
+        source_sha256=sha256_file(choice.base),
+        text=choice.text.resolve(),
+        text_sha256=sha256_file(choice.text),
+        n_ctx=choice.n_ctx,
+        chunks=choice.chunks,
+        engine=engine,
+        out=(out / "base").resolve(),
+    )
+    record = steps.do(step, f"base {choice.base.name}", None, [step.out])
+    return _Base(step.out, read_header(step.out), record.key)
+
+
+def _measured(
+    path: Path,
+    file: GgufFile,
+    base: _Base,
+    base_model: Path | None,
+    engine: EngineSpec,
+    out: Path,
+    steps: Stepper,
+) -> MeasuredFile:
+    tensors = file.tensors_sha256()
+    step = MeasureStep(
+        candidate=path,
+        candidate_tensors_sha256=tensors,
+        base=base.folder,
+        base_model=base_model.resolve() if base_model else None,
+        base_key=base.key,
+        engine=engine,
+        # files with equal tensors share one file of tokens, named by what was measured
+        out=(out / "tokens" / f"{tensors[:16]}.parquet").resolve(),
+    )
+    steps.do(step, f"measure {path.stem}", None, [step.out])
+    return MeasuredFile(
+        name=path.stem,
+        type=_type_of(file),
+        weights_from=None,
+        imatrix_from=None,
+        file=path.name,
+        bytes=path.stat().st_size,
+        bits_per_weight=file.bits_per_weight(),
+        sha256=sha256_file(path),
+        tensors_sha256=tensors,
+        tokens=step.out,
+    )
+
+
+def _type_of(file: GgufFile) -> str:
+    """Name of ``general.file_type``, as llama-quantize calls it; the commonest tensor type without it."""
+    from bitloss.quantize.plan import quant_type_of_ftype
+
+    named = quant_type_of_ftype(file.value("general.file_type", None))
+    if named is not None:
+        return named
+    sizes: dict[str, int] = {}
+    for info in file.tensors.values():
+        sizes[info.type_name] = sizes.get(info.type_name, 0) + info.n_elements
+    return max(sizes, key=lambda name: sizes[name])

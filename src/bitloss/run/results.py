@@ -1,0 +1,199 @@
+"""From what the steps left to ``results.json``: figures, comparisons, findings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss.divergence.comparison import Pair, compare_all
+from bitloss.divergence.measure import TokenTable, read_tokens
+from bitloss.divergence.statistics import summarize
+from bitloss.engine.base import scored_positions
+from bitloss.errors import RecordError
+from bitloss.explain.findings import findings
+from bitloss.records import (
+    Base,
+    Calibration,
+    Candidate,
+    Comparison,
+    Cost,
+    Metrics,
+    Model,
+    NoiseFloor,
+    Results,
+    Text,
+)
+from bitloss.run.machine import this_llama_cpp, this_machine
+
+
+class MeasuredFile(NamedTuple):
+    """A candidate with its per-token results.
+
+    Attributes:
+        name: as in the table.
+        type: quantization type.
+        weights_from: source of the weights, or None when not known.
+        imatrix_from: source of the importance matrix, or None.
+        file: name of the file.
+        bytes: its size.
+        bits_per_weight: of its tensors.
+        sha256: of the file.
+        tensors_sha256: of its tensors.
+        tokens: Parquet of per-token metrics (shared by candidates with equal tensors).
+    """
+
+    name: str
+    type: str
+    weights_from: str | None
+    imatrix_from: str | None
+    file: str
+    bytes: int
+    bits_per_weight: float
+    sha256: str
+    tensors_sha256: str
+    tokens: Path
+
+
+class Setting(NamedTuple):
+    """What the candidates have in common.
+
+    Attributes:
+        model: the model the user named.
+        text: the evaluation text.
+        calibration: the calibration text, or None.
+        base: what candidates are measured against.
+        n_gpu_layers: layers kept on the GPU.
+        commands: commands that repeat the run.
+    """
+
+    model: Model
+    text: Text
+    calibration: Calibration | None
+    base: Base
+    n_gpu_layers: int
+    commands: tuple[str, ...]
+
+
+def assemble(
+    setting: Setting,
+    files: Sequence[MeasuredFile],
+    *,
+    noise: tuple[str, Path] | None,
+    costs: Sequence[Cost],
+) -> Results:
+    """Summarize, compare and explain.
+
+    Args:
+        setting: what the candidates have in common.
+        files: candidates in the order of the table.
+        noise: how the noise floor was made, and its per-token results.
+        costs: of every step.
+
+    Raises:
+        RecordError: a file of per-token results is damaged, or not of this text.
+    """
+    tables = {path: _read(path, setting.text) for path in {file.tokens for file in files}}
+    figures = {path: _metrics(table) for path, table in tables.items()}
+    candidates = _candidates(files, figures)
+    floor = None
+    if noise is not None:
+        how, path = noise
+        floor = NoiseFloor(how=how, metrics=_metrics(_read(path, setting.text)))
+    results = Results(
+        bitloss=importlib.metadata.version("bitloss"),
+        llama_cpp=this_llama_cpp(),
+        machine=this_machine(n_gpu_layers=setting.n_gpu_layers),
+        model=setting.model,
+        text=setting.text,
+        calibration=setting.calibration,
+        base=setting.base,
+        noise_floor=floor,
+        candidates=tuple(candidates),
+        comparisons=tuple(_comparisons(files, tables)),
+        audit=None,
+        findings=(),
+        costs=tuple(costs),
+        commands=setting.commands,
+    )
+    return results.model_copy(update={"findings": findings(results)})
+
+
+def text_record(header: Mapping[str, Any]) -> Text:
+    """The evaluation text, from a base's header (`bitloss.divergence.basefile.BaseHeader` as JSON)."""
+    return Text(
+        name=header["text"],
+        sha256=header["text_sha256"],
+        tokens_sha256=header["tokens_sha256"],
+        n_ctx=header["n_ctx"],
+        chunks=header["n_chunks"],
+        scored_tokens=header["n_chunks"] * len(scored_positions(header["n_ctx"])),
+        add_bos=header["add_bos"],
+    )
+
+
+def _read(path: Path, text: Text) -> TokenTable:
+    table, _ = read_tokens(path)
+    if len(table) != text.scored_tokens:
+        raise RecordError(
+            "per-token results of another text",
+            where=path,
+            expected=f"{text.scored_tokens} tokens",
+            found=len(table),
+            mend="measure the candidate again",
+        )
+    return table
+
+
+def _metrics(table: TokenTable) -> Metrics:
+    return dict(summarize(table.metrics, table.chunk))
+
+
+def _candidates(files: Sequence[MeasuredFile], figures: Mapping[Path, Metrics]) -> list[Candidate]:
+    first: dict[str, str] = {}
+    made = []
+    for file in files:
+        twin = first.setdefault(file.tensors_sha256, file.name)
+        made.append(
+            Candidate(
+                name=file.name,
+                type=file.type,
+                weights_from=file.weights_from,
+                imatrix_from=file.imatrix_from,
+                file=file.file,
+                bytes=file.bytes,
+                bits_per_weight=file.bits_per_weight,
+                sha256=file.sha256,
+                tensors_sha256=file.tensors_sha256,
+                identical_to=None if twin == file.name else twin,
+                metrics=figures[file.tokens],
+            )
+        )
+    return made
+
+
+def _comparisons(files: Sequence[MeasuredFile], tables: Mapping[Path, TokenTable]) -> list[Comparison]:
+    """Every pair, in the order of the table, Holm-adjusted over all of them."""
+    tokens = {file.name: tables[file.tokens].metrics for file in files}
+    pairs = [Pair(a.name, b.name) for i, a in enumerate(files) for b in files[i + 1 :]]
+    if not pairs:
+        return []
+    chunks: NDArray[np.int32] = tables[files[0].tokens].chunk
+    return [
+        Comparison(
+            a=pair.a,
+            b=pair.b,
+            metric=metric.value,
+            difference=row.difference,
+            ci95=row.ci95,
+            p_value=row.p_value,
+            p_holm=row.p_holm,
+            verdict=row.verdict,
+            reason=row.reason,
+        )
+        for (pair, metric), row in compare_all(tokens, pairs, chunks).items()
+    ]
