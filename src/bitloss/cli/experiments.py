@@ -166,21 +166,23 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure finished files against a base: perplexity, KL divergence, Δp, same top token."""
-    from bitloss.run.measuring import BaseChoice, measure_files
+    from bitloss.run.measuring import Measuring, measure_files
 
     if base.is_file() and text is None:
         raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
-    choice = BaseChoice(base=base, model=base_model, text=text, n_ctx=ctx, chunks=chunks)
+    plan = Measuring(
+        candidates=candidates,
+        out=out,
+        engine=engine,
+        base=base,
+        base_model=base_model,
+        text=text,
+        n_ctx=ctx,
+        chunks=chunks,
+        commands=(command_line(sys.argv[1:]),),
+    )
     with Screen(quiet=quiet) as screen:
-        results = measure_files(
-            candidates,
-            choice,
-            engine=engine,
-            out=out,
-            executor=LocalExecutor(),
-            progress=screen.step,
-            commands=(command_line(sys.argv[1:]),),
-        )
+        results = measure_files(plan, executor=LocalExecutor(), progress=screen.step)
     _show(results, out, json=json)
 
 

@@ -1,8 +1,8 @@
 """llama.cpp as the engine, through llama-cpp-python's low-level API.
 
 Logits come from ``llama_get_logits`` and are the engine's own. Hidden states are read with an eval callback at the
-graph node ``result_norm``, the final norm's output for just the rows asked for (what ``output.weight`` is applied to); the
-graph is stopped there, so a base or an importance matrix does not pay for the product with the vocabulary.
+graph node ``result_norm``, the final norm's output for just the rows asked for (what ``output.weight`` is applied
+to); the graph is stopped there, so a base or an importance matrix does not pay for the product with the vocabulary.
 
 Chunks are computed one micro-batch at a time (several short chunks side by side), so memory is O(micro-batch x
 vocabulary) and does not grow with n_ctx beyond the KV cache.

@@ -1,7 +1,8 @@
 """The process a step runs in: ``python -m bitloss.run.child``.
 
 Standard input: one step as JSON. Standard output: one JSON object a line, ``{"progress": ...}``, then
-``{"result": ...}`` or ``{"error": ...}``. C libraries print to descriptors 1 and 2; both are kept away from this channel.
+``{"result": ...}`` or ``{"error": ...}``. C libraries print to descriptors 1 and 2; both are kept away from this
+channel.
 """
 
 from __future__ import annotations

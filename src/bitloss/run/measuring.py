@@ -23,22 +23,30 @@ from bitloss.store import RunFolder, content_key, sha256_file
 _LOCK_SECONDS = 2.0
 
 
-class BaseChoice(NamedTuple):
-    """What to measure against.
+class Measuring(NamedTuple):
+    """What to measure against what.
 
     Attributes:
+        candidates: GGUF files.
+        out: folder for results, report and tokens.
+        engine: how llama.cpp computes.
         base: folder made by `bitloss base`, or a GGUF file.
-        model: the base's GGUF file, if it is no longer where the base says.
+        base_model: the base's GGUF file, if it is no longer where the base says.
         text: evaluation text, when `base` is a GGUF file.
         n_ctx: tokens in a chunk, likewise.
         chunks: chunks at most, likewise.
+        commands: commands that repeat it, for the report.
     """
 
+    candidates: Sequence[Path]
+    out: Path
+    engine: EngineSpec
     base: Path
-    model: Path | None
-    text: Path | None
-    n_ctx: int
-    chunks: int | None
+    base_model: Path | None = None
+    text: Path | None = None
+    n_ctx: int = 512
+    chunks: int | None = None
+    commands: tuple[str, ...] = ()
 
 
 class _Base(NamedTuple):
@@ -47,16 +55,7 @@ class _Base(NamedTuple):
     key: str
 
 
-def measure_files(
-    candidates: Sequence[Path],
-    choice: BaseChoice,
-    *,
-    engine: EngineSpec,
-    out: Path,
-    executor: Executor,
-    progress: RunProgress,
-    commands: Sequence[str] = (),
-) -> Results:
+def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress) -> Results:
     """Measure files against a base; several files with equal tensors are measured once.
 
     Returns:
@@ -67,14 +66,14 @@ def measure_files(
         MismatchError: a candidate's vocabulary is not the base's (found before anything is computed).
         RunFolderError: `out` holds something else.
     """
-    files = _opened(candidates)
+    files, out = _opened(plan.candidates), plan.out
     settings = {
-        "base": _base_identity(choice),
-        "engine": rounding(engine),
+        "base": _base_identity(plan),
+        "engine": rounding(plan.engine),
     }
     with RunFolder.open(out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS) as folder:
         steps = Stepper(folder, executor, progress)
-        base = _base(choice, engine, out, steps)
+        base = _base(plan, steps)
         for path, file in files.items():
             if vocabulary_sha256(file) != base.header.vocabulary_sha256:
                 raise MismatchError(
@@ -84,10 +83,8 @@ def measure_files(
                     found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
                     mend="candidate and base must be made from the same model",
                 )
-        measured = [
-            _measured(path, file, base, choice.model, engine, out, steps) for path, file in files.items()
-        ]
-        model = choice.model or (base.folder / base.header.model_path).resolve()
+        measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
+        model = plan.base_model or (base.folder / base.header.model_path).resolve()
         facts = model_facts(model, model)
         setting = Setting(
             model=Model(
@@ -106,8 +103,8 @@ def measure_files(
                 sha256=sha256_file(model),
                 stored_bytes=sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()),
             ),
-            n_gpu_layers=engine.n_gpu_layers,
-            commands=tuple(commands),
+            n_gpu_layers=plan.engine.n_gpu_layers,
+            commands=plan.commands,
         )
         results = assemble(setting, measured, noise=None, costs=steps.costs)
         write_results(results, out / RESULTS_NAME)
@@ -132,59 +129,51 @@ def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
     return files
 
 
-def _base_identity(choice: BaseChoice) -> dict[str, str | int | None]:
-    if choice.base.is_dir() or not choice.base.exists():
-        header = read_header(choice.base)
+def _base_identity(plan: Measuring) -> dict[str, str | int | None]:
+    if plan.base.is_dir() or not plan.base.exists():
+        header = read_header(plan.base)
         return {"tokens": header.tokens_sha256, "tensors": header.tensors_sha256, "engine": header.engine}
-    assert choice.text is not None
-    if not choice.text.is_file():
-        raise FileProblem("no such text", where=choice.text, mend="give a UTF-8 text file")
+    assert plan.text is not None
+    if not plan.text.is_file():
+        raise FileProblem("no such text", where=plan.text, mend="give a UTF-8 text file")
     return {
-        "model": sha256_file(choice.base),
-        "text": sha256_file(choice.text),
-        "ctx": choice.n_ctx,
-        "chunks": choice.chunks,
+        "model": sha256_file(plan.base),
+        "text": sha256_file(plan.text),
+        "ctx": plan.n_ctx,
+        "chunks": plan.chunks,
     }
 
 
-def _base(choice: BaseChoice, engine: EngineSpec, out: Path, steps: Stepper) -> _Base:
-    if choice.base.is_dir():
-        header = read_header(choice.base)
-        return _Base(choice.base.resolve(), header, sha256_file(choice.base / "base.json"))
-    assert choice.text is not None
+def _base(plan: Measuring, steps: Stepper) -> _Base:
+    if plan.base.is_dir():
+        header = read_header(plan.base)
+        return _Base(plan.base.resolve(), header, sha256_file(plan.base / "base.json"))
+    assert plan.text is not None
     step = BaseStep(
-        source=choice.base.resolve(),
-        source_sha256=sha256_file(choice.base),
-        text=choice.text.resolve(),
-        text_sha256=sha256_file(choice.text),
-        n_ctx=choice.n_ctx,
-        chunks=choice.chunks,
-        engine=engine,
-        out=(out / "base").resolve(),
+        source=plan.base.resolve(),
+        source_sha256=sha256_file(plan.base),
+        text=plan.text.resolve(),
+        text_sha256=sha256_file(plan.text),
+        n_ctx=plan.n_ctx,
+        chunks=plan.chunks,
+        engine=plan.engine,
+        out=(plan.out / "base").resolve(),
     )
-    record = steps.do(step, f"base {choice.base.name}", None, [step.out])
+    record = steps.do(step, f"base {plan.base.name}", None, [step.out])
     return _Base(step.out, read_header(step.out), record.key)
 
 
-def _measured(
-    path: Path,
-    file: GgufFile,
-    base: _Base,
-    base_model: Path | None,
-    engine: EngineSpec,
-    out: Path,
-    steps: Stepper,
-) -> MeasuredFile:
+def _measured(plan: Measuring, path: Path, file: GgufFile, base: _Base, steps: Stepper) -> MeasuredFile:
     tensors = file.tensors_sha256()
     step = MeasureStep(
         candidate=path,
         candidate_tensors_sha256=tensors,
         base=base.folder,
-        base_model=base_model.resolve() if base_model else None,
+        base_model=plan.base_model.resolve() if plan.base_model else None,
         base_key=base.key,
-        engine=engine,
+        engine=plan.engine,
         # files with equal tensors share one file of tokens, named by what was measured
-        out=(out / "tokens" / f"{tensors[:16]}.parquet").resolve(),
+        out=(plan.out / "tokens" / f"{tensors[:16]}.parquet").resolve(),
     )
     steps.do(step, f"measure {path.stem}", None, [step.out])
     return MeasuredFile(
