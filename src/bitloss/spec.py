@@ -2,8 +2,8 @@
 
 A TOML file (``examples/founding.toml``) or the command line gives an :class:`ExperimentSpec`; the run
 writes the resolved one to ``RUN/spec.toml``. Relative paths are taken from the folder of the file they stand
-in. A key that is not known, a value of another type (the text ``"512"`` is not the number 512) or out of range
-is refused in one line that names the key.
+in. A key that is not known, a value of another type (the text ``"512"`` is not the number 512) or out of
+range is refused in one line that names the key.
 """
 
 from __future__ import annotations

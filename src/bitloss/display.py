@@ -1,0 +1,89 @@
+"""How numbers and names are shown, in one place: tables, findings and messages agree to the last digit.
+
+Divergences and perplexities have llama-perplexity's six decimals, percentages its three. A number that would
+keep fewer than three digits that way (a KLD below 1e-4, a percentage that rounds to 0.000) is written with an
+exponent instead, so that nothing measured is shown as zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def visible(text: str, limit: int = 80) -> str:
+    """Return `text` in one line that cannot act on a terminal: controls escaped, the middle cut out."""
+    shown = "".join(c if c.isprintable() else _escape(c) for c in text)
+    if len(shown) > limit:
+        half = (limit - 1) // 2
+        shown = f"{shown[: limit - 1 - half]}…{shown[-half:]}"
+    return shown
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def decimal(value: float, se: float | None = None, *, digits: int = 6, least: float = 1e-4) -> str:
+    """Format ``6.344932 ± 0.038989``; below `least` in size ``2.500e-08 ± 1.2e-09``.
+
+    Args:
+        value: a finite number.
+        se: its standard error.
+        digits: decimals of both.
+        least: smallest size, other than 0, that is written without an exponent.
+    """
+    small = value != 0 and abs(value) < least
+    shown = f"{value:.3e}" if small else f"{value:.{digits}f}"
+    if se is None:
+        return shown
+    error = f"{se:.{digits}f}"
+    return f"{shown} ± {se:.1e}" if se != 0 and (small or float(error) == 0) else f"{shown} ± {error}"
+
+
+def percent(value: float, se: float | None = None) -> str:
+    """Format a fraction as ``-0.256 ± 0.010 %``."""
+    return f"{percentage_points(value, se)} %"
+
+
+def percentage_points(value: float, se: float | None = None) -> str:
+    """Format a fraction as :func:`percent` does, without the sign of percent."""
+    return decimal(100 * value, None if se is None else 100 * se, digits=3, least=5e-4)
+
+
+def correlation(value: float) -> str:
+    """Format ``99.62%``; where that would round to 100.00% without being it, with enough digits to tell."""
+    digits = 2
+    while value < 1 and digits < 12 and f"{100 * value:.{digits}f}" == f"{100:.{digits}f}":
+        digits += 2
+    return f"{100 * value:.{digits}f}%"
+
+
+def probability(value: float) -> str:
+    """Format a p-value: ``0.67``, ``0.0012``, ``< 1e-15``."""
+    if value < 1e-15:
+        return "< 1e-15"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
+
+
+def size(n_bytes: int) -> str:
+    """Format a number of bytes in binary units: ``12.13 GiB``."""
+    value = float(n_bytes)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{n_bytes} B" if unit == "B" else f"{value:.2f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: ``0.42 s``, ``12.3 s``, ``6 min 52 s``, ``1 h 02 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = math.floor(seconds + 0.5)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = math.floor(seconds / 60 + 0.5)
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,1 @@
+"""Why two files differ or do not: findings from what was measured."""

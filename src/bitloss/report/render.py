@@ -1,0 +1,75 @@
+"""``report.md``: what a run found out, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bitloss.display import size, visible
+from bitloss.report.tables import (
+    Uncertainty,
+    comparisons_table,
+    costs_table,
+    files_table,
+    founding_table,
+    full_table,
+    markdown_text,
+    to_markdown,
+)
+from bitloss.store import atomic_write_text
+
+if TYPE_CHECKING:
+    from bitloss.records import Results
+
+REPORT_NAME = "report.md"
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_markdown(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        results: what to report.
+        uncertainty: which standard error stands after ±.
+    """
+    # Markdown, not HTML: texts from outside go through the filter `md`, tables through to_markdown.
+    environment = Environment(  # noqa: S701 - as said above
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = lambda text: markdown_text(str(text), 2000)
+    environment.filters["size"] = size
+    environment.filters["code"] = _code
+    return environment.get_template("report.md.j2").render(
+        results=results,
+        uncertainty=uncertainty.value,
+        founding=to_markdown(founding_table(results, uncertainty=uncertainty)),
+        everything=to_markdown(full_table(results, uncertainty=uncertainty)),
+        files=to_markdown(files_table(results)),
+        comparisons=to_markdown(comparisons_table(results)),
+        costs=to_markdown(costs_table(results)),
+    )
+
+
+def _code(lines: tuple[str, ...]) -> str:
+    """Return lines as an indented code block: nothing in them can end it."""
+    return "\n".join(f"    {visible(line, 2000)}" for line in lines)
+
+
+def write_report(results: Results, folder: Path, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Path:
+    """Write ``report.md`` into `folder`, atomically.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileProblem: it cannot be written.
+    """
+    path = folder / REPORT_NAME
+    atomic_write_text(path, render_markdown(results, uncertainty=uncertainty))
+    return path

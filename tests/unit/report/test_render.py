@@ -1,0 +1,99 @@
+"""The report holds everything the results do, in words and tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bitloss.errors import FileProblem
+from bitloss.explain.findings import findings
+from bitloss.report.render import render_markdown, write_report
+from bitloss.report.tables import Uncertainty
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bitloss.records import Results
+
+
+@pytest.fixture
+def explained(sample_results: Results) -> Results:
+    return sample_results.model_copy(update={"findings": findings(sample_results)})
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def test_sections_in_order(explained: Results) -> None:
+    text = render_markdown(explained)
+    assert text.startswith("# Mistral-Nemo-Instruct-2407: what the bits cost\n")
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
+        "In short",
+        "Measurements",
+        "Noise floor",
+        "Comparisons",
+        "Files",
+        "Time and disk",
+        "How it was made",
+        "All figures",
+    ]
+    assert "\n\n\n" not in text
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+def test_the_answer_comes_first(explained: Results) -> None:
+    text = section(render_markdown(explained), "In short")
+    assert text.count("\n- **") == 4
+    assert "**Q8\\_0" not in text  # an underscore inside a word is no markup and stays readable
+    assert (
+        "- **Q8_0/f32 and Q8_0/f16 are the same weights in different files** (proven). Every tensor" in text
+    )
+
+
+def test_everything_needed_to_repeat_it(explained: Results) -> None:
+    text = section(render_markdown(explained), "How it was made")
+    for part in (
+        "commit 0c1e570",
+        "AMD EPYC 9354, 32 cores, 128.00 GiB of memory, NVIDIA H200, backend CUDA",
+        explained.model.sha256,
+        explained.text.sha256,
+        "128 chunks of 512",
+        "\n    bitloss run founding.toml\n",
+    ):
+        assert part in text
+
+
+def test_the_error_that_is_shown_is_named(explained: Results) -> None:
+    tokens = section(render_markdown(explained), "Measurements")
+    clustered = section(render_markdown(explained, uncertainty=Uncertainty.CLUSTERED), "Measurements")
+    both = section(render_markdown(explained, uncertainty=Uncertainty.BOTH), "Measurements")
+    assert "takes tokens as independent" in tokens
+    assert "6.445459 ± 0.059650" in clustered
+    assert "not the one that llama-perplexity prints" in clustered
+    assert "6.445459 ± 0.039767 (0.059650)" in both
+    assert "in brackets" in both
+
+
+def test_a_run_with_little_in_it(sample_results: Results) -> None:
+    changes = {"noise_floor": None, "calibration": None, "comparisons": (), "commands": (), "costs": ()}
+    bare = sample_results.model_copy(update={**changes, "candidates": sample_results.candidates[:1]})
+    text = render_markdown(bare)
+    assert "1 file measured against f32" in text
+    assert "It was not measured in this run." in text
+    assert "None were made." in text
+    assert "Nothing here calls for a remark" in text
+    assert "Calibration" not in text
+    assert "To repeat it" not in text
+    assert "\n\n\n" not in text
+
+
+def test_written_beside_the_results(explained: Results, tmp_path: Path) -> None:
+    path = write_report(explained, tmp_path)
+    assert path == tmp_path / "report.md"
+    assert path.read_text(encoding="utf-8") == render_markdown(explained)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileProblem):
+        write_report(explained, tmp_path / "file")
