@@ -11,15 +11,73 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from bitloss.records import json_schema
+from bitloss.spec import EngineSpec, ExperimentSpec, TensorTypeSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
 
+EXPERIMENT_INTRO = """`bitloss run EXPERIMENT.toml` reads what to make from a model and on what text to measure it; `examples/` has
+some to start from. Relative paths start at the folder the file lies in. Unknown keys and values of another type are
+refused; numbers are written without quotes."""
+TABLES: dict[str, type[BaseModel]] = {
+    "": ExperimentSpec,
+    "engine": EngineSpec,
+    "tensor_types": TensorTypeSpec,
+}
+HEADINGS = {"": "Keys", "engine": "Table `[engine]`", "tensor_types": "Tables `[[tensor_types]]`"}
+
+
+def experiment_page() -> str:
+    """Return the page of an experiment file's keys, from the fields of `bitloss.spec`."""
+    lines = ["# Experiment files", "", EXPERIMENT_INTRO]
+    for name, part in TABLES.items():
+        lines += [
+            "",
+            f"## {HEADINGS[name]}",
+            "",
+            "| Key | Value | When left out | Meaning |",
+            "|---|---|---|---|",
+        ]
+        schema = part.model_json_schema(by_alias=True)
+        for key, field in schema["properties"].items():
+            if key in TABLES:
+                continue
+            if key in schema.get("required", ()):
+                default = "has to be given"
+            else:
+                default = "nothing" if field["default"] is None else f"`{json.dumps(field['default'])}`"
+            meaning = field["description"].replace("``", "`").replace("|", "\\|")
+            lines.append(f"| `{key}` | {_value(field)} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(field: dict[str, Any]) -> str:
+    """Say in words what a field of a JSON Schema holds."""
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    (option,) = options
+    if "enum" in option:
+        return " or ".join(f"`{json.dumps(value)}`" for value in option["enum"])
+    if option["type"] == "array":
+        return f"list of {_value(option['items'])}"
+    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+    least, most = option.get("minimum"), option.get("maximum")
+    bounds = [f"at least {least}"] if least is not None else []
+    bounds += [f"at most {most}"] if most is not None else []
+    word = "path" if option.get("format") == "path" else words[option["type"]]
+    return ", ".join([word, *bounds])
+
+
 def pages() -> dict[str, str]:
     """Return each generated page by its file name."""
-    return {"results.schema.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"}
+    return {
+        "experiment.md": experiment_page(),
+        "results.schema.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
+    }
 
 
 def stale(folder: Path = FOLDER) -> list[str]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from rich.console import Console
 
+from bitloss.display import visible
 from bitloss.explain.findings import findings
 from bitloss.report.render import render_markdown
 from bitloss.report.tables import Table, markdown_text, to_markdown, to_rich
@@ -46,6 +48,36 @@ def test_a_cell_stays_a_cell(name: str) -> None:
     for line in lines:
         assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3
         assert line.isprintable()
+
+
+def cells_of(markdown: str) -> list[list[str]]:
+    """Cells as another program's Markdown reader sees them; a token that is no text would be markup."""
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    rows: list[list[str]] = []
+    for token in reader.parse(markdown):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline":
+            parts = token.children or []
+            assert {part.type for part in parts} <= {"text", "text_special"}
+            rows[-1].append("".join(part.content for part in parts))
+    return rows
+
+
+@given(st.text(max_size=60), st.text(st.sampled_from("_*`|<>[]()!~&#\\\n a1:/-"), max_size=30))
+def test_a_markdown_reader_sees_the_names(first: str, second: str) -> None:
+    rows = cells_of(to_markdown(Table(("h", second), ((first, second), (second, "x" + first + "x")))))
+    shown = [
+        [visible(cell).strip() for cell in row]
+        for row in (("h", second), (first, second), (second, f"x{first}x"))
+    ]
+    assert [[cell.strip() for cell in row] for row in rows] == shown
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_markdown_reader_sees_hostile_names(name: str) -> None:
+    rows = cells_of(to_markdown(Table(("name", "n"), ((name, "1"),))))
+    assert rows == [["name", "n"], [visible(name).strip(), "1"]]
 
 
 @given(st.text(max_size=100))

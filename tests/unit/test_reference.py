@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bitloss.spec import known_keys
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -34,3 +36,13 @@ def test_stale_is_noticed(generator: ModuleType, tmp_path: Path) -> None:
     assert generator.stale(tmp_path) == []
     (tmp_path / "results.schema.json").write_text("{}")
     assert generator.stale(tmp_path) == ["results.schema.json"]
+
+
+def test_every_key_of_an_experiment_file_is_explained(generator: ModuleType) -> None:
+    page = generator.pages()["experiment.md"]
+    for key in known_keys():
+        name = key.rpartition(".")[2]
+        assert f"| `{name}` |" in page or name in {"engine", "tensor_types"}, key
+    assert "| `ctx` | whole number, at least 8, at most 1048576 | `512` |" in page
+    assert '| `from` | list of `"f32"` or `"f16"` or `"bf16"` | `["f32", "f16"]` |' in page
+    assert "| `text` | path | has to be given |" in page
