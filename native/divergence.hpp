@@ -1,0 +1,21 @@
+#pragma once
+// One scored position: what divergence/metrics.py defines, for one row of logits.
+#include <cstddef>
+#include <cstdint>
+
+namespace bitloss {
+
+struct RowMetrics {
+    double nll_base, nll, kld, kld_reverse, js, p_base, p, entropy_base, entropy;
+    float top5_overlap, top10_overlap;
+    bool same_top;
+    std::uint8_t nonfinite;
+};
+
+enum : std::uint8_t { nonfinite_base = 1, nonfinite_candidate = 2 };
+
+using RowKernel = RowMetrics (*)(const float* base, const float* cand, std::size_t n_vocab, std::size_t target);
+
+RowMetrics row_portable(const float* base, const float* cand, std::size_t n_vocab, std::size_t target);
+
+}  // namespace bitloss

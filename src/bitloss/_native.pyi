@@ -1,0 +1,30 @@
+"""C++ kernels (native/): arrays are C-contiguous and checked by the callers named here."""
+
+import numpy as np
+import numpy.typing as npt
+
+def divergence_isas() -> list[str]:
+    """Instruction sets this machine and build offer, best first."""
+
+def divergence_rows(
+    base: npt.NDArray[np.float32],
+    cand: npt.NDArray[np.float32],
+    targets: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float64],
+    overlaps: npt.NDArray[np.float32],
+    flags: npt.NDArray[np.uint8],
+    threads: int,
+    isa: str,
+) -> None:
+    """Score rows [rows, n_vocab] into columns: values [9, rows], overlaps [2, rows], flags [2, rows].
+
+    Columns in the order of ``bitloss.divergence.metrics.COLUMNS``, whose ``token_metrics`` is the caller.
+    """
+
+def add_squares(acc: npt.NDArray[np.float64], x: npt.NDArray[np.float32]) -> None:
+    """Add Σ over rows of x² to acc [n], for x [rows, n]; in float64, rows in order."""
+
+def add_squares_rows(
+    acc: npt.NDArray[np.float64], x: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]
+) -> None:
+    """Add x[i]² to acc[ids[i]], for acc [n_mat, n], x [rows, n], ids [rows]; in float64, rows in order."""

@@ -1,0 +1,176 @@
+"""From two candidates on the same tokens to a verdict.
+
+The difference a - b is taken token by token, so that what the text contributes cancels. Its standard error is
+clustered by chunk (formula in ``statistics``), its test Student's t with G - 1 degrees of freedom for G chunks
+(Cameron & Miller 2015, section VI). Verdicts speak of a:
+
+* ``identical``: every value of every token is equal; nothing is tested;
+* ``tie``: the p-value, adjusted over the whole table by Holm (1979), is above 0.05;
+* ``better``, ``worse``: it is not, and the difference has that sign (lower KLD, lower ln PPL, more tops kept).
+
+With fewer than 10 chunks the difference is given, but no interval, p-value or verdict. Where a token of either
+side has no finite value, or the difference is the same in every chunk, nothing can be tested either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from bitloss.divergence.metrics import FloatArray, TokenMetrics
+from bitloss.divergence.statistics import MIN_CHUNKS, ChunkIds, mean_with_errors, same_top_percent
+from bitloss.errors import MismatchError
+
+ALPHA: Final = 0.05
+
+
+class Metric(StrEnum):
+    """What two candidates are compared by.
+
+    KLD in nats, ln PPL in nats, same top in percentage points.
+    """
+
+    KLD_MEAN = "kld_mean"
+    LN_PPL = "ln_ppl"
+    SAME_TOP = "same_top"
+
+
+class Verdict(StrEnum):
+    """What a comparison says of its first candidate."""
+
+    IDENTICAL = "identical"
+    TIE = "tie"
+    BETTER = "better"
+    WORSE = "worse"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """A paired comparison of candidates a and b by one metric.
+
+    Attributes:
+        metric: what is compared.
+        difference: a minus b, in the metric's unit; None where undefined.
+        se: its standard error, clustered by chunk.
+        ci95: its 95 % confidence interval (of this comparison alone, not adjusted).
+        p_value: two-sided p-value of "no difference" (not adjusted).
+        p_holm: the same, adjusted over the table it belongs to (a table of one by :func:`compare`).
+        verdict: what it says of a; None where no statement can be made.
+        reason: why something above is None.
+    """
+
+    metric: Metric
+    difference: float | None
+    se: float | None = None
+    ci95: tuple[float, float] | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+    verdict: Verdict | None = None
+    reason: str | None = None
+
+
+class Pair(NamedTuple):
+    """Names of two candidates."""
+
+    a: str
+    b: str
+
+
+def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metric) -> Comparison:
+    """Compare two candidates by one metric, as a table of its own (``p_holm = p_value``).
+
+    Args:
+        a: metrics of n tokens under the first candidate.
+        b: metrics of the same tokens under the second.
+        chunk_ids: integer [n], the chunk of each token.
+        metric: what to compare.
+
+    Raises:
+        MismatchError: a, b and chunk_ids are not of one length.
+    """
+    if len(a) != len(b):
+        raise MismatchError("candidates were scored on different tokens", expected=len(a), found=len(b))
+    if a.equals(b) and len(a):
+        return Comparison(
+            metric, 0.0, verdict=Verdict.IDENTICAL, reason="every token is equal: nothing to test"
+        )
+    with np.errstate(invalid="ignore"):
+        difference = mean_with_errors(_column(a, metric) - _column(b, metric), chunk_ids)
+    if difference.value is None or difference.se_clustered is None:
+        return Comparison(metric, difference.value, reason=difference.reason)
+    value, se = difference.value, difference.se_clustered
+    if se == 0.0:
+        tie = value == 0.0
+        return Comparison(
+            *(metric, value, se),
+            verdict=Verdict.TIE if tie else None,
+            reason=f"no test: the difference is {value} in every chunk",
+        )
+    degrees = len(np.unique(chunk_ids)) - 1
+    margin = float(stats.t.ppf(0.975, degrees)) * se
+    p_value = float(2.0 * stats.t.sf(abs(value) / se, degrees))
+    found = Comparison(metric, value, se, (value - margin, value + margin), p_value)
+    return _judge(found, p_value)
+
+
+def compare_all(
+    tokens: Mapping[str, TokenMetrics],
+    pairs: Iterable[Pair],
+    chunk_ids: ChunkIds,
+    metrics: Sequence[Metric] = tuple(Metric),
+) -> dict[tuple[Pair, Metric], Comparison]:
+    """Compare every pair by every metric, with p-values and verdicts adjusted over the whole table.
+
+    Args:
+        tokens: metrics of the same n tokens by candidate name.
+        pairs: names of a and b for each comparison.
+        chunk_ids: integer [n], the chunk of each token.
+        metrics: what to compare by.
+
+    Raises:
+        MismatchError: candidates and chunk_ids are not of one length.
+    """
+    table = {
+        (pair, metric): compare(tokens[pair.a], tokens[pair.b], chunk_ids, metric)
+        for pair in pairs
+        for metric in metrics
+    }
+    tested = {key: row.p_value for key, row in table.items() if row.p_value is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return {key: _judge(row, adjusted[key]) if key in adjusted else row for key, row in table.items()}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: p-values that may be compared with one level over the whole family.
+
+    In rising order the i-th of m (from 0) becomes min(1, (m - i)·p), made monotone. Source: Holm (1979), A
+    simple sequentially rejective multiple test procedure.
+    """
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def _judge(row: Comparison, p_holm: float) -> Comparison:
+    assert row.difference is not None
+    gain = row.difference if row.metric is Metric.SAME_TOP else -row.difference
+    verdict = Verdict.TIE if p_holm > ALPHA else Verdict.BETTER if gain > 0 else Verdict.WORSE
+    return dataclasses.replace(row, p_holm=p_holm, verdict=verdict)
+
+
+def _column(tokens: TokenMetrics, metric: Metric) -> FloatArray:
+    match metric:
+        case Metric.KLD_MEAN:
+            return tokens.kld
+        case Metric.LN_PPL:
+            return tokens.nll
+        case Metric.SAME_TOP:
+            return same_top_percent(tokens)
