@@ -1,30 +1,36 @@
 """From two candidates on the same tokens to a verdict.
 
-The difference a - b is taken token by token, so that what the text contributes cancels. Its standard error is
-clustered by chunk (formula in ``statistics``), its test Student's t with G - 1 degrees of freedom for G chunks
-(Cameron & Miller 2015, section VI). Verdicts speak of a:
+The difference a - b is taken token by token, so that what the text contributes cancels. Its standard
+error is clustered by chunk (formula in ``statistics``), its test Student's t with G - 1 degrees of
+freedom for G chunks (Cameron & Miller 2015, section VI). Verdicts speak of a:
 
 * ``identical``: every value of every token is equal; nothing is tested;
 * ``tie``: the p-value, adjusted over the whole table by Holm (1979), is above 0.05;
-* ``better``, ``worse``: it is not, and the difference has that sign (lower KLD, lower ln PPL, more tops kept).
+* ``better``, ``worse``: it is not, and the difference has that sign (lower KLD or ln PPL, more same
+  tops).
 
-With fewer than 10 chunks the difference is given, but no interval, p-value or verdict. Where a token of either
-side has no finite value, or the difference is the same in every chunk, nothing can be tested either.
+With fewer than 10 chunks the difference is given, but no interval, p-value or verdict. Where a token of
+either side has no finite value, or the difference is the same in every chunk, nothing can be tested
+either.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from bitloss.divergence.metrics import FloatArray, TokenMetrics
-from bitloss.divergence.statistics import MIN_CHUNKS, ChunkIds, mean_with_errors, same_top_percent
+from bitloss.divergence.statistics import ChunkIds, mean_with_errors, same_top_share
 from bitloss.errors import MismatchError
+from bitloss.records import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from bitloss.divergence.metrics import FloatArray, TokenMetrics
 
 ALPHA: Final = 0.05
 
@@ -32,21 +38,12 @@ ALPHA: Final = 0.05
 class Metric(StrEnum):
     """What two candidates are compared by.
 
-    KLD in nats, ln PPL in nats, same top in percentage points.
+    KLD and ln PPL in nats, same top as a share (0..1).
     """
 
     KLD_MEAN = "kld_mean"
     LN_PPL = "ln_ppl"
     SAME_TOP = "same_top"
-
-
-class Verdict(StrEnum):
-    """What a comparison says of its first candidate."""
-
-    IDENTICAL = "identical"
-    TIE = "tie"
-    BETTER = "better"
-    WORSE = "worse"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,4 +170,4 @@ def _column(tokens: TokenMetrics, metric: Metric) -> FloatArray:
         case Metric.LN_PPL:
             return tokens.nll
         case Metric.SAME_TOP:
-            return same_top_percent(tokens)
+            return same_top_share(tokens)

@@ -25,33 +25,34 @@ Everything is evaluated in float64. The columns of :class:`TokenMetrics`, each o
 
 with ψ(s) = ((1+s) ln(1+s) + (1-s) ln(1-s)) / 2.
 
-**Why these forms.** Σ p ln(p/q) adds terms of both signs that nearly cancel: at KLD = 1e-12 nothing is left of
-float64, and an F32 model against itself can come out negative. Since Σ p e^t = Σ q = 1, the sum Σ p (e^t - 1)
-is zero and may be added, which makes every term ≥ 0: nothing cancels, equal logits give exactly 0, no value is
-negative, and small divergences keep their digits. An error δ in the two normalizers moves t by δ and KLD by
-only e^δ - 1 - δ ≈ δ²/2. The same holds for Jensen-Shannon, of which ψ is the convex form. Terms are evaluated as
+**Why these forms.** Σ p ln(p/q) adds terms of both signs that nearly cancel: at KLD = 1e-12 nothing is
+left of float64, and a model against itself can come out negative. Since Σ p e^t = Σ q = 1, the sum Σ p
+(e^t - 1) is zero and may be added, which makes every term ≥ 0: nothing cancels, equal logits give
+exactly 0, no value is negative, and small divergences keep their digits. An error δ in the two
+normalizers moves t by δ and KLD by only e^δ - 1 - δ ≈ δ²/2. The same holds for Jensen-Shannon, of which
+ψ is the convex form. Terms are taken as
 
 * |t| ≤ 1: the series of φ and ψ (no cancellation inside a term),
 * |t| > 1: p·φ(t) = q - p - p·t, which neither overflows (logits of ±1e4 give a KLD of 1e4) nor cancels.
 
-The form log1p(Σ p (expm1(r) - r)) with r = c - b - Σ p (c - b) is the same number (r = t + KLD), but overflows
-for large r.
+The form log1p(Σ p (expm1(r) - r)) with r = c - b - Σ p (c - b) is the same number (r = t + KLD), but it
+overflows for large r.
 
-**Logits that are not finite.** An entry that is -inf on both sides is masked: probability 0 in both, no term.
-A row is flagged, never silently repaired:
+**Logits that are not finite.** An entry that is -inf on both sides is masked: probability 0 in both, no
+term. A row is flagged, never silently repaired:
 
-* NaN, +inf, or no finite logit at all: softmax is undefined. All that depends on that side is NaN, ``same_top``
-  is False, and that side's flag is set.
-* -inf where the other side is finite: kld = +inf if the candidate has it, kld_reverse = +inf if the base has
-  it; js stays finite; the side with -inf is flagged.
+* NaN, +inf, or no finite logit at all: softmax is undefined. All that depends on that side is NaN,
+  ``same_top`` is False, and that side's flag is set.
+* -inf where the other side is finite: kld = +inf if the candidate has it, kld_reverse = +inf if the
+  base has it; js stays finite; the side with -inf is flagged.
 * -inf at the target: that side's nll is +inf and it is flagged.
 
 ``nonfinite == 0`` therefore means: every column of this row is finite.
 
-**Against llama-perplexity** (``log_softmax`` in tools/perplexity/perplexity.cpp): the same quantities, but there
-the base is stored as 16-bit log-probabilities cut 16 nats below the top, entries with ln p ≤ -16 are left out of
-KLD, exponentials and nll are float32, and KLD is the alternating sum. Its figures therefore carry an error of a
-few 1e-5 a token, which ours do not.
+**Against llama-perplexity** (``log_softmax`` in tools/perplexity/perplexity.cpp): the same quantities,
+but there the base is stored as 16-bit log-probabilities cut 16 nats below the top, entries with ln p ≤
+-16 are left out of KLD, exponentials and nll are float32, and KLD is the alternating sum. Its figures
+therefore carry an error of a few 1e-5 a token, which ours do not.
 
 :func:`token_metrics_reference` is the definition in NumPy; :func:`token_metrics` is the native kernel.
 """
@@ -60,14 +61,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bitloss import _native
 from bitloss.errors import MismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FloatArray = npt.NDArray[np.float64]
 Isa = Literal["auto", "avx512", "avx2", "portable"]
@@ -80,7 +83,7 @@ _LN2: Final = math.log(2.0)
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TokenMetrics:
-    """Metrics of scored tokens as a struct of arrays, each of shape [rows]; definitions in the module docstring.
+    """Metrics of scored tokens, one array [rows] per column; definitions in the module docstring.
 
     Attributes:
         nll_base: -ln p of the target under the base, nats.
@@ -209,13 +212,14 @@ def token_metrics(
         threads,
         isa,
     )
-    return TokenMetrics(*values, *overlaps, flags[0].view(np.bool_), flags[1])
+    columns = (*values, *overlaps, flags[0].view(np.bool_), flags[1])
+    return TokenMetrics(**dict(zip(COLUMNS, columns, strict=True)))
 
 
 def token_metrics_reference(
     base: npt.NDArray[np.float32], cand: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]
 ) -> TokenMetrics:
-    """The definition: the same as :func:`token_metrics`, in NumPy, one row at a time.
+    """Evaluate the definition: the same as :func:`token_metrics`, in NumPy, one row at a time.
 
     Raises:
         MismatchError: shapes, types or targets do not belong together.
@@ -296,7 +300,7 @@ def _divergences(base: _Side, cand: _Side, live: npt.NDArray[np.bool_]) -> tuple
     softplus = np.logaddexp(0.0, t)
     js_far = 0.5 * (p * (_LN2 - softplus) + q * (_LN2 + t - softplus))
     js = np.where(near, 0.5 * (p + q) * _psi(np.tanh(0.5 * u)), js_far)
-    # An entry masked on one side has m = p/2 or q/2 and adds (p + q)·ln 2/2; its p·φ(t) is q, its q·φ(-t) is p.
+    # An entry masked on one side adds (p + q)·ln 2 / 2 to JS; its p·φ(t) is q, its q·φ(-t) is p.
     alone_p, alone_q = float(np.sum(base.prob[~live])), float(np.sum(cand.prob[~live]))
     js_sum = float(np.sum(js)) + 0.5 * _LN2 * (alone_p + alone_q)
     return float(np.sum(kld)) + alone_q, float(np.sum(kld_reverse)) + alone_p, min(js_sum, _LN2)
@@ -349,7 +353,7 @@ def _check(
         raise MismatchError(
             "targets do not fit the logits", expected=f"{rows} of a vocabulary > 0", found=len(targets)
         )
-    if rows and not (0 <= int(targets.min()) and int(targets.max()) < n_vocab):
+    if rows and (targets.min() < 0 or targets.max() >= n_vocab):
         raise MismatchError(
             "target outside the vocabulary",
             expected=f"0..{n_vocab - 1}",

@@ -1,66 +1,72 @@
 """From per-token metrics to figures with standard errors (:func:`summarize`).
 
-n tokens, x̄ the mean of x over tokens, d = p - p_base (Δp). Natural logarithms;
-KLD in nats, Δp and shares in percent (percentage points), as llama-perplexity prints them.
+Means are over the n tokens; d = p - p_base (Δp). KLD and ln ratios in nats; Δp, same top, overlaps and the
+correlation are plain numbers (a Δp of -0.01 is what llama-perplexity prints as -1.000 %).
 
-| key                 | llama-perplexity prints        | value                                       | errors |
-|---------------------|--------------------------------|---------------------------------------------|--------|
-| ppl                 | Mean PPL(Q)                    | exp(mean nll)                               | both   |
-| ppl_base            | Mean PPL(base)                 | exp(mean nll_base)                          | both   |
-| ppl_ratio           | Mean PPL(Q)/PPL(base)          | exp(mean(nll - nll_base))                   | both   |
-| ppl_difference      | Mean PPL(Q)-PPL(base)          | ppl - ppl_base                              | both   |
-| ln_ppl_ratio        | Mean ln(PPL(Q)/PPL(base))      | mean(nll - nll_base)                        | both   |
-| cor_ln_ppl          | Cor(ln(PPL(Q)), ln(PPL(base))) | Pearson correlation of nll, nll_base, 0..1  | both*  |
-| kld_mean            | Mean KLD                       | mean kld                                    | both   |
-| kld_max, kld_min    | Maximum, Minimum KLD           | largest, smallest                           | -      |
-| kld_p99_9 .. p0_1   | 99.9% .. 0.1% KLD              | quantile, linear between order statistics   | -      |
-| kld_median          | Median KLD                     | the same at 50 %                            | -      |
-| dp_mean             | Mean Δp                        | 100 · mean d                                | both   |
-| dp_rms              | RMS Δp                         | 100 · sqrt(mean d²)                         | both   |
-| dp_max, dp_min      | Maximum, Minimum Δp            | 100 · largest, smallest d                   | -      |
-| dp_p99_9 .. p0_1    | 99.9% .. 0.1% Δp               | 100 · quantile of d                         | -      |
-| dp_median           | Median Δp                      | the same at 50 %                            | -      |
-| same_top            | Same top p                     | 100 · share of tokens with the same argmax  | both   |
-| kld_reverse_mean    | (ours)                         | mean kld_reverse                            | both   |
-| js_mean             | (ours)                         | mean js                                     | both   |
-| top5_overlap        | (ours)                         | 100 · mean top5_overlap                     | both   |
-| top10_overlap       | (ours)                         | 100 · mean top10_overlap                    | both   |
-| nonfinite_tokens    | (ours)                         | number of tokens with a flag set            | -      |
+| key                 | llama-perplexity prints        | value                                      | errors |
+|---------------------|--------------------------------|--------------------------------------------|--------|
+| ppl                 | Mean PPL(Q)                    | exp(mean nll)                              | both   |
+| ppl_base            | Mean PPL(base)                 | exp(mean nll_base)                         | both   |
+| ppl_ratio           | Mean PPL(Q)/PPL(base)          | exp(mean(nll - nll_base))                  | both   |
+| ppl_difference      | Mean PPL(Q)-PPL(base)          | ppl - ppl_base                             | both   |
+| ln_ppl_ratio        | Mean ln(PPL(Q)/PPL(base))      | mean(nll - nll_base)                       | both   |
+| cor_ln_ppl          | Cor(ln(PPL(Q)), ln(PPL(base))) | Pearson correlation of nll, nll_base (≤ 1) | both*  |
+| kld_mean            | Mean KLD                       | mean kld                                   | both   |
+| kld_max, kld_min    | Maximum, Minimum KLD           | largest, smallest                          | -      |
+| kld_p99_9 .. p0_1   | 99.9% .. 0.1% KLD              | quantile, linear between order statistics  | -      |
+| kld_median          | Median KLD                     | the same at 50 %                           | -      |
+| dp_mean             | Mean Δp                        | mean d                                     | both   |
+| dp_rms              | RMS Δp                         | sqrt(mean d²)                              | both   |
+| dp_max, dp_min      | Maximum, Minimum Δp            | largest, smallest d                        | -      |
+| dp_p99_9 .. p0_1    | 99.9% .. 0.1% Δp               | quantile of d                              | -      |
+| dp_median           | Median Δp                      | the same at 50 %                           | -      |
+| same_top            | Same top p                     | share of tokens with the same argmax       | both   |
+| kld_reverse_mean    | (ours)                         | mean kld_reverse                           | both   |
+| js_mean             | (ours)                         | mean js                                    | both   |
+| top5_overlap        | (ours)                         | mean top5_overlap                          | both   |
+| top10_overlap       | (ours)                         | mean top10_overlap                         | both   |
+| nonfinite_tokens    | (ours)                         | number of tokens with a flag set           | -      |
 
-(*) llama-perplexity prints the correlation, as a percentage, without an error.
+(*) llama-perplexity prints the correlation without an error.
 
-Every figure with errors is, to first order, the mean over tokens of an influence ψ (the delta method):
-x - x̄ for a mean; times exp(·) for PPL and ratio; ppl·(nll - mean) - ppl_base·(nll_base - mean) for the difference;
-(d² - mean d²) / (2 rms) for the RMS; z·w - ρ(z² + w²)/2 with standardized z, w for the correlation (Devlin,
-Gnanadesikan & Kettenring 1975). Then
+Every figure with errors is, to first order, a mean over tokens of an influence ψ (the delta method): x
+- mean for a mean; that times exp(mean) for PPL and ratio; ppl·(nll - mean) - ppl_base·(nll_base - mean)
+for the difference; (d² - mean d²) / (2 rms) for the RMS; z·w - ρ(z² + w²)/2 with standardized z, w for
+the correlation (Devlin, Gnanadesikan & Kettenring 1975). Then
 
-* ``se`` = sqrt(Σ ψ² / (n (n-1))): tokens independent. This *is* llama-perplexity's formula in every line above
-  (mean_and_uncertainty, covariance, and p(1-p)/(n-1) for the top), so published ± values can be compared.
-* ``se_clustered`` = sqrt(G/(G-1) · Σ_g (Σ_{i in g} ψ_i)²) / n over the G chunks: tokens of a chunk share a context
-  and are correlated (Liang & Zeger 1986; Cameron & Miller 2015, section II). With one token a chunk it equals ``se``.
+* ``se`` = sqrt(Σ ψ² / (n (n-1))): tokens independent. This *is* llama-perplexity's formula in every
+  line above (mean_and_uncertainty, covariance, p(1-p)/(n-1) for the top), so published ± values can be
+  compared.
+* ``se_clustered`` = sqrt(G/(G-1) · Σ_g (Σ_{i in g} ψ_i)²) / n over the G chunks: tokens of a chunk
+  share a context and are correlated (Liang & Zeger 1986; Cameron & Miller 2015, section II). With one
+  token a chunk it equals ``se``.
 
-Where ours differs from the printed figures: inputs are exact (see ``metrics``) where llama-perplexity's are
-float32 and 16-bit; sums are centred, so a small variance is not lost to cancellation; quantile positions are
-float64, there float32; it prints 0 as the error of 10 tokens or fewer and nothing at all below 100 tokens,
-where ours is None with a reason.
+Where ours differs from the printed figures: inputs are exact (see ``metrics``) where llama-perplexity's
+are float32 and 16-bit; sums are centred, so a small variance is not lost to cancellation; quantile
+positions are float64, there float32; it prints 0 as the error of 10 tokens or fewer and nothing at all
+below 100 tokens, where ours is None with a reason.
 
-**Undefined is None with a reason.** A figure any of whose tokens has no finite value (see ``nonfinite`` in
-``metrics``) is None and its reason counts those tokens: it is never the mean of the rest. Figures that do not
-depend on these values stay. ``se`` needs more than 10 tokens, anything clustered at least 10 chunks.
+**Undefined is None with a reason.** A figure any of whose tokens has no finite value (see ``nonfinite``
+in ``metrics``) is None and its reason counts those tokens: it is never the mean of the rest. Figures
+that do not depend on these values stay. ``se`` needs more than 10 tokens, anything clustered at least
+10 chunks.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bitloss.divergence.metrics import NONFINITE_BASE, NONFINITE_CANDIDATE, FloatArray, TokenMetrics
 from bitloss.errors import MismatchError
+from bitloss.records import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ChunkIds = npt.NDArray[np.integer]
 
@@ -78,23 +84,6 @@ DP_QUANTILES: Final = {
     **{"p99_9": 0.999, "p99": 0.99, "p95": 0.95, "p90": 0.90, "p75": 0.75, "median": 0.5},
     **{"p25": 0.25, "p10": 0.10, "p5": 0.05, "p1": 0.01, "p0_1": 0.001},
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Figure:
-    """One number of a report.
-
-    Attributes:
-        value: the figure, or None where it is undefined.
-        se: standard error with independent tokens (llama-perplexity's), or None.
-        se_clustered: standard error clustered by chunk, or None.
-        reason: why something that this figure usually has is None; None when nothing is missing.
-    """
-
-    value: float | None
-    se: float | None = None
-    se_clustered: float | None = None
-    reason: str | None = None
 
 
 class _Estimate(NamedTuple):
@@ -127,23 +116,23 @@ def summarize(tokens: TokenMetrics, chunk_ids: ChunkIds) -> dict[str, Figure]:
             "ln_ppl_ratio": (ln_ratio, _mean),
             "cor_ln_ppl": (np.stack([nll, base]), _correlation),
             "kld_mean": (tokens.kld, _mean),
-            "dp_mean": (100.0 * dp, _mean),
-            "dp_rms": (100.0 * dp, _rms),
-            "same_top": (same_top_percent(tokens), _mean),
+            "dp_mean": (dp, _mean),
+            "dp_rms": (dp, _rms),
+            "same_top": (same_top_share(tokens), _mean),
             "kld_reverse_mean": (tokens.kld_reverse, _mean),
             "js_mean": (tokens.js, _mean),
-            "top5_overlap": (100.0 * tokens.top5_overlap.astype(np.float64), _mean),
-            "top10_overlap": (100.0 * tokens.top10_overlap.astype(np.float64), _mean),
+            "top5_overlap": (tokens.top5_overlap.astype(np.float64), _mean),
+            "top10_overlap": (tokens.top10_overlap.astype(np.float64), _mean),
         }
         figures = {key: _figure(x, estimator, clusters, fault) for key, (x, estimator) in columns.items()}
     figures |= _quantiles("kld", tokens.kld, KLD_QUANTILES, fault)
-    figures |= _quantiles("dp", 100.0 * dp, DP_QUANTILES, fault)
-    figures["nonfinite_tokens"] = Figure(float(np.count_nonzero(tokens.nonfinite)))
+    figures |= _quantiles("dp", dp, DP_QUANTILES, fault)
+    figures["nonfinite_tokens"] = Figure(value=float(np.count_nonzero(tokens.nonfinite)))
     return figures
 
 
 def clustered_error(influence: FloatArray, index: npt.NDArray[np.intp], count: int) -> float:
-    """sqrt(G/(G-1) · Σ_g (Σ_{i in g} ψ_i)²) / n for ψ [n] in clusters index [n] (0..count-1), G = count ≥ 2."""
+    """Return the clustered standard error of ψ [n], in clusters index [n] of 0..count-1, count ≥ 2."""
     sums = np.bincount(index, weights=influence, minlength=count)
     return math.sqrt(count / (count - 1) * float(np.sum(sums * sums))) / len(influence)
 
@@ -160,8 +149,8 @@ def mean_with_errors(values: FloatArray, chunk_ids: ChunkIds) -> Figure:
 class _Clusters(NamedTuple):
     """The chunk of each token as 0..count-1 [n], and the number of chunks."""
 
-    index: npt.NDArray[np.intp]
-    count: int
+    of_token: npt.NDArray[np.intp]
+    total: int
 
     @classmethod
     def of(cls, chunk_ids: ChunkIds, n: int) -> _Clusters:
@@ -214,23 +203,23 @@ def _figure(x: FloatArray, estimator: _Estimator, clusters: _Clusters, fault: st
     n = x.shape[-1]
     missing = _missing(x, fault)
     if missing:
-        return Figure(None, reason=missing)
+        return Figure(value=None, reason=missing)
     value, influence = estimator(x)
     if not math.isfinite(value):
-        return Figure(None, reason="undefined: no variation" if math.isnan(value) else "overflows")
+        return Figure(value=None, reason="undefined: no variation" if math.isnan(value) else "overflows")
     if influence is None:
-        return Figure(value, reason="no standard error: 0/0 at a value of 0")
+        return Figure(value=value, reason="no standard error: 0/0 at a value of 0")
     se = se_clustered = None
     reasons = []
     if n >= MIN_TOKENS:
         se = math.sqrt(float(np.sum(influence * influence)) / n / (n - 1))
     else:
         reasons.append(f"no standard error: {n} tokens, at least {MIN_TOKENS} needed")
-    if clusters.count >= MIN_CHUNKS:
-        se_clustered = clustered_error(influence, clusters.index, clusters.count)
+    if clusters.total >= MIN_CHUNKS:
+        se_clustered = clustered_error(influence, clusters.of_token, clusters.total)
     else:
-        reasons.append(f"no clustered standard error: {clusters.count} chunks, at least {MIN_CHUNKS} needed")
-    return Figure(value, se, se_clustered, "; ".join(reasons) or None)
+        reasons.append(f"no clustered standard error: {clusters.total} chunks, at least {MIN_CHUNKS} needed")
+    return Figure(value=value, se=se, se_clustered=se_clustered, reason="; ".join(reasons) or None)
 
 
 def _quantiles(prefix: str, x: FloatArray, fractions: Mapping[str, float], fault: str) -> dict[str, Figure]:
@@ -238,9 +227,9 @@ def _quantiles(prefix: str, x: FloatArray, fractions: Mapping[str, float], fault
     keys = ["max", *fractions, "min"]
     missing = _missing(x, fault)
     if missing:
-        return {f"{prefix}_{key}": Figure(None, reason=missing) for key in keys}
+        return {f"{prefix}_{key}": Figure(value=None, reason=missing) for key in keys}
     values = np.quantile(x, [1.0, *fractions.values(), 0.0], method="linear")
-    return {f"{prefix}_{key}": Figure(float(value)) for key, value in zip(keys, values, strict=True)}
+    return {f"{prefix}_{key}": Figure(value=float(value)) for key, value in zip(keys, values, strict=True)}
 
 
 def _missing(x: FloatArray, fault: str) -> str | None:
@@ -252,9 +241,9 @@ def _missing(x: FloatArray, fault: str) -> str | None:
     return f"{bad} of {n} tokens have no finite value{fault}" if bad else None
 
 
-def same_top_percent(tokens: TokenMetrics) -> FloatArray:
-    """100 where the likeliest tokens agree, 0 where not, NaN where one side has none; [n]."""
-    return np.where(np.isnan(tokens.js), np.nan, 100.0 * tokens.same_top)
+def same_top_share(tokens: TokenMetrics) -> FloatArray:
+    """1 where the likeliest tokens agree, 0 where not, NaN where one side has none; [n]."""
+    return np.where(np.isnan(tokens.js), np.nan, tokens.same_top.astype(np.float64))
 
 
 def _fault(tokens: TokenMetrics) -> str:
