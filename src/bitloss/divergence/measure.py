@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from numpy.typing import NDArray
 
+from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from bitloss.engine.base import Engine, Outputs, scored_positions
 from bitloss.errors import FileProblem, MismatchError, RecordError
 from bitloss.model.text import Chunks
