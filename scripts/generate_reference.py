@@ -21,9 +21,9 @@ from bitloss.spec import EngineSpec, ExperimentSpec, TensorTypeSpec
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
 
-EXPERIMENT_INTRO = """`bitloss run EXPERIMENT.toml` reads what to make from a model and on what text to measure it; `examples/` has
-some to start from. Relative paths start at the folder the file lies in. Unknown keys and values of another type are
-refused; numbers are written without quotes."""
+EXPERIMENT_INTRO = """`bitloss run EXPERIMENT.toml` reads what to make from a model and on what text to measure it;
+`examples/` has some to start from. Relative paths start at the folder the file lies in. Unknown keys and values of
+another type are refused; numbers are written without quotes."""
 TABLES: dict[str, type[BaseModel]] = {
     "": ExperimentSpec,
     "engine": EngineSpec,
