@@ -79,6 +79,9 @@ def run(
     ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
+    imatrix_chunks: Annotated[
+        int | None, typer.Option("--imatrix-chunks", min=1, help="Chunks of the calibration text. [default: all]")
+    ] = None,
     out: OutFolder = None,
     engine: EngineSpec,
     json: Json = False,
@@ -107,6 +110,7 @@ def run(
         "text": str((text or bundled("texts", "evaluation.txt")).absolute()),
         "ctx": ctx,
         "chunks": chunks,
+        "imatrix_chunks": imatrix_chunks,
         "engine": engine.model_dump(),
     }
     spec = make_spec(values, where="bitloss run")

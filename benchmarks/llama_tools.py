@@ -1,0 +1,64 @@
+"""llama.cpp's own tools of the installed build, for side-by-side runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import llama_cpp
+
+SITE = Path(llama_cpp.__file__).parent.parent
+
+
+class Ran(NamedTuple):
+    """One run of a tool.
+
+    Attributes:
+        printed: what it printed.
+        seconds: wall time.
+        peak_bytes: largest resident memory.
+    """
+
+    printed: str
+    seconds: float
+    peak_bytes: int
+
+
+def run(command: list[object], *, env: dict[str, str] | None = None) -> Ran:
+    """Run a command, timed, with its peak memory; stops the benchmark when it fails."""
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=env,
+    ) as child:
+        assert child.stdout is not None
+        printed = child.stdout.read().decode(errors="replace")
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    if child.returncode:
+        raise SystemExit(f"{command[0]} ended with {child.returncode}:\n{printed[-3000:]}")
+    return Ran(printed, seconds, usage.ru_maxrss * 1024)
+
+
+def tool(name: str, *arguments: object) -> Ran:
+    """Run one of llama.cpp's tools."""
+    path = SITE / "bin" / name
+    if not path.is_file():
+        raise SystemExit(f"{name} is not installed: build llama-cpp-python with the CMAKE_ARGS of pyproject.toml")
+    return run([path, *arguments], env={**os.environ, "LD_LIBRARY_PATH": str(SITE / "lib")})
+
+
+def figure(printed: str, label: str) -> float:
+    """A figure of llama-perplexity's closing tables."""
+    match = re.search(rf"^{re.escape(label)}\s*:\s+(-?[\d.]+)", printed, re.MULTILINE)
+    if not match:
+        raise SystemExit(f"llama-perplexity did not print {label!r}:\n{printed[-2000:]}")
+    return float(match[1])

@@ -1,0 +1,5 @@
+"""``python -m bitloss`` is the command line."""
+
+from bitloss.cli import entry
+
+entry()
