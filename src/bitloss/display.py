@@ -44,13 +44,13 @@ def decimal(value: float, se: float | None = None, *, digits: int = 6, least: fl
 
 
 def percent(value: float, se: float | None = None) -> str:
-    """Format percentage points as ``-0.256 ± 0.010 %``."""
+    """Format a fraction as ``-0.256 ± 0.010 %``."""
     return f"{percentage_points(value, se)} %"
 
 
 def percentage_points(value: float, se: float | None = None) -> str:
-    """Format as :func:`percent` does, without its sign."""
-    return decimal(value, se, digits=3, least=5e-4)
+    """Format a fraction as :func:`percent` does, without the sign of percent."""
+    return decimal(100 * value, None if se is None else 100 * se, digits=3, least=5e-4)
 
 
 def correlation(value: float) -> str:
