@@ -46,7 +46,8 @@ class TensorPlan:
 class GgufStream:
     """A GGUF file being written: the header at once, then the tensors one at a time.
 
-    Peak memory is the caller's one tensor. Use it as a context manager; write to a temporary path and rename.
+    Peak memory is the caller's one tensor, or piece of a tensor. Use it as a context manager; write to a
+    temporary path and rename.
 
     Args:
         path: where to write; an existing file is overwritten.
@@ -63,6 +64,7 @@ class GgufStream:
         self.path = path
         self._plans = list(tensors)
         self._next = 0
+        self._filled = 0
         writer = GGUFWriter(None, arch=str(metadata["general.architecture"].value))
         for key, entry in metadata.items():
             if key != "general.architecture":
@@ -89,29 +91,48 @@ class GgufStream:
             raise file_problem(error, path) from error
 
     def write(self, data: np.ndarray[Any, Any]) -> None:
-        """Write the next planned tensor: C-contiguous data of exactly its bytes, any dtype.
+        """Write the next planned tensor whole: data of exactly its bytes, any dtype.
 
         Raises:
             DiskFull: the disk ran out.
             GgufError: more tensors than planned, or data of another size.
         """
-        if self._next == len(self._plans):
-            raise GgufError("more tensors than planned", where=self.path, expected=len(self._plans))
-        plan = self._plans[self._next]
-        if data.nbytes != plan.n_bytes:
+        if self._next < len(self._plans) and (self._filled or data.nbytes != self._plans[self._next].n_bytes):
+            plan = self._plans[self._next]
             raise GgufError(
                 "tensor data of another size than planned",
                 where=f"{self.path}[{plan.name}]",
                 expected=f"{plan.n_bytes} bytes",
-                found=data.nbytes,
+                found=self._filled + data.nbytes,
+            )
+        self.append(data)
+
+    def append(self, piece: np.ndarray[Any, Any]) -> None:
+        """Write the next piece of the tensor under way; the next tensor begins when its bytes are complete.
+
+        Raises:
+            DiskFull: the disk ran out.
+            GgufError: more tensors than planned, or more data than the tensor holds.
+        """
+        if self._next == len(self._plans):
+            raise GgufError("more tensors than planned", where=self.path, expected=len(self._plans))
+        plan = self._plans[self._next]
+        self._filled += piece.nbytes
+        if self._filled > plan.n_bytes:
+            raise GgufError(
+                "more tensor data than planned",
+                where=f"{self.path}[{plan.name}]",
+                expected=f"{plan.n_bytes} bytes",
+                found=self._filled,
             )
         try:
             # Not ndarray.tofile: its error on a full disk carries no errno.
-            self._file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-            self._pad()
+            self._file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            if self._filled == plan.n_bytes:
+                self._pad()
+                self._next, self._filled = self._next + 1, 0
         except OSError as error:
             raise file_problem(error, self.path) from error
-        self._next += 1
 
     def close(self) -> None:
         """Finish the file.

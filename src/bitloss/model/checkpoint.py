@@ -1,0 +1,182 @@
+"""A model as Hugging Face folders hold it: config.json, safetensors weights, tokenizer files.
+
+Weights are one `model.safetensors` or shards listed by `model.safetensors.index.json`; they are checked when
+opened and mapped, never loaded whole. Pickled weights (`pytorch_model.bin`, `*.pt`, `*.pth`) are refused by
+name and never opened, since loading a pickle can run any code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from bitloss.errors import CheckpointError, FileProblem, UnsupportedError
+from bitloss.model.safetensors import SafetensorsFile, StoredTensor, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Files beside the weights that decide what a conversion writes.
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+)
+
+
+class Checkpoint:
+    """An open HF folder.
+
+    Attributes:
+        folder: the folder.
+        config: config.json.
+        weight_files: the safetensors files, sorted by name.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], parts: Sequence[SafetensorsFile]) -> None:
+        """Use `Checkpoint.open`."""
+        self.folder = folder
+        self.config = config
+        self.weight_files = [part.path for part in parts]
+        self._part_of: dict[str, SafetensorsFile] = {}
+        for part in parts:
+            for name in part.tensors:
+                if name in self._part_of:
+                    raise CheckpointError(
+                        "the same tensor in two files",
+                        where=f"{part.path}[{name}]",
+                        found=f"also in {self._part_of[name].path.name}",
+                    )
+                self._part_of[name] = part
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Open and check a folder; weights are mapped, not read.
+
+        Raises:
+            FileProblem: the folder, config.json or a shard is missing or unreadable.
+            CheckpointError: a file breaks its format, or index and shards disagree.
+            UnsupportedError: only pickled weights, Mistral's own layout, or an unknown dtype.
+        """
+        if not folder.is_dir():
+            raise FileProblem(
+                "no such folder", where=folder, expected="a folder with config.json and safetensors weights"
+            )
+        if not (folder / "config.json").is_file():
+            if (folder / "params.json").is_file():
+                raise UnsupportedError(
+                    "Mistral's own layout (params.json)",
+                    where=folder,
+                    mend="use the folder with config.json of the same model",
+                )
+            raise FileProblem(
+                "no config.json in the folder", where=folder, expected="a Hugging Face model folder"
+            )
+        config = read_json(folder / "config.json")
+        if (folder / INDEX).is_file():
+            parts = _indexed(folder)
+        else:
+            parts = [SafetensorsFile.open(path) for path in _unindexed(folder)]
+        return cls(folder, config, parts)
+
+    @property
+    def architecture(self) -> str:
+        """The class that config.json names ("MistralForCausalLM")."""
+        names = self.config.get("architectures")
+        if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+            raise CheckpointError(
+                "cannot tell the architecture",
+                where=self.folder / "config.json[architectures]",
+                expected="one name",
+                found=str(names)[:80],
+            )
+        return names[0]
+
+    def names(self) -> list[str]:
+        """Names of all tensors: by file, then by name."""
+        return list(self._part_of)
+
+    def info(self, name: str) -> StoredTensor:
+        """Return a tensor's dtype and shape; `CheckpointError` if there is none of that name."""
+        return self._part(name).tensors[name]
+
+    def tensor(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a read-only view of a tensor's data, mapped from disk; bfloat16 as `ml_dtypes.bfloat16`."""
+        return self._part(name).tensor(name)
+
+    def files(self) -> list[Path]:
+        """Every file that decides what a conversion writes, sorted by name."""
+        extra = [self.folder / INDEX, *(self.folder / name for name in _SETTINGS)]
+        return sorted([*self.weight_files, *(path for path in extra if path.is_file())])
+
+    def _part(self, name: str) -> SafetensorsFile:
+        try:
+            return self._part_of[name]
+        except KeyError:
+            raise CheckpointError("no such tensor", where=f"{self.folder}[{name}]") from None
+
+
+def _indexed(folder: Path) -> list[SafetensorsFile]:
+    """Open the shards the index names; refuse other names than plain ones and any disagreement."""
+    where = folder / INDEX
+    listed = read_json(where).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError("no weight_map", where=where)
+    for file in listed.values():
+        # A name with a folder in it could lead anywhere on the disk.
+        if not isinstance(file, str) or re.fullmatch(r"[\w][\w. -]*\.safetensors", file) is None:
+            raise CheckpointError(
+                "the index names no plain safetensors file", where=where, found=repr(file)[:80]
+            )
+    missing = sorted(file for file in set(listed.values()) if not (folder / file).is_file())
+    if missing:
+        raise FileProblem(
+            f"{len(missing)} weight file(s) of the index are missing",
+            where=folder,
+            found=", ".join(missing[:3]),
+        )
+    parts = [SafetensorsFile.open(folder / file) for file in sorted(set(listed.values()))]
+    stored = {(name, part.path.name) for part in parts for name in part.tensors}
+    for name, file in sorted(set(listed.items()) ^ stored):
+        what = (
+            "tensor of the index is not in its file"
+            if (name, file) not in stored
+            else "tensor is not in the index"
+        )
+        raise CheckpointError(what, where=f"{folder / file}[{name}]")
+    return parts
+
+
+def _unindexed(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    names = sorted(path.name for path in folder.iterdir())
+    if any(_SHARD.fullmatch(name) for name in names):
+        raise FileProblem("the index of the weight files is missing", where=folder / INDEX)
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        raise UnsupportedError(
+            "only pickled weights, which can run any code when loaded",
+            where=folder / pickles[0],
+            mend="save the model as safetensors first",
+        )
+    if any(name.startswith("consolidated") and name.endswith(".safetensors") for name in names):
+        raise UnsupportedError(
+            "Mistral's own layout (consolidated.safetensors)",
+            where=folder,
+            mend="use model.safetensors of the same model",
+        )
+    raise FileProblem("no weights in the folder", where=folder, expected=f"{SINGLE} or {INDEX}")

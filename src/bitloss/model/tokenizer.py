@@ -1,0 +1,214 @@
+"""The facts of a byte-level BPE tokenizer.json that a GGUF vocabulary is made of.
+
+llama.cpp has every splitting rule ("pre-tokenizer") built in under a name; a GGUF file only says the name.
+Here it is recognised from the rule itself, so a fine-tune with a changed vocabulary keeps it. (llama.cpp's
+converter tokenizes a test text and looks its hash up, and refuses any vocabulary it has not seen.)
+
+Left out: WordPiece and Unigram; SentencePiece vocabularies are `bitloss.model.sentencepiece`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+
+from bitloss.errors import CheckpointError, UnsupportedError
+from bitloss.model.safetensors import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+# Splitting steps as `_steps` writes them -> llama.cpp's name. To add one: the steps of its tokenizer.json,
+# and a line in the parity test, which tokenizes with llama.cpp under that name and compares.
+PRE_TOKENIZERS: Mapping[tuple[str, ...], str] = {
+    (
+        f"split {_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*"
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        "bytes",
+    ): "tekken",
+    (f"split {_CONTRACTIONS}" + r"|\p{N}{1,3}" + _REST, "bytes"): "llama-bpe",
+    (f"split {_CONTRACTIONS}" + r"|\p{N}" + _REST, "bytes"): "qwen2",
+    ("bytes by GPT-2's rule",): "gpt-2",
+    ("single digits", "bytes by GPT-2's rule"): "smollm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is matched before the text is split.
+
+    Attributes:
+        content: its text. special: a control token. normalized: matched in normalized text.
+    """
+
+    content: str
+    special: bool
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BpeTokenizer:
+    """A byte-level BPE vocabulary.
+
+    Attributes:
+        pre: llama.cpp's name of the splitting rule.
+        tokens: id -> text in byte symbols, added tokens included as they are written.
+        added: id -> added token.
+        merges: "left right", best first.
+        post_processor: tokenizer.json's entry of that name, or an empty mapping.
+        ids: text of an added token -> id.
+    """
+
+    pre: str
+    tokens: Mapping[int, str]
+    added: Mapping[int, AddedToken]
+    merges: tuple[str, ...]
+    post_processor: Mapping[str, Any]
+    ids: Mapping[str, int]
+    _library: tokenizers.Tokenizer
+
+    def written(self, added: AddedToken) -> str:
+        """Return an added token's text as it comes out of encoding and decoding it.
+
+        llama.cpp matches added tokens in the raw text, so those that are matched un-normalized are written in
+        the form they decode to, as llama.cpp's converter does.
+        """
+        if added.normalized:
+            return added.content
+        ids = self._library.encode(added.content, add_special_tokens=False).ids
+        return str(self._library.decode(ids, skip_special_tokens=False))
+
+
+def read_tokenizer(folder: Path) -> BpeTokenizer:
+    """Read `tokenizer.json` of an HF folder.
+
+    Raises:
+        FileProblem: the file is missing or unreadable.
+        CheckpointError: it breaks its format.
+        UnsupportedError: no byte-level BPE, or a splitting rule llama.cpp's name of which is not known.
+    """
+    path = folder / "tokenizer.json"
+    data = read_json(path)
+    try:
+        library = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"not a valid tokenizer ({str(error)[:120]})", where=path) from None
+    model = data.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        found = model.get("type") if isinstance(model, dict) else model
+        raise UnsupportedError(
+            "kind of tokenizer that cannot be converted here",
+            where=path,
+            expected="BPE",
+            found=str(found)[:40],
+        )
+    if model.get("byte_fallback"):
+        raise UnsupportedError(
+            "SentencePiece vocabulary without tokenizer.model",
+            where=path,
+            mend="put the model's tokenizer.model beside it",
+        )
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise UnsupportedError(f"BPE with {key}", where=path, found=str(model[key])[:40])
+    added = _added(path, data.get("added_tokens"))
+    post = data.get("post_processor")
+    return BpeTokenizer(
+        pre=recognise(data, path),
+        tokens=_tokens(path, model.get("vocab"), added),
+        added=added,
+        merges=_merges(path, model.get("merges")),
+        post_processor=post if isinstance(post, dict) else {},
+        ids={token.content: number for number, token in reversed(added.items())},
+        _library=library,
+    )
+
+
+def recognise(data: Mapping[str, Any], where: object) -> str:
+    """Return llama.cpp's name of the splitting rule in a parsed tokenizer.json.
+
+    Raises:
+        UnsupportedError: the rule is not in `PRE_TOKENIZERS`; the message shows it.
+    """
+    normalizer = data.get("normalizer")
+    # NFC is left to the text, as llama.cpp does for the vocabularies that ask for it.
+    if normalizer is not None and not (isinstance(normalizer, dict) and normalizer.get("type") == "NFC"):
+        raise UnsupportedError(
+            "normalizer that llama.cpp does not have", where=where, found=str(normalizer)[:200]
+        )
+    steps = tuple(_steps(data.get("pre_tokenizer")))
+    if steps not in PRE_TOKENIZERS:
+        raise UnsupportedError(
+            "splitting rule (pre-tokenizer) whose llama.cpp name is not known",
+            where=where,
+            found=" ; ".join(steps)[:1500],
+            mend="make a GGUF with llama.cpp's convert_hf_to_gguf.py and give that",
+        )
+    return PRE_TOKENIZERS[steps]
+
+
+def _steps(entry: Any) -> list[str]:
+    """Write a pre_tokenizer entry as a list of words, one per step."""
+    if not isinstance(entry, dict):
+        return ["none"]
+    kind = entry.get("type")
+    if kind == "Sequence" and isinstance(entry.get("pretokenizers"), list):
+        return [step for each in entry["pretokenizers"] for step in _steps(each)]
+    pattern = entry.get("pattern")
+    if (
+        kind == "Split"
+        and isinstance(pattern, dict)
+        and entry.get("behavior") == "Isolated"
+        and not entry.get("invert")
+    ):
+        return [f"split {pattern.get('Regex')}"]
+    if kind == "Digits":
+        return ["single digits" if entry.get("individual_digits") else "digits"]
+    if kind == "ByteLevel" and not entry.get("add_prefix_space"):
+        # Missing means true, in the tokenizers library.
+        return ["bytes by GPT-2's rule" if entry.get("use_regex", True) else "bytes"]
+    return [str(entry)]
+
+
+def _added(path: Path, listed: Any) -> dict[int, AddedToken]:
+    added: dict[int, AddedToken] = {}
+    for entry in listed or []:
+        number, content = entry.get("id"), entry.get("content")
+        if type(number) is not int or not isinstance(content, str) or number < 0 or number in added:
+            raise CheckpointError("bad or repeated added token", where=path, found=str(entry)[:80])
+        added[number] = AddedToken(content, bool(entry.get("special")), bool(entry.get("normalized")))
+    return dict(sorted(added.items()))
+
+
+def _tokens(path: Path, vocab: Any, added: Mapping[int, AddedToken]) -> dict[int, str]:
+    tokens: dict[int, str] = {}
+    if not isinstance(vocab, dict):
+        raise CheckpointError("no vocabulary", where=f"{path}[model.vocab]")
+    for text, number in [*vocab.items(), *((token.content, number) for number, token in added.items())]:
+        if type(number) is not int or number < 0 or tokens.setdefault(number, text) != text:
+            raise CheckpointError(
+                "bad or repeated token id", where=f"{path}[model.vocab]", found=f"{number} for {text!r}"[:80]
+            )
+    return tokens
+
+
+def _merges(path: Path, listed: Any) -> tuple[str, ...]:
+    """Return merges as "left right"; both of tokenizer.json's forms are read."""
+    merges: list[str] = []
+    for entry in listed or []:
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
+            # A space inside a part would be taken for the separator; byte symbols write it as U+0120.
+            merges.append(" ".join(part.replace(" ", "Ġ") for part in entry))
+        elif isinstance(entry, str) and " " in entry:
+            merges.append(entry)
+        else:
+            raise CheckpointError("bad merge", where=f"{path}[model.merges]", found=str(entry)[:80])
+    return tuple(merges)
