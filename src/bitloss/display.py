@@ -49,7 +49,7 @@ def percent(value: float, se: float | None = None) -> str:
 
 
 def percentage_points(value: float, se: float | None = None) -> str:
-    """Format a fraction as :func:`percent` does, without the sign of percent."""
+    """Format a fraction as :func:`percent` does, without its sign."""
     return decimal(100 * value, None if se is None else 100 * se, digits=3, least=5e-4)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from bitloss.display import decimal, duration, probability, size
+from bitloss.display import decimal, duration, percent, probability, size
 from bitloss.records import (
     Candidate,
     Comparison,
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-_METRIC_TITLES = {
-    "kld_mean": "mean KLD",
-    "ppl": "ln PPL",
-    "dp_rms": "mean squared Δp",
-    "same_top": "same top p",
-}
+_METRIC_TITLES = {"kld_mean": "mean KLD", "ln_ppl": "ln PPL", "same_top": "same top p"}
+_PERCENT = {"same_top"}
 _HASH_DIGITS = 12
 
 
@@ -151,12 +147,13 @@ def _what_differs(a: Candidate, b: Candidate) -> str:
 
 def _sentence(comparison: Comparison) -> str:
     name = _METRIC_TITLES.get(comparison.metric, comparison.metric)
+    write = percent if comparison.metric in _PERCENT else decimal
     parts = []
     if comparison.difference is not None:
-        parts.append(f"difference {decimal(comparison.difference)}")
+        parts.append(f"difference {write(comparison.difference)}")
     if comparison.ci95 is not None:
         low, high = comparison.ci95
-        parts.append(f"95 % interval {decimal(low)} to {decimal(high)}")
+        parts.append(f"95 % interval {write(low)} to {write(high)}")
     if comparison.p_holm is not None:
         parts.append(f"p {_equals(probability(comparison.p_holm))} after Holm's correction")
     verdict = "a tie"
@@ -237,6 +234,9 @@ def _share(share: float) -> str:
 # ----------------------------------------------------------------------------------------------- costs
 
 
+_MAKING = ("convert", "imatrix", "quantize")
+
+
 class Twin(NamedTuple):
     """The same type from two routes, and what a comparison said of them."""
 
@@ -268,21 +268,28 @@ def route_costs(costs: Sequence[Cost], twins: Sequence[Twin], *, base: str) -> F
         twins: verdicts on the routes' files against each other.
         base: name of the base; its conversion serves the measurement as well.
 
-    Fires when at least two routes have costs.
+    Counted is what makes files (conversion, importance matrix, quantization), not what measures them. Fires
+    when at least two routes have such costs.
     """
+    making = [cost for cost in costs if cost.kind in _MAKING]
     seconds: dict[str, float] = defaultdict(float)
     n_bytes: dict[str, int] = defaultdict(int)
-    for cost in costs:
+    for cost in making:
         if cost.route is not None:
             seconds[cost.route] += cost.seconds
             n_bytes[cost.route] += cost.bytes
     if len(seconds) < 2:
         return None
+    counted = [kind for kind in _MAKING if any(c.kind == kind and c.route for c in making)]
+    shared = [cost for cost in making if cost.route is None]
     text = "; ".join(f"{r}: {duration(seconds[r])}, {size(n_bytes[r])} on the disk" for r in seconds)
-    text = f"By route (conversion, importance matrix, quantization): {text}."
-    if base in seconds:
+    text = f"By route ({' and '.join(counted)}): {text}."
+    if shared:
+        took = duration(sum(cost.seconds for cost in shared)), size(sum(cost.bytes for cost in shared))
+        text += f" Shared by the routes ({', '.join(c.step for c in shared)}): {took[0]}, {took[1]}."
+    if any(cost.kind == "convert" and cost.route == base for cost in making):
         text += f" The conversion to {base} is counted, though the base needs it in any case."
-    if any(cost.reused and cost.route for cost in costs):
+    if any(cost.reused for cost in making):
         text += " Steps taken over from an earlier run count with the time they took then."
     cross = [twin.verdict for twin in twins if twin.routes <= seconds.keys()]
     told = sum(verdict in {Verdict.BETTER, Verdict.WORSE} for verdict in cross)

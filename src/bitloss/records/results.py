@@ -1,8 +1,8 @@
 """The form of ``results.json``, schema ``bitloss/results@1``: everything a run found out.
 
-Units are natural ones throughout: nats for negative log-likelihoods and divergences, fractions (0..1) for
-probabilities, shares and correlations (so Δp of -0.256 percentage points is -0.00256), bytes, seconds.
-Reports convert; records do not.
+Units: nats for negative log-likelihoods and divergences; fractions (0..1) for Δp, same top, overlaps and
+correlations, so a Δp that llama-perplexity prints as -0.256 % is -0.00256; bytes; seconds. Reports convert;
+records do not.
 
 A record is refused, never repaired: unknown keys, numbers that are not finite, a missing value without a
 reason, a comparison of candidates that are not there. What changes the meaning of a key changes the number
@@ -76,7 +76,7 @@ class Figure(Record):
     """One number with its uncertainty."""
 
     value: float | None
-    """The number in its natural unit; null when it is undefined."""
+    """The number, in its metric's unit; null when it is undefined."""
     se: float | None = Field(default=None, ge=0)
     """Standard error as llama-perplexity prints it, tokens taken as independent; null where not defined."""
     se_clustered: float | None = Field(default=None, ge=0)

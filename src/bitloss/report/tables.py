@@ -91,6 +91,7 @@ TITLES: dict[str, str] = {
     "ln_ppl_ratio": "Mean ln(PPL(Q)/PPL(base))",
     "ppl_ratio": "Mean PPL(Q)/PPL(base)",
     "ppl_difference": "Mean PPL(Q)-PPL(base)",
+    "ln_ppl": "ln(PPL(Q))",
     "kld_mean": "Mean KLD",
     "kld_max": "Maximum KLD",
     **_percentiles("kld", "KLD", _HIGH),
@@ -128,7 +129,7 @@ FOUNDING = (
 
 
 def form_of(metric: str) -> Form:
-    """Return how a metric is written: fractions as percentages, the rest as decimals."""
+    """Return how a metric is written: fractions in percent, the rest as decimals."""
     if metric == "cor_ln_ppl":
         return Form.CORRELATION
     if metric == "nonfinite_tokens":

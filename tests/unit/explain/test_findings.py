@@ -113,9 +113,12 @@ def test_the_verdict_on_a_pair(
 
 def test_metrics_that_disagree(sample_results: Results) -> None:
     a, b = sample_results.candidate("Q4_K_M/f32"), sample_results.candidate("Q4_K_M/f16")
-    finding = same_type_pair(a, b, [comparison(), comparison(metric="dp_rms", verdict="tie")], 10)
+    finding = same_type_pair(
+        a, b, [comparison(), comparison(metric="same_top", verdict="tie", difference=0.0025)], 10
+    )
     assert finding is not None
     assert finding.title.endswith("the verdict depends on the metric")
+    assert "same top p: a tie (difference 0.250 %, " in finding.text
 
 
 def test_a_pair_says_what_was_held_fixed(sample_results: Results) -> None:
@@ -198,6 +201,8 @@ def test_costs_of_two_routes() -> None:
     assert finding is not None
     assert finding.title == "The f32 route took 3.00 times as long as f16"
     assert "f32: 2 min 00 s, 2.00 KiB on the disk; f16: 40.0 s, 1.00 KiB" in finding.text
+    assert finding.text.startswith("By route (convert): f32")
+    assert "Shared by the routes (s): 16 min 39 s, 999 B." in finding.text
     assert "though the base needs it" in finding.text
     assert "show a difference: 0 of 1." in finding.text
     assert "Nothing measured here speaks for the dearer route (f32)." in finding.text
@@ -216,6 +221,15 @@ def test_costs_recommend_nothing_without_comparisons_or_against_them() -> None:
     finding = route_costs([cost("f32", 1, 1), cost("f16", 0, 1)], [], base="f32")
     assert finding is not None
     assert finding.title == "What the routes f32, f16 took"
+
+
+def test_costs_of_measuring_are_not_the_routes() -> None:
+    measured = Cost(step="m", kind="measure", route="f16", seconds=9e9, bytes=1, reused=True)
+    finding = route_costs([cost("f32", 60, 1), cost("f16", 40, 1), measured], [], base="x")
+    assert finding is not None
+    assert finding.title == "The f32 route took 1.50 times as long as f16"
+    assert "Shared" not in finding.text
+    assert "earlier run" not in finding.text
 
 
 def test_costs_are_silent() -> None:

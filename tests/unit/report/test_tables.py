@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from bitloss.divergence.comparison import Metric
+from bitloss.divergence.metrics import token_metrics_reference
+from bitloss.divergence.statistics import summarize
 from bitloss.records import Figure, Results
 from bitloss.report.tables import (
     FOUNDING,
@@ -193,3 +197,18 @@ def test_columns_and_cells_must_agree() -> None:
     cells: Any = (("only one",),)
     with pytest.raises(AssertionError):
         Table(("a", "b"), cells)
+
+
+def test_every_figure_that_is_measured_has_a_title() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(120, 32)).astype(np.float32)
+    candidate = base + rng.normal(scale=0.1, size=base.shape).astype(np.float32)
+    tokens = token_metrics_reference(base, candidate, rng.integers(0, 32, 120, dtype=np.int32))
+    figures = summarize(tokens, np.repeat(np.arange(12), 10))
+    assert set(figures) <= set(TITLES)
+    assert set(FOUNDING) <= set(figures)
+    assert {metric.value for metric in Metric} <= set(TITLES)
+    same_top = 100 * float(np.mean(base.argmax(1) == candidate.argmax(1)))
+    shown = show_figure(figures["same_top"], "same_top", Uncertainty.TOKENS, Notes())
+    assert shown.startswith(f"{same_top:.3f} ± ")
+    assert shown.endswith(" %")
