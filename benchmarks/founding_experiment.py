@@ -17,17 +17,18 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from bitloss.model.gguf import GgufFile
 from llama_tools import figure, run, tool
 from random_checkpoint import Shape, write_checkpoint
-
-from bitloss.model.gguf import GgufFile
 
 TYPES = ("Q8_0", "Q4_K_M")
 SOURCES = ("f32", "f16")
 STEP = 16 / 65535  # of llama.cpp's base file, nats
 
 
-def theirs(work: Path, sources: dict[str, Path], args: argparse.Namespace) -> tuple[dict[str, float], dict[str, str]]:
+def theirs(
+    work: Path, sources: dict[str, Path], args: argparse.Namespace
+) -> tuple[dict[str, float], dict[str, str]]:
     """Run llama.cpp's tools; returns seconds per stage and what llama-perplexity printed for each candidate."""
     seconds: dict[str, float] = defaultdict(float)
     printed: dict[str, str] = {}
@@ -35,7 +36,16 @@ def theirs(work: Path, sources: dict[str, Path], args: argparse.Namespace) -> tu
     for name, source in sources.items():
         matrix = work / f"{name}.imatrix.gguf"
         seconds["imatrix"] += tool(
-            "llama-imatrix", "-m", source, "-f", args.calibration, "-o", matrix, *common, "--chunks", args.chunks
+            "llama-imatrix",
+            "-m",
+            source,
+            "-f",
+            args.calibration,
+            "-o",
+            matrix,
+            *common,
+            "--chunks",
+            args.chunks,
         ).seconds
         for kind in TYPES:
             candidate = work / f"{name}-{kind}.gguf"
@@ -73,7 +83,9 @@ def check(results: dict, printed: dict[str, str]) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="scratch folder; removed and made anew")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True)
@@ -88,12 +100,34 @@ def main() -> None:
     shape = Shape(layers=args.layers, hidden=args.hidden, ff=args.ff, vocab=args.vocab, heads=args.heads)
     model, out = args.work / "model", args.work / "run"
     write_checkpoint(model, shape)
-    print(f"{shape.weights() / 1e6:.1f} million weights, {args.chunks} chunks of {args.ctx}, {args.threads} threads")
+    print(
+        f"{shape.weights() / 1e6:.1f} million weights, {args.chunks} chunks of {args.ctx}, {args.threads} threads"
+    )
     ran = run(
         [
-            *(sys.executable, "-m", "bitloss", "run", model, "--from", ",".join(SOURCES), "--quants", ",".join(TYPES)),
+            *(
+                sys.executable,
+                "-m",
+                "bitloss",
+                "run",
+                model,
+                "--from",
+                ",".join(SOURCES),
+                "--quants",
+                ",".join(TYPES),
+            ),
             *("--text", args.text, "--calibration", args.calibration, "--chunks", args.chunks),
-            *("--imatrix-chunks", args.chunks, "--ctx", args.ctx, "-t", args.threads, "--out", out, "--quiet"),
+            *(
+                "--imatrix-chunks",
+                args.chunks,
+                "--ctx",
+                args.ctx,
+                "-t",
+                args.threads,
+                "--out",
+                out,
+                "--quiet",
+            ),
         ]
     )
     results = json.loads((out / "results.json").read_text())
@@ -107,11 +141,15 @@ def main() -> None:
     for kind in TYPES:
         a, b = (GgufFile.open(args.work / f"{name}-{kind}.gguf").tensors_sha256() for name in SOURCES)
         made = {c["name"]: c["tensors_sha256"] for c in results["candidates"]}
-        print(f"  {kind}: llama.cpp's files of both routes have equal tensors: {a == b}; ours: "
-              f"{made[f'{kind}/f32'] == made[f'{kind}/f16']}")
+        print(
+            f"  {kind}: llama.cpp's files of both routes have equal tensors: {a == b}; ours: "
+            f"{made[f'{kind}/f32'] == made[f'{kind}/f16']}"
+        )
         assert (a == b) == (made[f"{kind}/f32"] == made[f"{kind}/f16"])
     conversion = ours.pop("convert")
-    print(f"{'stage':16s} {'ours s':>9s} {'theirs s':>9s}  ratio   (conversion of both sources, ours: {conversion:.1f} s)")
+    print(
+        f"{'stage':16s} {'ours s':>9s} {'theirs s':>9s}  ratio   (conversion of both sources, ours: {conversion:.1f} s)"
+    )
     for stage in sorted({*ours, *tools}):
         ratio = f"{ours[stage] / tools[stage]:6.2f}" if tools.get(stage) else ""
         print(f"{stage:16s} {ours.get(stage, 0):9.1f} {tools.get(stage, 0):9.1f} {ratio}")

@@ -52,7 +52,9 @@ def tool(name: str, *arguments: object) -> Ran:
     """Run one of llama.cpp's tools."""
     path = SITE / "bin" / name
     if not path.is_file():
-        raise SystemExit(f"{name} is not installed: build llama-cpp-python with the CMAKE_ARGS of pyproject.toml")
+        raise SystemExit(
+            f"{name} is not installed: build llama-cpp-python with the CMAKE_ARGS of pyproject.toml"
+        )
     return run([path, *arguments], env={**os.environ, "LD_LIBRARY_PATH": str(SITE / "lib")})
 
 

@@ -152,7 +152,9 @@ def _tokenizer(n_vocab: int) -> dict[str, object]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     for name, default in (("layers", 15), ("hidden", 768), ("ff", 2048), ("vocab", 32000), ("heads", 12)):

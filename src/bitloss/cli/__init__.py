@@ -15,9 +15,9 @@ from bitloss.errors import BitlossError
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (`bitloss` exits with it)."""
-    from bitloss.cli import experiments, verbs  # experiments adds its verbs to the same app
+    import bitloss.cli.experiments  # adds its verbs to the same app
+    from bitloss.cli import verbs
 
-    assert experiments.app is verbs.app
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

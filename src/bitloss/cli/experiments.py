@@ -80,7 +80,8 @@ def run(
     ctx: Ctx = 512,
     chunks: Chunks = None,
     imatrix_chunks: Annotated[
-        int | None, typer.Option("--imatrix-chunks", min=1, help="Chunks of the calibration text. [default: all]")
+        int | None,
+        typer.Option("--imatrix-chunks", min=1, help="Chunks of the calibration text. [default: all]"),
     ] = None,
     out: OutFolder = None,
     engine: EngineSpec,

@@ -172,7 +172,7 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize a full-precision GGUF with llama.cpp's encoder."""
-    from bitloss.quantize.plan import parse_quant_type
+    from bitloss.quantize.types import parse_quant_type
 
     source = _file(source, "GGUF file")
     names = [parse_quant_type(name).name for name in listed(types, "--types")]

@@ -119,7 +119,7 @@ class TextSource(NamedTuple):
 def output_weight_sha256(file: GgufFile) -> str:
     """Hash of the bytes of the weight that makes logits (``output.weight``, or tied ``token_embd.weight``)."""
     name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
-    return hashlib.sha256(memoryview(file.tensor_bytes(name))).hexdigest()
+    return hashlib.sha256(file.tensor_bytes(name).data).hexdigest()
 
 
 def check_remade_logits(engine: LlamaEngine, layer: OutputLayer, chunk: NDArray[np.int32]) -> float:
@@ -282,7 +282,9 @@ class Base:
             if states.dtype != np.float32 or states.shape != expected:
                 raise BaseError("shard of another shape", where=path, expected=expected, found=states.shape)
             self._loaded = (shard, states)
-        return self._loaded[1][chunk - self._loaded[0].first]
+        shard, states = self._loaded
+        rows: NDArray[np.float32] = states[chunk - shard.first]
+        return rows
 
     @property
     def n_vocab(self) -> int:

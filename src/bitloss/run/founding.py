@@ -8,7 +8,7 @@ from pathlib import Path
 from bitloss.errors import FileProblem, TextError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts, model_sha256
-from bitloss.quantize.plan import parse_quant_type
+from bitloss.quantize.types import parse_quant_type
 from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, write_results
 from bitloss.report.render import write_report
 from bitloss.run.executor import Executor

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from bitloss.divergence.basefile import BaseHeader, read_header
 from bitloss.errors import FileProblem, MismatchError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts
 from bitloss.model.vocabulary import vocabulary_sha256
+from bitloss.quantize.types import QUANT_TYPES
 from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
 from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
@@ -67,7 +70,7 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
         RunFolderError: `out` holds something else.
     """
     files, out = _opened(plan.candidates), plan.out
-    settings = {
+    settings: dict[str, JsonValue] = {
         "base": _base_identity(plan),
         "engine": rounding(plan.engine),
     }
@@ -129,7 +132,7 @@ def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
     return files
 
 
-def _base_identity(plan: Measuring) -> dict[str, str | int | None]:
+def _base_identity(plan: Measuring) -> dict[str, JsonValue]:
     if plan.base.is_dir() or not plan.base.exists():
         header = read_header(plan.base)
         return {"tokens": header.tokens_sha256, "tensors": header.tensors_sha256, "engine": header.engine}
@@ -192,11 +195,10 @@ def _measured(plan: Measuring, path: Path, file: GgufFile, base: _Base, steps: S
 
 def _type_of(file: GgufFile) -> str:
     """Name of ``general.file_type``, as llama-quantize calls it; the commonest tensor type without it."""
-    from bitloss.quantize.plan import quant_type_of_ftype
-
-    named = quant_type_of_ftype(file.value("general.file_type", None))
-    if named is not None:
-        return named
+    ftype = file.value("general.file_type", None)
+    for kind in QUANT_TYPES.values():
+        if kind.ftype == ftype:
+            return kind.name
     sizes: dict[str, int] = {}
     for info in file.tensors.values():
         sizes[info.type_name] = sizes.get(info.type_name, 0) + info.n_elements
