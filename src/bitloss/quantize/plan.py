@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from bitloss.engine.limits import check_limits
 from bitloss.errors import EngineError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile, TensorInfo, tensor_bytes, type_name
 from bitloss.quantize.call import QuantizeCall, TypeRules
@@ -102,9 +103,11 @@ def type_plan(source: GgufFile, rules: TypeRules) -> TypePlan:
         UsageError: a rule that cannot be followed: a pattern that is no pattern or matches nothing, a type
         that
             does not fit the row length of the tensor it is forced on.
+        GgufError: the header has a hyperparameter that would end the process.
         UnsupportedError: llama.cpp plans a type the `gguf` package does not know.
         EngineError: llama.cpp refused the file, or its log was not understood.
     """
+    check_limits(source)
     _check_rules(source, rules)
     log = "".join(QuantizeCall(rules).run(source.path, None))
     return parse_plan(source, log)
