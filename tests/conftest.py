@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 
 from bitloss.records import Figure, Results
@@ -207,3 +212,33 @@ def sample_document() -> dict[str, Any]:
 def sample_results(sample_document: dict[str, Any]) -> Results:
     """Results with the numbers of the founding experiment."""
     return Results.model_validate(sample_document)
+
+
+@pytest.fixture(scope="session")
+def llama_tool() -> Callable[..., str]:
+    """Run a tool of llama.cpp of the installed build: `llama_tool("llama-quantize", *args)` -> what it printed.
+
+    The tools come with llama-cpp-python as this project builds it; without them a parity test fails.
+    """
+    site = Path(llama_cpp.__file__).parent.parent
+
+    def run(name: str, *args: object, check: bool = True) -> str:
+        tool = site / "bin" / name
+        if not tool.is_file():
+            pytest.fail(f"{tool} is missing: install llama-cpp-python with the CMAKE_ARGS of pyproject.toml")
+        env = {**os.environ, "LD_LIBRARY_PATH": str(site / "lib"), "DYLD_LIBRARY_PATH": str(site / "lib")}
+        done = subprocess.run(
+            [tool, *map(str, args)],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            timeout=240,
+        )
+        printed = done.stdout.decode(errors="replace")
+        if check and done.returncode != 0:
+            pytest.fail(f"{name} ended with {done.returncode}:\n{printed[-3000:]}")
+        return printed
+
+    return run

@@ -92,6 +92,7 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
         "ggml_backend_buffer_is_host": (ct.c_bool, [ct.c_void_p]),
         "ggml_commit": (ct.c_char_p, []),
         "ggml_version": (ct.c_char_p, []),
+        "ggml_validate_row_data": (ct.c_bool, [ct.c_int, ct.c_void_p, ct.c_size_t]),
     },
     "ggml-cpu": {
         "ggml_cpu_init": (None, []),

@@ -1,0 +1,1 @@
+"""Quantized GGUF files from a source, an importance matrix and a type plan."""

@@ -1,0 +1,304 @@
+"""Making a candidate: the record, what the file says of its matrix, and every refusal."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitloss.errors import (
+    DiskFull,
+    EngineError,
+    FileProblem,
+    GgufError,
+    ImatrixError,
+    MismatchError,
+    UnsupportedError,
+    UsageError,
+)
+from bitloss.imatrix.file import Imatrix, ImatrixEntry, write_imatrix
+from bitloss.model.gguf import GgufFile
+from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.progress import Progress
+from bitloss.quantize.call import QuantizeCall, TypeRules
+from bitloss.quantize.plan import type_plan
+from bitloss.quantize.quantize import QuantizeSpec, candidate_name, quantize
+from bitloss.quantize.verify import verify_candidate
+from bitloss.store import sha256_file
+
+SHAPE = RandomShape(n_embd=256, n_head=2, n_head_kv=1, head_dim=128, n_ff=256, n_layer=1, n_vocab=300)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_gguf(tmp_path_factory.mktemp("source") / "model-f32.gguf", SHAPE, dtype="f32")
+
+
+def matrix(source: Path, *, skip: str = "-", widen: str = "-", extra: str | None = None) -> Imatrix:
+    """A made-up matrix of the layers of `source`."""
+    entries = {}
+    for name, info in GgufFile.open(source).tensors.items():
+        if name.startswith("blk.") and "norm" not in name and skip not in name:
+            n_in = info.shape[0] + (widen in name)
+            entries[name] = ImatrixEntry(1 + np.arange(n_in, dtype=np.float64)[np.newaxis], np.array([64.0]))
+    if extra:
+        entries[extra] = ImatrixEntry(np.ones((1, 256)), np.array([64.0]))
+    return Imatrix(entries, 2, 32, ("secret/folder/text.txt",))
+
+
+def only(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_record(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / candidate_name(source, "q4_k")
+    told: list[Progress] = []
+    made = quantize(QuantizeSpec(source, "q4_k", out), told.append)
+    file = GgufFile.open(out)
+    assert out.name == "model-f32-Q4_K_M.gguf"
+    assert only(out.parent) == [out.name]
+    assert (made.type, made.out, made.bytes) == ("Q4_K_M", out, out.stat().st_size)
+    assert made.sha256 == sha256_file(out)
+    assert made.tensors_sha256 == file.tensors_sha256()
+    assert made.bits_per_weight == file.bits_per_weight()
+    assert made.type_counts == {"F32": 3, "Q4_K": 6, "Q6_K": 3}
+    assert (made.n_fallback, made.without_imatrix) == (0, ())
+    assert made.seconds > 0
+    assert made.as_json()["out"] == out.name
+    counted = [step.done for step in told if step.stage == "quantize Q4_K_M"]
+    assert counted == list(range(len(file.tensors)))
+    assert {step.total for step in told if step.stage == "quantize Q4_K_M"} == {len(file.tensors)}
+    assert told[-1].stage.startswith("hash")
+
+
+def test_what_the_file_says_of_its_matrix(source: Path, tmp_path: Path) -> None:
+    imatrix = tmp_path / "private" / "model.imatrix.gguf"
+    write_imatrix(matrix(source, skip="attn_k"), imatrix)
+    made = quantize(QuantizeSpec(source, "Q4_K_M", tmp_path / "a.gguf", imatrix=imatrix))
+    file = GgufFile.open(tmp_path / "a.gguf")
+    assert file.text("quantize.imatrix.file") == f"model.imatrix.gguf (sha256:{sha256_file(imatrix)[:16]})"
+    assert file.text("quantize.imatrix.dataset") == "text.txt"
+    assert file.integer("quantize.imatrix.entries_count") == 6
+    assert file.integer("quantize.imatrix.chunks_count") == 2
+    content = (tmp_path / "a.gguf").read_bytes()
+    assert b"private" not in content
+    assert b"secret" not in content
+    assert set(made.without_imatrix) == {"blk.0.attn_k.weight", "token_embd.weight", "output.weight"}
+
+
+def test_a_long_name_keeps_its_hash(source: Path, tmp_path: Path) -> None:
+    imatrix = tmp_path / ("ä" * 100 + ".gguf")
+    write_imatrix(matrix(source), imatrix)
+    quantize(QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf", imatrix=imatrix))
+    said = GgufFile.open(tmp_path / "a.gguf").text("quantize.imatrix.file")
+    assert said == "ä" * 50 + f" (sha256:{sha256_file(imatrix)[:16]})"
+    assert len(said.encode()) <= 127
+
+
+def test_q8_0_ignores_the_matrix_and_q4_k_does_not(source: Path, tmp_path: Path) -> None:
+    imatrix = tmp_path / "m.gguf"
+    write_imatrix(matrix(source), imatrix)
+    hashes = {
+        (kind, with_matrix): quantize(
+            QuantizeSpec(source, kind, tmp_path / "a.gguf", imatrix=imatrix if with_matrix else None)
+        ).tensors_sha256
+        for kind in ("Q8_0", "Q4_K_M")
+        for with_matrix in (False, True)
+    }
+    assert hashes["Q8_0", False] == hashes["Q8_0", True]
+    assert hashes["Q4_K_M", False] != hashes["Q4_K_M", True]
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "F32"])
+def test_plain_types(source: Path, tmp_path: Path, kind: str) -> None:
+    made = quantize(QuantizeSpec(source, kind, tmp_path / "a.gguf"))
+    assert made.type_counts == ({"F32": 12} if kind == "F32" else {kind: 9, "F32": 3})
+
+
+def test_a_quantized_source(source: Path, tmp_path: Path) -> None:
+    quantize(QuantizeSpec(source, "Q8_0", tmp_path / "q8.gguf"))
+    spec = QuantizeSpec(tmp_path / "q8.gguf", "Q4_0", tmp_path / "q4.gguf")
+    with pytest.raises(
+        UnsupportedError, match=r"q8\.gguf\[.*weight\]: the source is quantized already: .*found Q8_0"
+    ):
+        quantize(spec)
+    assert only(tmp_path) == ["q8.gguf"]
+    again = QuantizeSpec(spec.source, spec.type, spec.out, allow_requantize=True)
+    assert quantize(again).type_counts["Q4_0"] == 8
+
+
+def test_a_matrix_of_another_model(source: Path, tmp_path: Path) -> None:
+    imatrix, out = tmp_path / "m.gguf", tmp_path / "a.gguf"
+    cases = {
+        r"1 of 8 weights unknown, the first is blk\.7\.attn_q\.weight": matrix(
+            source, extra="blk.7.attn_q.weight"
+        ),
+        r"\[blk\.0\.ffn_down\.weight\].*expected 256 values, found 257": matrix(source, widen="ffn_down"),
+    }
+    for words, wrong in cases.items():
+        write_imatrix(wrong, imatrix)
+        with pytest.raises(MismatchError, match=f"importance matrix of another model.*{words}|{words}"):
+            quantize(QuantizeSpec(source, "Q4_K_M", out, imatrix=imatrix))
+    assert only(tmp_path) == ["m.gguf"]
+
+
+def test_types_that_need_weights(source: Path, tmp_path: Path) -> None:
+    out, imatrix = tmp_path / "a.gguf", tmp_path / "m.gguf"
+    with pytest.raises(
+        UnsupportedError, match=r"\[blk\.0\.attn_k\.weight\]: IQ2_XS is garbage without.*bitloss imatrix"
+    ):
+        quantize(QuantizeSpec(source, "IQ2_XS", out))
+    with pytest.raises(UnsupportedError, match="Q2_K is garbage"):
+        quantize(QuantizeSpec(source, "Q2_K_S", out))
+    write_imatrix(matrix(source, skip="ffn_up"), imatrix)
+    with pytest.raises(
+        UnsupportedError, match=r"\[blk\.0\.ffn_up\.weight\].*expected weights for this tensor in .*m\.gguf"
+    ):
+        quantize(QuantizeSpec(source, "IQ3_XXS", out, imatrix=imatrix))
+    # ggml ends the process when the table has no weights for such a type.
+    write_imatrix(matrix(source), imatrix)
+    for forced in ({"pure": True}, {"token_embedding_type": "IQ1_S"}, {"output_tensor_type": "IQ2_XXS"}):
+        with pytest.raises(UnsupportedError, match="is garbage without an importance matrix"):
+            quantize(QuantizeSpec(source, "IQ2_XS", out, imatrix=imatrix, **forced))
+    assert only(tmp_path) == ["m.gguf"]
+
+
+def test_wrong_use(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+    cases = [
+        (QuantizeSpec(source, "Q4_KM", out), "Did you mean Q4_K_M"),
+        (QuantizeSpec(source, "Q4_0", source), "would replace its source"),
+        (QuantizeSpec(source, "Q4_0", out, threads=-1), "impossible number of threads"),
+        (QuantizeSpec(source, "F16", out, tensor_types=(("attn", "Q8_0"),)), "need a quantized file type"),
+        (QuantizeSpec(source, "Q4_0", out, tensor_types=(("attn", "Q8"),)), "unknown tensor type"),
+        (QuantizeSpec(source, "Q4_0", out, tensor_types=(("a\0b|attn", "Q8_0"),)), "a zero byte"),
+    ]
+    for spec, words in cases:
+        with pytest.raises(UsageError, match=words):
+            quantize(spec)
+    assert only(tmp_path) == []
+
+
+def test_missing_and_damaged_inputs(source: Path, tmp_path: Path) -> None:
+    out, bad = tmp_path / "a.gguf", tmp_path / "bad.gguf"
+    with pytest.raises(FileProblem, match=r"none\.gguf"):
+        quantize(QuantizeSpec(tmp_path / "none.gguf", "Q4_0", out))
+    with pytest.raises(FileProblem, match=r"none\.dat"):
+        quantize(QuantizeSpec(source, "Q4_0", out, imatrix=tmp_path / "none.dat"))
+    bad.write_bytes(source.read_bytes()[:-100])
+    with pytest.raises(GgufError, match=r"bad\.gguf"):
+        quantize(QuantizeSpec(bad, "Q4_0", out))
+    write_imatrix(matrix(source), bad)
+    content = bytearray(bad.read_bytes())
+    content[-1024:-1020] = np.float32(np.nan).tobytes()
+    bad.write_bytes(content)
+    with pytest.raises(ImatrixError, match="impossible sum"):
+        quantize(QuantizeSpec(source, "Q4_0", out, imatrix=bad))
+    assert only(tmp_path) == ["bad.gguf"]
+
+
+def test_a_source_with_a_nan_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "nan.gguf"
+    shutil.copy(source, bad)
+    info = GgufFile.open(source).tensors["blk.0.ffn_up.weight"]
+    with bad.open("r+b") as file:
+        file.seek(info.offset + 400)
+        file.write(np.float32(np.nan).tobytes())
+    with pytest.raises(EngineError, match=r"nan\.gguf.*tensor 'blk\.0\.ffn_up\.weight' has invalid data"):
+        quantize(QuantizeSpec(bad, "Q4_K_M", tmp_path / "a.gguf"))
+    assert only(tmp_path) == ["nan.gguf"]
+
+
+def test_not_enough_space_is_told_before_writing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(DiskFull, match=r"a\.gguf: not enough space: expected 0\.\d MB free, found 0\.0 MB"):
+        quantize(QuantizeSpec(source, "Q8_0", tmp_path / "new" / "a.gguf"))
+    assert only(tmp_path) == []
+
+
+CHILD = """
+import resource, signal, sys
+from pathlib import Path
+from bitloss.errors import BitlossError
+from bitloss.quantize.quantize import QuantizeSpec, quantize
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    quantize(QuantizeSpec(Path(sys.argv[1]), "Q8_0", Path(sys.argv[2])))
+except BitlossError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 100_000, 400_000])
+def test_a_file_that_cannot_grow_is_noticed(source: Path, tmp_path: Path, limit: int) -> None:
+    """llama.cpp does not look whether its writes succeed; a limit on the file size stands for a full disk."""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    out = tmp_path / "a.gguf"
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, source, out, str(limit)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("EngineError"), done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert only(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    left = iter([10**9, 0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, next(left)))
+
+    run = QuantizeCall.run
+
+    def half_written(
+        call: QuantizeCall, source: Path, out: Path | None, listener: object = None
+    ) -> list[str]:
+        if out is None:
+            return run(call, source, None)
+        out.write_bytes(b"GGUF")
+        return []
+
+    monkeypatch.setattr(QuantizeCall, "run", half_written)
+    with pytest.raises(DiskFull, match="not enough space"):
+        quantize(QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf"))
+    assert only(tmp_path) == []
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    def stop(step: Progress) -> None:
+        if step.stage.startswith("quantize") and step.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf"), stop)
+    assert only(tmp_path) == []
+
+
+def test_a_damaged_scale_is_found(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+    quantize(QuantizeSpec(source, "Q8_0", out))
+    name = "blk.0.ffn_up.weight"
+    info = GgufFile.open(out).tensors[name]
+    plan = type_plan(GgufFile.open(source), TypeRules(7))
+    assert verify_candidate(out, out, plan).size == out.stat().st_size
+    with out.open("r+b") as file:
+        file.seek(info.offset + 34 * 10)
+        file.write(np.float16(np.inf).tobytes())
+    with pytest.raises(EngineError, match=rf"a\.gguf\[{name}\]: a value or a block's scale is not finite"):
+        verify_candidate(out, out, plan)
+    with pytest.raises(EngineError, match="another tensor than planned"):
+        verify_candidate(source, out, plan)
+    other = random_gguf(tmp_path / "other.gguf", RandomShape())
+    with pytest.raises(EngineError, match="other tensors than planned"):
+        verify_candidate(other, out, plan)
