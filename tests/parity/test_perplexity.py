@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitloss.quantize.quantize import QuantizeSpec, quantize
 
 from bitloss.divergence.basefile import Base, TextSource, write_base
 from bitloss.divergence.measure import TokenTable, measure
@@ -26,6 +25,7 @@ from bitloss.engine.llama import LlamaEngine
 from bitloss.imatrix.collect import collect_imatrix
 from bitloss.imatrix.file import read_imatrix, write_imatrix
 from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.quantize.quantize import QuantizeSpec, quantize
 from bitloss.records import Figure
 
 pytestmark = pytest.mark.parity

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import sys
 
-import click
+import typer
+from typer.exceptions import TyperException
 
 from bitloss.errors import BitlossError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (`bitloss` exits with it)."""
-    import bitloss.cli.experiments  # adds its verbs to the same app
-    from bitloss.cli import verbs
+    from bitloss.cli import experiments, verbs
 
+    assert experiments.app is verbs.app  # both add their verbs to the same app
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -27,12 +28,13 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         return leave.exit_code
-    except click.ClickException as error:
-        return _fail(f"{error.format_message()} (see bitloss --help)", 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; finished steps are kept", 130)
+    except TyperException as failure:
+        said = getattr(failure, "format_message", lambda: "")()
+        return _fail(f"{said} (see bitloss --help)" if said else "see bitloss --help", 2)
     except BrokenPipeError:
         return 1
     return code if isinstance(code, int) else 0

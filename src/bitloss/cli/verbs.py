@@ -70,14 +70,14 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Convert a model folder to GGUF at F32, F16, BF16, in one read."""
-    from bitloss.convert.convert import source_types
-    from bitloss.model.source import model_sha256
-
-    types = source_types(listed(to, "--to"))
+    types = listed(to, "--to")
+    for kind in types:
+        if kind not in ("f32", "f16", "bf16"):
+            raise UsageError("unknown precision", where="--to", expected="f32, f16, bf16", found=kind)
     step = ConvertStep(
         model=model.resolve(),
-        model_sha256=model_sha256(model),
-        types=tuple(t.value for t in types),
+        model_sha256="",
+        types=types,
         out=out.resolve(),
         name=name,
     )

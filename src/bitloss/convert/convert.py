@@ -30,7 +30,7 @@ from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile, GgufType, GgufValue
 from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.progress import Progress, ProgressCallback, silent
-from bitloss.store import atomic_path, atomic_write_text, content_key, sha256_file
+from bitloss.store import atomic_path, atomic_write_text, sha256_file
 
 if TYPE_CHECKING:
     from bitloss.convert.families import Dimensions
@@ -94,16 +94,6 @@ class Conversion(_Record):
 def source_path(out_dir: Path, name: str, kind: str) -> Path:
     """Return where `convert` writes the file of a type ("f16")."""
     return out_dir / f"{name}-{kind}.gguf"
-
-
-def model_sha256(model: Path) -> str:
-    """Return one hash over every file of an HF folder that decides what a conversion writes.
-
-    Raises:
-        as `Checkpoint.open`.
-    """
-    files = Checkpoint.open(model).files()
-    return content_key("checkpoint", {file.name: sha256_file(file) for file in files})
 
 
 def convert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +10,6 @@ from typing import NamedTuple
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.store import content_key, sha256_file
-
-_READ_BY_CONVERSION = ("*.json", "*.safetensors", "*.model", "*.jinja")
 
 
 class ModelFacts(NamedTuple):
@@ -30,11 +29,16 @@ class ModelFacts(NamedTuple):
 
 
 def model_sha256(model: Path) -> str:
-    """Hash of a model's content: the file's, or over the files of the folder that a conversion reads."""
+    """Hash of a model's content: the file's, or over every file of the folder that decides a conversion.
+
+    Raises:
+        FileProblem, CheckpointError, UnsupportedError: as `Checkpoint.open`.
+    """
     if model.is_file():
         return sha256_file(model)
-    files = sorted(path for pattern in _READ_BY_CONVERSION for path in model.glob(pattern) if path.is_file())
-    return content_key("model", {path.name: sha256_file(path) for path in files})
+    return content_key(
+        "checkpoint", {file.name: sha256_file(file) for file in Checkpoint.open(model).files()}
+    )
 
 
 def model_facts(model: Path, source: Path) -> ModelFacts:
@@ -54,9 +58,6 @@ def model_facts(model: Path, source: Path) -> ModelFacts:
     checkpoint = Checkpoint.open(model)
     dtypes: Counter[str] = Counter()
     for name in checkpoint.names():
-        dtype, shape = checkpoint.info(name)
-        size = 1
-        for n in shape:
-            size *= n
-        dtypes[dtype] += size
+        stored = checkpoint.info(name)
+        dtypes[stored.dtype] += math.prod(stored.shape)
     return ModelFacts(model.name, checkpoint.architecture, parameters, dtypes.most_common(1)[0][0])
