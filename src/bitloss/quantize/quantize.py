@@ -7,6 +7,8 @@ same library makes them. Different on purpose from that tool:
 - What the tool only logs is an error here: an importance matrix whose weights or widths are not the model's,
   a pattern that matches no tensor. What ends the tool's process (GGML_ASSERT) is found before.
 - Patterns of tensor types are taken as they are; the tool turns them to lower case.
+- A source of another alignment than 32 bytes gives a candidate of alignment 32; what the tool writes is refused
+  or read as garbage, as it keeps the key and aligns to 32 all the same.
 - The candidate appears under its name when it is complete and checked, and not at all otherwise.
 
 Peak memory: the tensor at hand, at most 1 GiB of it, beside pages of source and candidate the system may
@@ -28,7 +30,7 @@ from bitloss.engine.llama import usable_cores
 from bitloss.errors import BitlossError, DiskFull, EngineError, MismatchError, UnsupportedError, UsageError
 from bitloss.imatrix.file import Imatrix, quantize_weights, read_imatrix
 from bitloss.imatrix.matrix import file_name
-from bitloss.model.gguf import GgufFile, type_name
+from bitloss.model.gguf import DEFAULT_ALIGNMENT, GgufFile, type_name
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize.call import QuantizeCall, TypeRules, cut_utf8
 from bitloss.quantize.plan import TypePlan, type_plan
@@ -147,7 +149,10 @@ def quantize(spec: QuantizeSpec, progress: ProgressCallback = silent) -> Quantiz
     call = QuantizeCall(
         rules,
         weights,
-        _imatrix_keys(spec.imatrix, imatrix) if spec.imatrix and imatrix else (),
+        [
+            *_alignment_key(source),
+            *(_imatrix_keys(spec.imatrix, imatrix) if spec.imatrix and imatrix else ()),
+        ],
         spec.threads or usable_cores(),
         spec.allow_requantize,
     )
@@ -155,7 +160,8 @@ def quantize(spec: QuantizeSpec, progress: ProgressCallback = silent) -> Quantiz
     with atomic_path(spec.out) as partial:
         try:
             call.run(spec.source, partial, _Counter(stage, progress))
-            candidate = verify_candidate(partial, spec.out, plan, progress)
+            progress(Progress(stage, len(plan.tensors), len(plan.tensors), "tensors"))
+            candidate = verify_candidate(partial, spec.out, source, plan, progress)
         except EngineError as error:
             raise _explained(error, spec.out, partial, plan) from error
         tensors_sha256 = candidate.tensors_sha256(progress)
@@ -286,6 +292,11 @@ def _disk_full(out: Path, needed: int, free: int) -> DiskFull:
         found=f"{free / 1e6:.1f} MB",
         mend="free some space or choose a folder on another disk; nothing half-written was left",
     )
+
+
+def _alignment_key(source: GgufFile) -> list[tuple[str, int | str]]:
+    # llama.cpp copies the key but places data and tensors by 32: read by the key they are elsewhere.
+    return [] if source.alignment == DEFAULT_ALIGNMENT else [("general.alignment", DEFAULT_ALIGNMENT)]
 
 
 def _imatrix_keys(path: Path, imatrix: Imatrix) -> list[tuple[str, int | str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss.engine.ggml import ggml
@@ -20,13 +21,17 @@ _PIECE_BYTES = 64 << 20
 
 
 def verify_candidate(
-    path: Path, shown: Path, plan: TypePlan, progress: ProgressCallback = silent
+    path: Path, shown: Path, source: GgufFile, plan: TypePlan, progress: ProgressCallback = silent
 ) -> GgufFile:
-    """Open a candidate and compare it with its plan: names, types, shapes; let ggml check every block.
+    """Open a candidate and compare it with its plan.
+
+    Names, types and shapes must be as planned, copied tensors equal the source's bytes, and ggml find every block
+    of the others valid.
 
     Args:
         path: where it lies now.
         shown: the name to use in messages.
+        source: what it was made from.
         plan: what it should be.
         progress: told after every tensor.
 
@@ -58,6 +63,9 @@ def verify_candidate(
                 expected=wanted,
                 found=(info.type_name, list(info.shape)),
             )
+        # Also shows that the file is read where it was written: norms are copied in every model.
+        if planned.is_copied and not np.array_equal(file.tensor_bytes(name), source.tensor_bytes(name)):
+            raise EngineError("a copied tensor differs from the source's", where=f"{shown}[{name}]")
         if not _is_valid(file, info):
             raise EngineError(
                 "a value or a block's scale is not finite", where=f"{shown}[{name}]", found=info.type_name

@@ -23,7 +23,8 @@ from bitloss.errors import (
     UsageError,
 )
 from bitloss.imatrix.file import Imatrix, ImatrixEntry, write_imatrix
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf import GgufFile, GgufType, GgufValue
+from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.model.random_model import RandomShape, random_gguf
 from bitloss.progress import Progress
 from bitloss.quantize.call import QuantizeCall, TypeRules
@@ -72,7 +73,7 @@ def test_the_record(source: Path, tmp_path: Path) -> None:
     assert made.seconds > 0
     assert made.as_json()["out"] == out.name
     counted = [step.done for step in told if step.stage == "quantize Q4_K_M"]
-    assert counted == list(range(len(file.tensors)))
+    assert counted == list(range(len(file.tensors) + 1))
     assert {step.total for step in told if step.stage == "quantize Q4_K_M"} == {len(file.tensors)}
     assert told[-1].stage.startswith("hash")
 
@@ -185,6 +186,24 @@ def test_wrong_use(source: Path, tmp_path: Path) -> None:
     assert only(tmp_path) == []
 
 
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_a_source_of_another_alignment(tmp_path: Path, alignment: int) -> None:
+    """llama.cpp copies the key and aligns to 32 all the same."""
+    shape = RandomShape(n_embd=60, n_ff=90, n_head=3, n_head_kv=1, head_dim=10, n_layer=1)
+    plain = GgufFile.open(random_gguf(tmp_path / "plain.gguf", shape))
+    metadata = {**plain.metadata, "general.alignment": GgufValue(GgufType.UINT32, alignment)}
+    plans = [TensorPlan(info.name, info.shape, info.ggml_type) for info in plain.tensors.values()]
+    with GgufStream(tmp_path / "aligned.gguf", metadata, plans) as stream:
+        for name in plain.tensors:
+            stream.write(plain.tensor_bytes(name))
+    made = [
+        quantize(QuantizeSpec(tmp_path / f"{name}.gguf", "Q8_0", tmp_path / "a.gguf"))
+        for name in ("plain", "aligned")
+    ]
+    assert made[0].tensors_sha256 == made[1].tensors_sha256
+    assert GgufFile.open(tmp_path / "a.gguf").alignment == 32
+
+
 def test_missing_and_damaged_inputs(source: Path, tmp_path: Path) -> None:
     out, bad = tmp_path / "a.gguf", tmp_path / "bad.gguf"
     with pytest.raises(FileProblem, match=r"none\.gguf"):
@@ -291,14 +310,25 @@ def test_a_damaged_scale_is_found(source: Path, tmp_path: Path) -> None:
     name = "blk.0.ffn_up.weight"
     info = GgufFile.open(out).tensors[name]
     plan = type_plan(GgufFile.open(source), TypeRules(7))
-    assert verify_candidate(out, out, plan).size == out.stat().st_size
+    assert verify_candidate(out, out, GgufFile.open(source), plan).size == out.stat().st_size
     with out.open("r+b") as file:
         file.seek(info.offset + 34 * 10)
         file.write(np.float16(np.inf).tobytes())
     with pytest.raises(EngineError, match=rf"a\.gguf\[{name}\]: a value or a block's scale is not finite"):
-        verify_candidate(out, out, plan)
+        verify_candidate(out, out, GgufFile.open(source), plan)
     with pytest.raises(EngineError, match="another tensor than planned"):
-        verify_candidate(source, out, plan)
+        verify_candidate(source, out, GgufFile.open(source), plan)
     other = random_gguf(tmp_path / "other.gguf", RandomShape())
     with pytest.raises(EngineError, match="other tensors than planned"):
-        verify_candidate(other, out, plan)
+        verify_candidate(other, out, GgufFile.open(source), plan)
+
+
+def test_a_copied_tensor_that_changed_is_found(source: Path, tmp_path: Path) -> None:
+    out, name = tmp_path / "a.gguf", "blk.0.attn_norm.weight"
+    quantize(QuantizeSpec(source, "Q8_0", out))
+    file = GgufFile.open(source)
+    with out.open("r+b") as stream:
+        stream.seek(GgufFile.open(out).tensors[name].offset)
+        stream.write(np.float32(1.5).tobytes())
+    with pytest.raises(EngineError, match=rf"\[{name}\]: a copied tensor differs from the source's"):
+        verify_candidate(out, out, file, type_plan(file, TypeRules(7)))
