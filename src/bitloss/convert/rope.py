@@ -83,7 +83,8 @@ def llama3_factors(
 
     With wavelength w = 2 pi theta^(2i / head) and original context L: 1 where w < L / high, `factor` where
     w > L / low, and between them 1 / ((1 - s) / factor + s) with s = (L / w - low) / (high - low).
-    Computed in float32, as llama.cpp's converter does.
+    Computed in float32, as llama.cpp's converter does: equal to it bit for bit for published settings (theta
+    10000 and 500000 with heads of 64 or 128), within 5 units in the last place for any.
     """
     factor, low = _number(given, "factor", 8.0), _number(given, "low_freq_factor", 1.0)
     high = _number(given, "high_freq_factor", 4.0)

@@ -33,7 +33,7 @@ _TYPES: dict[str, tuple[GGMLQuantizationType, int, Any]] = {
     "f16": (GGMLQuantizationType.F16, 1, np.float16),
     "bf16": (GGMLQuantizationType.BF16, 32, ml_dtypes.bfloat16),
 }
-_SPECIALS = ("<unk>", "<s>", "</s>")
+SPECIALS = ("<unk>", "<s>", "</s>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,20 +180,9 @@ def _hyperparameters(s: RandomShape) -> dict[str, GgufValue]:
 
 
 def _vocabulary(n_vocab: int) -> dict[str, GgufValue]:
-    letters = ["Ġ", *"etaoinshrdlucmfwypvbgkjqxz"]
-    fillers: list[str] = []
-    merges: list[str] = []
-    wanted = n_vocab - len(_SPECIALS) - 256
-    # Every string arises once, from its prefix and its last letter, so no two merges give the same token.
-    level = letters
-    while len(fillers) < wanted:
-        pairs = [(prefix, last) for prefix in level for last in letters][: wanted - len(fillers)]
-        merges += [f"{prefix} {last}" for prefix, last in pairs]
-        level = [prefix + last for prefix, last in pairs]
-        fillers += level
-    tokens = [*_SPECIALS, *byte_symbols(), *fillers]
+    tokens, merges = synthetic_bpe(n_vocab)
     control, normal = 3, 1
-    types = np.array([control] * len(_SPECIALS) + [normal] * (256 + wanted), dtype=np.int32)
+    types = np.array([control] * len(SPECIALS) + [normal] * (n_vocab - len(SPECIALS)), dtype=np.int32)
     return {
         "tokenizer.ggml.model": _text("gpt2"),
         "tokenizer.ggml.pre": _text("tekken"),
@@ -207,6 +196,22 @@ def _vocabulary(n_vocab: int) -> dict[str, GgufValue]:
         "tokenizer.ggml.add_bos_token": GgufValue(GgufType.BOOL, True),
         "tokenizer.ggml.add_eos_token": GgufValue(GgufType.BOOL, False),
     }
+
+
+def synthetic_bpe(n_vocab: int) -> tuple[list[str], list[str]]:
+    """Return (tokens, merges) of the vocabulary described above, for `n_vocab` of at least 259."""
+    letters = ["Ġ", *"etaoinshrdlucmfwypvbgkjqxz"]
+    fillers: list[str] = []
+    merges: list[str] = []
+    wanted = n_vocab - len(SPECIALS) - 256
+    # Every string arises once, from its prefix and its last letter, so no two merges give the same token.
+    level = letters
+    while len(fillers) < wanted:
+        pairs = [(prefix, last) for prefix in level for last in letters][: wanted - len(fillers)]
+        merges += [f"{prefix} {last}" for prefix, last in pairs]
+        level = [prefix + last for prefix, last in pairs]
+        fillers += level
+    return [*SPECIALS, *byte_symbols(), *fillers], merges
 
 
 def byte_symbols() -> list[str]:
