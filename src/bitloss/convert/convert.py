@@ -31,6 +31,7 @@ from bitloss.model.gguf import GgufFile, GgufType, GgufValue
 from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, sha256_file
+from bitloss.store.atomic import explained
 
 if TYPE_CHECKING:
     from bitloss.convert.families import Dimensions
@@ -127,7 +128,7 @@ def convert(
     begun = time.monotonic()
     types = tuple(dict.fromkeys(types))
     name = model.resolve().name if name is None else name
-    if not types or not name or Path(name).name != name:
+    if not types or not name.isprintable() or not name or Path(name).name != name:
         raise UsageError(
             "nothing to write",
             expected="at least one type and a plain name",
@@ -136,7 +137,8 @@ def convert(
     checkpoint = Checkpoint.open(model)
     work = _Work.of(checkpoint, name)
     targets = {kind: source_path(out_dir, name, kind) for kind in types}
-    out_dir.mkdir(parents=True, exist_ok=True)
+    with explained(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
     work.refuse_too_little_room(types, out_dir)
     with ExitStack() as stack:
         partial = {kind: stack.enter_context(atomic_path(path)) for kind, path in targets.items()}

@@ -48,7 +48,7 @@ def rope(config: Mapping[str, Any], head: int) -> Rope:
     if not isinstance(given, dict):
         raise CheckpointError("no JSON object", where="config.json[rope_scaling]", found=str(given)[:60])
     theta = _number({"rope_theta": config.get("rope_theta", 10000.0)} | given, "rope_theta", at_least=1)
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind = str(given.get("rope_type", given.get("type", "default")))
     keys: dict[str, GgufValue] = {}
     factors = None
     if kind == "llama3":
@@ -68,7 +68,7 @@ def rope(config: Mapping[str, Any], head: int) -> Rope:
             "rotary scaling that cannot be converted here",
             where="config.json[rope_scaling]",
             expected="default, linear, yarn, llama3",
-            found=str(kind)[:40],
+            found=kind[:40],
             mend="make a GGUF with llama.cpp's convert_hf_to_gguf.py and give that",
         )
     keys["rope.freq_base"] = _f32(theta)

@@ -16,7 +16,7 @@ from gguf import TokenType
 from bitloss.errors import CheckpointError, UnsupportedError
 from bitloss.model.gguf import GgufType, GgufValue
 from bitloss.model.safetensors import read_json
-from bitloss.model.tokenizer import BpeTokenizer, read_tokenizer
+from bitloss.model.tokenizer import BpeTokenizer, read_tokenizer, written
 
 if TYPE_CHECKING:
     from bitloss.model.checkpoint import Checkpoint
@@ -99,7 +99,7 @@ def _tokens(tokenizer: BpeTokenizer, n_vocab: int, where: str) -> tuple[list[str
             text, kind = f"[PAD{number}]", TokenType.UNUSED
         elif number in tokenizer.added:
             added = tokenizer.added[number]
-            text = tokenizer.written(added)
+            text = written(added)
             if added.special or looks_special(text):
                 kind = TokenType.CONTROL
             else:

@@ -51,16 +51,7 @@ class Checkpoint:
         self.folder = folder
         self.config = config
         self.weight_files = [part.path for part in parts]
-        self._part_of: dict[str, SafetensorsFile] = {}
-        for part in parts:
-            for name in part.tensors:
-                if name in self._part_of:
-                    raise CheckpointError(
-                        "the same tensor in two files",
-                        where=f"{part.path}[{name}]",
-                        found=f"also in {self._part_of[name].path.name}",
-                    )
-                self._part_of[name] = part
+        self._part_of = {name: part for part in parts for name in part.tensors}
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:

@@ -7,6 +7,7 @@ the first and refuses the second); leave such keys out.
 from __future__ import annotations
 
 import contextlib
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +86,12 @@ class GgufStream:
             writer.write_ti_data_to_file()
             self._file = writer.fout[0]
             self._pad()
-        except OSError as error:
+        except (OSError, ValueError, struct.error) as error:
             with contextlib.suppress(OSError):
                 writer.close()
-            raise file_problem(error, path) from error
+            if isinstance(error, OSError):
+                raise file_problem(error, path) from error
+            raise GgufError(f"a value the format cannot hold ({error})", where=path) from None
 
     def write(self, data: np.ndarray[Any, Any]) -> None:
         """Write the next planned tensor whole: data of exactly its bytes, any dtype.

@@ -19,6 +19,7 @@ from gguf import GGMLQuantizationType
 from bitloss.errors import UsageError
 from bitloss.model.gguf import GgufType, GgufValue
 from bitloss.model.gguf_writer import GgufStream, TensorPlan
+from bitloss.model.tokenizer import byte_symbols
 from bitloss.progress import Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -212,16 +213,6 @@ def synthetic_bpe(n_vocab: int) -> tuple[list[str], list[str]]:
         level = [prefix + last for prefix, last in pairs]
         fillers += level
     return [*SPECIALS, *byte_symbols(), *fillers], merges
-
-
-def byte_symbols() -> list[str]:
-    """Return the character by which byte-level BPE writes each byte 0..255 (GPT-2's table).
-
-    Printable Latin-1 bytes stand for themselves, the others for the characters from U+0100 on, in order.
-    """
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in shown else chr(next(hidden)) for byte in range(256)]
 
 
 def _text(value: str) -> GgufValue:

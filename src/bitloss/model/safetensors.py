@@ -137,7 +137,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(raw: bytes, where: object) -> dict[str, Any]:
     """Parse a JSON object; anything else, or a name that occurs twice, is a `CheckpointError`."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        text = raw.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique)
+        if "\\ud" in text.lower():
+            # Half of a surrogate pair is valid JSON but no text: it could not be written anywhere.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"not valid JSON ({str(error)[:120]})", where=where) from None
     if not isinstance(value, dict):

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
-
 from bitloss.errors import CheckpointError, UnsupportedError
 from bitloss.model.safetensors import read_json
 
@@ -73,18 +71,6 @@ class BpeTokenizer:
     merges: tuple[str, ...]
     post_processor: Mapping[str, Any]
     ids: Mapping[str, int]
-    _library: tokenizers.Tokenizer
-
-    def written(self, added: AddedToken) -> str:
-        """Return an added token's text as it comes out of encoding and decoding it.
-
-        llama.cpp matches added tokens in the raw text, so those that are matched un-normalized are written in
-        the form they decode to, as llama.cpp's converter does.
-        """
-        if added.normalized:
-            return added.content
-        ids = self._library.encode(added.content, add_special_tokens=False).ids
-        return str(self._library.decode(ids, skip_special_tokens=False))
 
 
 def read_tokenizer(folder: Path) -> BpeTokenizer:
@@ -97,10 +83,6 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
     """
     path = folder / "tokenizer.json"
     data = read_json(path)
-    try:
-        library = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"not a valid tokenizer ({str(error)[:120]})", where=path) from None
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         found = model.get("type") if isinstance(model, dict) else model
@@ -116,6 +98,9 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
             where=path,
             mend="put the model's tokenizer.model beside it",
         )
+    decoder = data.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise UnsupportedError("BPE that is not byte-level", where=path, found=str(decoder)[:80])
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UnsupportedError(f"BPE with {key}", where=path, found=str(model[key])[:40])
@@ -128,7 +113,6 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
         merges=_merges(path, model.get("merges")),
         post_processor=post if isinstance(post, dict) else {},
         ids={token.content: number for number, token in reversed(added.items())},
-        _library=library,
     )
 
 
@@ -155,6 +139,28 @@ def recognise(data: Mapping[str, Any], where: object) -> str:
     return PRE_TOKENIZERS[steps]
 
 
+def byte_symbols() -> list[str]:
+    """Return the character by which byte-level BPE writes each byte 0..255 (GPT-2's table).
+
+    Printable Latin-1 bytes stand for themselves, the others for the characters from U+0100 on, in order.
+    """
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in shown else chr(next(hidden)) for byte in range(256)]
+
+
+def written(added: AddedToken) -> str:
+    """Return an added token's text as it comes out of encoding and decoding it.
+
+    llama.cpp matches added tokens in the raw text, so those matched un-normalized are written in the form
+    they decode to, as its converter does: a text made of byte symbols only is taken for bytes.
+    """
+    numbers = [_BYTES.get(c) for c in added.content]
+    if added.normalized or None in numbers:
+        return added.content
+    return bytes(number for number in numbers if number is not None).decode("utf-8", errors="replace")
+
+
 def _steps(entry: Any) -> list[str]:
     """Write a pre_tokenizer entry as a list of words, one per step."""
     if not isinstance(entry, dict):
@@ -178,10 +184,13 @@ def _steps(entry: Any) -> list[str]:
     return [str(entry)]
 
 
+_BYTES = {symbol: number for number, symbol in enumerate(byte_symbols())}
+
+
 def _added(path: Path, listed: Any) -> dict[int, AddedToken]:
     added: dict[int, AddedToken] = {}
-    for entry in listed or []:
-        number, content = entry.get("id"), entry.get("content")
+    for entry in _list(path, "added_tokens", listed):
+        number, content = (entry.get("id"), entry.get("content")) if isinstance(entry, dict) else (None, None)
         if type(number) is not int or not isinstance(content, str) or number < 0 or number in added:
             raise CheckpointError("bad or repeated added token", where=path, found=str(entry)[:80])
         added[number] = AddedToken(content, bool(entry.get("special")), bool(entry.get("normalized")))
@@ -203,7 +212,7 @@ def _tokens(path: Path, vocab: Any, added: Mapping[int, AddedToken]) -> dict[int
 def _merges(path: Path, listed: Any) -> tuple[str, ...]:
     """Return merges as "left right"; both of tokenizer.json's forms are read."""
     merges: list[str] = []
-    for entry in listed or []:
+    for entry in _list(path, "model.merges", listed):
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             # A space inside a part would be taken for the separator; byte symbols write it as U+0120.
             merges.append(" ".join(part.replace(" ", "Ġ") for part in entry))
@@ -212,3 +221,11 @@ def _merges(path: Path, listed: Any) -> tuple[str, ...]:
         else:
             raise CheckpointError("bad merge", where=f"{path}[model.merges]", found=str(entry)[:80])
     return tuple(merges)
+
+
+def _list(path: Path, key: str, value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise CheckpointError("not a JSON list", where=f"{path}[{key}]", found=str(value)[:60])
+    return value

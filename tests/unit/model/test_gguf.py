@@ -148,6 +148,9 @@ def test_stream_refuses_wrong_sizes_and_missing_tensors(tmp_path: Path) -> None:
         GgufStream(tmp_path / "a", ARCHITECTURE, []) as out,
     ):
         out.write(np.zeros(2, np.float32))
+    for entry in (GgufValue(GgufType.STRING, "\ud800"), GgufValue(GgufType.UINT8, 256)):
+        with pytest.raises(GgufError, match="a value the format cannot hold"):
+            GgufStream(tmp_path / "a", ARCHITECTURE | {"k": entry}, plans)
     with pytest.raises(FileProblem, match="No such file"):
         GgufStream(tmp_path / "none" / "a", ARCHITECTURE, plans)
 

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from bitloss.convert.cast import SourceType
+from bitloss.convert.convert import Conversion, convert, source_path
+from bitloss.errors import BitlossError, CheckpointError, DiskFull, FileProblem, UnsupportedError, UsageError
+from bitloss.model.checkpoint import Checkpoint
+from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_writer import GgufStream
+from bitloss.model.random_checkpoint import CheckpointOptions, random_checkpoint, write_safetensors
+from bitloss.model.random_model import RandomShape
+from bitloss.progress import Progress
+from bitloss.store import sha256_file
+
+ALL = list(SourceType)
+
+
+def made(tmp_path: Path, options: CheckpointOptions) -> GgufFile:
+    convert(random_checkpoint(tmp_path / "m", options), [SourceType.F32], tmp_path / "out")
+    return GgufFile.open(tmp_path / "out" / "m-f32.gguf")
+
+
+def edit(folder: Path, change: Any) -> None:
+    """Change the tensors of a checkpoint of one file."""
+    checkpoint = Checkpoint.open(folder)
+    tensors = {name: np.array(checkpoint.tensor(name)) for name in checkpoint.names()}
+    del checkpoint
+    change(tensors)
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def test_writes_all_types_and_the_record(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "tiny", CheckpointOptions(shards=2))
+    seen: list[Progress] = []
+    record = convert(folder, ALL, tmp_path / "out", progress=seen.append)
+
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "conversion.json",
+        "tiny-bf16.gguf",
+        "tiny-f16.gguf",
+        "tiny-f32.gguf",
+    ]
+    stored = Conversion.model_validate_json((tmp_path / "out" / "conversion.json").read_text())
+    assert stored == record
+    assert {file.name: file.sha256 for file in record.checkpoint} == {
+        path.name: sha256_file(path) for path in folder.iterdir()
+    }
+    for output in record.outputs:
+        file = GgufFile.open(tmp_path / "out" / output.file)
+        content = file.path.read_bytes()
+        assert file.path == source_path(tmp_path / "out", "tiny", output.type)
+        assert (output.bytes, output.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert output.tensors_sha256 == file.tensors_sha256()
+    assert record.weights == sum(
+        Checkpoint.open(folder).tensor(n).size for n in Checkpoint.open(folder).names()
+    )
+    done = [each.done for each in seen if each.unit == "weights"]
+    assert done == sorted(done)
+    assert done[-1] == record.weights
+
+
+def test_values_are_the_checkpoint_s_with_rope_rows_reordered(tmp_path: Path) -> None:
+    options = CheckpointOptions(
+        dtype="float32", shape=RandomShape(n_embd=24, n_head=3, n_head_kv=1, head_dim=6)
+    )
+    folder = random_checkpoint(tmp_path / "m", options)
+    convert(folder, ALL, tmp_path / "out")
+    source = Checkpoint.open(folder)
+    files = {kind: GgufFile.open(source_path(tmp_path / "out", "m", kind)) for kind in ALL}
+
+    def rows(n_head: int) -> list[int]:
+        return [6 * h + half * 3 + i for h in range(n_head) for i in range(3) for half in (0, 1)]
+
+    for name, target, order in (
+        ("model.layers.1.self_attn.q_proj.weight", "blk.1.attn_q.weight", rows(3)),
+        ("model.layers.1.self_attn.k_proj.weight", "blk.1.attn_k.weight", rows(1)),
+        ("model.layers.1.self_attn.v_proj.weight", "blk.1.attn_v.weight", None),
+        ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight", None),
+        ("lm_head.weight", "output.weight", None),
+    ):
+        expected = source.tensor(name) if order is None else source.tensor(name)[order]
+        assert np.array_equal(files[SourceType.F32].tensor_f32(target), expected)
+        assert np.array_equal(files[SourceType.F16].tensor_f32(target), expected.astype(np.float16))
+        rounded = expected.astype(ml_dtypes.bfloat16).astype(np.float32)
+        assert np.array_equal(files[SourceType.BF16].tensor_f32(target), rounded)
+    for file in files.values():
+        assert file.info("blk.0.attn_norm.weight").type_name == "F32"
+        norm = source.tensor("model.layers.0.input_layernorm.weight")
+        assert np.array_equal(file.tensor_f32("blk.0.attn_norm.weight"), norm)
+
+
+def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+    one = convert(folder, ALL, tmp_path / "a")
+    monkeypatch.setattr("bitloss.convert.convert._BLOCK", 100)
+    many = convert(folder, ALL, tmp_path / "b")
+    assert [output.sha256 for output in one.outputs] == [output.sha256 for output in many.outputs]
+
+
+def test_types_alone_equal_types_together(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+    together = convert(folder, ALL, tmp_path / "a")
+    for kind in ALL:
+        alone = convert(folder, [kind, kind], tmp_path / "b")
+        assert alone.outputs == tuple(output for output in together.outputs if output.type is kind)
+
+
+def test_an_old_file_is_replaced_and_a_name_can_be_given(tmp_path: Path) -> None:
+    target = tmp_path / "out" / "other-f16.gguf"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    convert(random_checkpoint(tmp_path / "m"), [SourceType.F16], tmp_path / "out", name="other")
+    assert GgufFile.open(target).text("general.name") == "M"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\0b"])
+def test_a_name_must_be_plain(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="plain name"):
+        convert(random_checkpoint(tmp_path / "m"), ALL, tmp_path / "out", name=name)
+    with pytest.raises(UsageError, match="at least one type"):
+        convert(tmp_path / "m", [], tmp_path / "out")
+
+
+def test_tied_output_may_be_absent_and_untied_may_not(tmp_path: Path) -> None:
+    tied = made(tmp_path, CheckpointOptions(shape=RandomShape(tied=True)))
+    assert "output.weight" not in tied.tensors
+    folder = random_checkpoint(
+        tmp_path / "u", CheckpointOptions(shape=RandomShape(tied=True), config={"tie_word_embeddings": False})
+    )
+    with pytest.raises(CheckpointError, match=r"missing tensor: expected lm_head\.weight"):
+        convert(folder, ALL, tmp_path / "out")
+
+
+def test_biases_and_computed_tables(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(architecture="LlamaForCausalLM"))
+    bias = np.arange(64, dtype=np.float32)
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.0.self_attn.q_proj.bias"] = bias
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+
+    edit(folder, change)
+    record = convert(folder, [SourceType.F16], tmp_path / "out")
+    file = GgufFile.open(source_path(tmp_path / "out", "m", "f16"))
+    assert record.ignored_tensors == ("model.layers.0.self_attn.rotary_emb.inv_freq",)
+    assert file.info("blk.0.attn_q.bias").type_name == "F32"
+    assert file.tensor_f32("blk.0.attn_q.bias")[:4].tolist() == [0, 8, 1, 9]
+
+
+BAD: dict[str, tuple[dict[str, Any], type[BitlossError], str]] = {
+    "architecture": (
+        {"architectures": ["Qwen9ForCausalLM"]},
+        UnsupportedError,
+        "Qwen9ForCausalLM.*MistralForCausalLM, LlamaForCausalLM.*convert_hf_to_gguf",
+    ),
+    "quantized": (
+        {"quantization_config": {"quant_method": "gptq"}},
+        UnsupportedError,
+        "already quantized.*unquantized model",
+    ),
+    "no layers": (
+        {"num_hidden_layers": None},
+        CheckpointError,
+        r"\[num_hidden_layers\]: bad or missing setting",
+    ),
+    "zero": ({"hidden_size": 0}, CheckpointError, r"\[hidden_size\].*positive int, found 0"),
+    "bool": ({"hidden_size": True}, CheckpointError, "found True"),
+    "text": ({"rms_norm_eps": "small"}, CheckpointError, "positive float, found 'small'"),
+    "heads": ({"num_key_value_heads": 3}, CheckpointError, "a divisor of 4, found 3"),
+    "head": ({"head_dim": 7}, CheckpointError, r"\[head_dim\].*even number, found 7"),
+    "width": ({"head_dim": None, "num_attention_heads": 5}, CheckpointError, "no multiple of the heads"),
+    "more layers": (
+        {"num_hidden_layers": 3},
+        CheckpointError,
+        r"missing tensor and 8 more: expected model.layers.2",
+    ),
+    "many layers": ({"num_hidden_layers": 1 << 30}, CheckpointError, "more layers than tensors"),
+    "fewer layers": ({"num_hidden_layers": 1}, CheckpointError, r"layers.1.*no place in the architecture"),
+    "shape": (
+        {"intermediate_size": 96},
+        CheckpointError,
+        r"expected \[64, 96\], found \[64, 128\]|expected \[96, 64\]",
+    ),
+    "vocabulary": ({"vocab_size": 511}, CheckpointError, r"expected \[511, 64\], found \[512, 64\]"),
+    "rope": ({"rope_scaling": {"rope_type": "longrope"}}, UnsupportedError, "found longrope"),
+    "rope factor": ({"rope_scaling": {"rope_type": "linear"}}, CheckpointError, r"\[factor\]"),
+    "rope bands": (
+        {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4.0}},
+        CheckpointError,
+        "bad frequency bands",
+    ),
+    "rope list": ({"rope_scaling": [1]}, CheckpointError, "no JSON object"),
+    "theta": ({"rope_theta": -1}, CheckpointError, r"\[rope_theta\].*found -1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_settings_that_make_no_sense(tmp_path: Path, case: str) -> None:
+    config, kind, message = BAD[case]
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(config=config))
+    with pytest.raises(kind, match=message) as caught:
+        convert(folder, ALL, tmp_path / "out")
+    assert type(caught.value) is kind
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+    edit(folder, lambda tensors: tensors.update(extra=np.ones(3, np.float32)))
+    with pytest.raises(CheckpointError, match=r"\[extra\]: tensor with no place in the architecture"):
+        convert(folder, ALL, tmp_path / "out")
+    edit(folder, lambda tensors: [tensors.pop("extra"), tensors.pop("model.norm.weight")])
+    with pytest.raises(CheckpointError, match=r"missing tensor: expected model\.norm\.weight"):
+        convert(folder, ALL, tmp_path / "out")
+    edit(folder, lambda tensors: tensors.update({"model.norm.weight": np.ones(64, np.int32)}))
+    with pytest.raises(UnsupportedError, match=r"\[model.norm.weight\].*not full precision.*found I32"):
+        convert(folder, ALL, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("value", "types", "message"),
+    [
+        (np.nan, ALL, r"\[model.layers.1.self_attn.q_proj.weight, row 9, column 5\]: NaN weight"),
+        (-np.inf, [SourceType.F32], r"row 9, column 5\]: infinite weight"),
+        (
+            70000.0,
+            ALL,
+            r"row 9, column 5\]: weight out of the range of F16: expected at most 65504 in size, found 70144",
+        ),
+    ],
+)
+def test_bad_numbers_are_told_with_their_place_and_leave_nothing(
+    tmp_path: Path, value: float, types: list[SourceType], message: str
+) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.1.self_attn.q_proj.weight"][9, 5] = value
+
+    edit(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        convert(folder, types, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_overflow_can_be_allowed(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+    edit(folder, lambda tensors: tensors["lm_head.weight"].__setitem__((0, 0), 1e6))
+    convert(folder, ALL, tmp_path / "out", allow_overflow=True)
+    assert GgufFile.open(tmp_path / "out" / "m-f16.gguf").tensor_f32("output.weight")[0, 0] == np.inf
+    assert GgufFile.open(tmp_path / "out" / "m-bf16.gguf").tensor_f32("output.weight")[0, 0] == 999424
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_too_little_room_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 9, 1))
+    with pytest.raises(DiskFull, match="not enough room"):
+        convert(random_checkpoint(tmp_path / "m"), ALL, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_runs_full_leaves_nothing_and_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+    old = tmp_path / "out" / "m-f16.gguf"
+    old.parent.mkdir()
+    old.write_bytes(b"old")
+    append, calls = GgufStream.append, []
+
+    class Full:
+        def write(self, _: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    def failing(self: GgufStream, piece: np.ndarray[Any, Any]) -> None:
+        calls.append(self)
+        if len(calls) == 20:
+            self._file.close()
+            self._file = Full()
+        append(self, piece)
+
+    monkeypatch.setattr(GgufStream, "append", failing)
+    with pytest.raises(DiskFull, match="the disk is full"):
+        convert(folder, ALL, tmp_path / "out")
+    assert [path.name for path in old.parent.iterdir()] == ["m-f16.gguf"]
+    assert old.read_bytes() == b"old"
+
+
+def test_settings_not_carried_over_are_noted(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(config={"sliding_window": 4096}))
+    record = convert(folder, [SourceType.F16], tmp_path / "out")
+    assert record.notes == (
+        "sliding_window = 4096 is not carried over: llama.cpp attends to the whole context",
+    )
+
+
+def test_head_width_and_groups_have_defaults(tmp_path: Path) -> None:
+    file = made(
+        tmp_path,
+        CheckpointOptions(
+            architecture="LlamaForCausalLM",
+            shape=RandomShape(n_head_kv=4),
+            config={"head_dim": None, "num_key_value_heads": None},
+        ),
+    )
+    assert file.integer("llama.attention.key_length") == 16
+    assert file.integer("llama.attention.head_count_kv") == 4
+
+
+def test_a_model_card_that_cannot_be_parsed_costs_only_the_names(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+    (folder / "README.md").write_text("---\n: [\n---\n")
+    convert(folder, [SourceType.F16], tmp_path / "out")
+    assert GgufFile.open(tmp_path / "out" / "m-f16.gguf").text("general.name") == "m"
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [a, b]\n---\n")
+    convert(folder, [SourceType.F16], tmp_path / "out")
+    file = GgufFile.open(tmp_path / "out" / "m-f16.gguf")
+    assert file.text("general.license") == "mit"
+    assert file.value("general.tags") == ["a", "b"]
+
+
+def test_missing_folder_and_file_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(FileProblem, match="no such folder"):
+        convert(tmp_path / "none", ALL, tmp_path / "out")
+    folder = random_checkpoint(tmp_path / "m")
+    (tmp_path / "out" / "m-f32.gguf").mkdir(parents=True)
+    with pytest.raises(FileProblem, match="a folder is in the way"):
+        convert(folder, ALL, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileProblem):
+        convert(folder, ALL, tmp_path / "file")
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 512
