@@ -4,7 +4,12 @@ llama.cpp has every splitting rule ("pre-tokenizer") built in under a name; a GG
 Here it is recognised from the rule itself, so a fine-tune with a changed vocabulary keeps it. (llama.cpp's
 converter tokenizes a test text and looks its hash up, and refuses any vocabulary it has not seen.)
 
-Left out: WordPiece and Unigram; SentencePiece vocabularies are `bitloss.model.sentencepiece`'s.
+llama.cpp's rules are its own rewriting of the originals. "tekken" differs from Mistral's: combining marks do
+not count as part of a word, and only ASCII capitals start a new one. Texts in Devanagari, Thai or with
+decomposed accents are therefore tokenized otherwise than Mistral's library does, from any GGUF file of such a
+model.
+
+Left out: WordPiece and Unigram.
 """
 
 from __future__ import annotations
@@ -201,6 +206,18 @@ def _tokens(path: Path, vocab: Any, added: Mapping[int, AddedToken]) -> dict[int
     tokens: dict[int, str] = {}
     if not isinstance(vocab, dict):
         raise CheckpointError("no vocabulary", where=f"{path}[model.vocab]")
+    following = len(vocab)
+    for number, token in added.items():
+        if token.content not in vocab:
+            # The tokenizers library numbers these itself, whatever the file says.
+            if number != following:
+                raise CheckpointError(
+                    "added token with a number it would not be given",
+                    where=f"{path}[{token.content}]",
+                    expected=following,
+                    found=number,
+                )
+            following += 1
     for text, number in [*vocab.items(), *((token.content, number) for number, token in added.items())]:
         if type(number) is not int or number < 0 or tokens.setdefault(number, text) != text:
             raise CheckpointError(

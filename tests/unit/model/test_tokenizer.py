@@ -111,7 +111,7 @@ BAD: dict[str, tuple[dict[str, Any], type[BitlossError], str]] = {
     "normalizer": ({"normalizer": {"type": "Lowercase"}}, UnsupportedError, "normalizer.*Lowercase"),
     "merge": ({"model__merges": ["ab"]}, CheckpointError, "bad merge: found ab"),
     "vocab": ({"model__vocab": []}, CheckpointError, "no vocabulary"),
-    "ids": ({"model__vocab": {"a": -1}}, CheckpointError, "bad or repeated token id"),
+    "ids": ({"model__vocab": {"a": -1}, "added_tokens": []}, CheckpointError, "bad or repeated token id"),
     "added": ({"added_tokens": [3]}, CheckpointError, "bad or repeated added token"),
     "added list": ({"added_tokens": {}}, CheckpointError, "not a JSON list"),
     "decoder": ({"decoder": {"type": "Sequence"}}, UnsupportedError, "not byte-level"),
@@ -133,6 +133,15 @@ def test_two_tokens_with_one_id_are_refused(tmp_path: Path) -> None:
     vocab["zzzz"] = 399
     with pytest.raises(CheckpointError, match="repeated token id: found 399"):
         read_tokenizer(folder_with(tmp_path, model__vocab=vocab))
+
+
+def test_an_added_token_must_have_the_number_the_library_gives_it(tmp_path: Path) -> None:
+    data = tokenizer_json(400, "tekken")
+    added = [*data["added_tokens"], data["added_tokens"][0] | {"id": 405, "content": "[late]"}]
+    with pytest.raises(CheckpointError, match=r"\[\[late\]\].*expected 400, found 405"):
+        read_tokenizer(folder_with(tmp_path, added_tokens=added))
+    data["added_tokens"] = added
+    assert tokenizers.Tokenizer.from_str(json.dumps(data)).token_to_id("[late]") == 400
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

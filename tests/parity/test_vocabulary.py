@@ -1,0 +1,136 @@
+"""llama.cpp tokenizes with a converted vocabulary as the tokenizers library does with the original."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import pytest
+import tokenizers
+from tokenizers import decoders, pre_tokenizers, trainers
+
+from bitloss.convert.cast import SourceType
+from bitloss.convert.convert import convert, source_path
+from bitloss.model.gguf import GgufFile
+from bitloss.model.random_checkpoint import CheckpointOptions, random_checkpoint, tokenizer_json
+from bitloss.model.random_model import SPECIALS, RandomShape
+
+pytestmark = pytest.mark.parity
+
+SITE = Path(llama_cpp.__file__).parents[1]
+N_VOCAB = 700
+TEXT = """The quick brown fox jumped over 13 lazy dogs in 2024; they didn't care, we'LL see. I'M SURE it's
+"fine"...
+Größe, Übermut und Straße: naïve café, l'été à Noël. Ελληνικά γράμματα και ΚΕΦΑΛΑΙΑ. Съешь ещё этих мягких
+БУЛОК. 日本語のテキストと漢字、カタカナ。 中文字符测试，一二三。 한국어 문장입니다. עברית ועוד. النص العربي ١٢٣ هنا.
+Vowels as letters of their own १२३।  👍🏽 🤦🏼‍♂️ ﬁ ligature \u00a0nbsp\u2003em   three   spaces
+
+\tdef f(x):\n\t\treturn x**2 + 1_000_000.50 / 3  # comment //path/to/file\r\n\r\n   \n \n  end   of\t \ttext
+12345678901 a1b2c3 CamelCase HTTPServer XMLHttpRequest snake_case __init__ ÀÉÎ ǅungla ʰmodifier ª º x² ½ Ⅻ ٣٤٥
+1st 2nd!!! ??? --- === ```code```
+"""
+# Letters with combining marks, and capitals beyond ASCII inside a word.
+MARKED = "हिन्दी में पाठ और ไม่มีช่องว่าง e\u0301te\u0301 naïveÜBER"
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}],
+    "smollm": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+}
+
+
+def trained(pre: str) -> dict[str, Any]:
+    """Return a tokenizer.json trained on the text under a splitting rule, with special tokens in front."""
+    data = tokenizer_json(259, "tekken" if pre in STEPS else pre)
+    if pre in STEPS:
+        data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": STEPS[pre]}
+    data["model"]["ignore_merges"] = pre in {"tekken", "llama-bpe"}
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    result: dict[str, Any] = json.loads(tokenizer.to_str())
+    return result
+
+
+def tokenize(model: Path, text: Path) -> list[int]:
+    """Tokenize a file with llama.cpp's own tool."""
+    environment = os.environ | {"LD_LIBRARY_PATH": str(SITE / "lib")}
+    tool = [str(SITE / "bin" / "llama-tokenize"), "-m", str(model), "-f", str(text), "--ids", "--log-disable"]
+    done = subprocess.run(tool, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    ids: list[int] = json.loads(done.stdout.strip().splitlines()[-1])
+    return ids
+
+
+def assert_same_tokens(library: tokenizers.Tokenizer, model: Path, tmp_path: Path, content: str) -> list[int]:
+    text = tmp_path / "text.txt"
+    text.write_bytes(content.encode())
+    expected = library.encode(content).ids
+    assert tokenize(model, text) == expected
+    return list(expected)
+
+
+@pytest.mark.parametrize("pre", ["tekken", "llama-bpe", "qwen2", "gpt-2", "smollm"])
+def test_every_known_rule_splits_as_the_library(tmp_path: Path, pre: str) -> None:
+    data = trained(pre)
+    n_vocab = max(data["model"]["vocab"].values()) + 1
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shape=RandomShape(n_vocab=n_vocab)))
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    convert(folder, [SourceType.F16], tmp_path / "out")
+    model = source_path(tmp_path / "out", "m", "f16")
+
+    assert GgufFile.open(model).text("tokenizer.ggml.pre") == pre
+    library = tokenizers.Tokenizer.from_str(json.dumps(data))
+    ids = assert_same_tokens(library, model, tmp_path, TEXT + "[x]<s></s> <s>a")
+    assert ids[0] == 1
+    assert max(ids) > 259  # merges were at work
+    if pre == "tekken":
+        # llama.cpp's rule of this name leaves marks out of words and knows only ASCII capitals: such texts
+        # are tokenized otherwise than by Mistral, with any GGUF of the model. If this fails, that was mended.
+        text = tmp_path / "marked.txt"
+        text.write_text(MARKED, encoding="utf-8")
+        assert tokenize(model, text) != library.encode(MARKED).ids
+    else:
+        assert_same_tokens(library, model, tmp_path, MARKED)
+
+
+CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
+DEMO = Path(__file__).parents[2] / "src" / "bitloss" / "assets" / "demo-model"
+
+
+@pytest.mark.parametrize(
+    "folder", [CHECKPOINTS / "mistral-odd", CHECKPOINTS / "llama-tied", DEMO], ids=lambda path: path.name
+)
+def test_models_of_this_project_tokenize_as_the_library(tmp_path: Path, folder: Path) -> None:
+    convert(folder, [SourceType.F16], tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = source_path(tmp_path, folder.name, "f16")
+    assert_same_tokens(library, model, tmp_path, TEXT + "[INST] hi [/INST]<|end_of_text|>")
+
+
+def test_the_vocabulary_is_padded_to_the_embedding(tmp_path: Path) -> None:
+    data = tokenizer_json(300, "tekken")
+    added = data["added_tokens"][0] | {"special": False}
+    data["added_tokens"] += [
+        added | {"id": 300, "content": "<|tool|>"},
+        added | {"id": 301, "content": "[note]"},
+    ]
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shape=RandomShape(n_vocab=304)))
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    convert(folder, [SourceType.F16], tmp_path)
+    model = source_path(tmp_path, "m", "f16")
+    file = GgufFile.open(model)
+    assert file.value("tokenizer.ggml.tokens")[300:] == ["<|tool|>", "[note]", "[PAD302]", "[PAD303]"]
+    assert file.value("tokenizer.ggml.token_type")[299:].tolist() == [1, 3, 4, 5, 5]
+    library = tokenizers.Tokenizer.from_str(json.dumps(data))
+    assert 301 in assert_same_tokens(library, model, tmp_path, "see [note] and <|tool|>that")
