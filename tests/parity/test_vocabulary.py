@@ -58,7 +58,7 @@ def trained(pre: str) -> dict[str, Any]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    tokenizer.train_from_iterator([TEXT, MARKED] * 3, trainer)
     result: dict[str, Any] = json.loads(tokenizer.to_str())
     return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +35,8 @@ from bitloss.store.atomic import explained
 
 if TYPE_CHECKING:
     from bitloss.convert.families import Dimensions
+
+__all__ = ["Conversion", "InputFile", "OutputFile", "SourceType", "convert", "source_path", "source_types"]
 
 _BLOCK = 16 << 20  # weights
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -95,6 +97,26 @@ class Conversion(_Record):
 def source_path(out_dir: Path, name: str, kind: str) -> Path:
     """Return where `convert` writes the file of a type ("f16")."""
     return out_dir / f"{name}-{kind}.gguf"
+
+
+def source_types(names: Iterable[str]) -> tuple[SourceType, ...]:
+    """Return the types of those names ("f16", in any case), each once, in the order given.
+
+    Raises:
+        UsageError: a name is none of them.
+    """
+    types = []
+    for name in names:
+        try:
+            types.append(SourceType(name.lower()))
+        except ValueError:
+            raise UsageError(
+                "no type to convert to",
+                expected=", ".join(SourceType),
+                found=name,
+                mend="other types are made by `bitloss quantize`",
+            ) from None
+    return tuple(dict.fromkeys(types))
 
 
 def convert(

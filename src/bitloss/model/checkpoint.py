@@ -8,10 +8,10 @@ name and never opened, since loading a pickle can run any code.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitloss.errors import CheckpointError, FileProblem, UnsupportedError
-from bitloss.model.safetensors import SafetensorsFile, StoredTensor, read_json
+from bitloss.model.safetensors import SafetensorsFile, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,18 @@ _SETTINGS = (
     "chat_template.json",
     "README.md",
 )
+
+
+class TensorFacts(NamedTuple):
+    """What a checkpoint says of a tensor.
+
+    Attributes:
+        dtype: safetensors' name of the type ("BF16").
+        shape: NumPy order.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class Checkpoint:
@@ -100,9 +112,10 @@ class Checkpoint:
         """Names of all tensors: by file, then by name."""
         return list(self._part_of)
 
-    def info(self, name: str) -> StoredTensor:
+    def info(self, name: str) -> TensorFacts:
         """Return a tensor's dtype and shape; `CheckpointError` if there is none of that name."""
-        return self._part(name).tensors[name]
+        stored = self._part(name).tensors[name]
+        return TensorFacts(stored.dtype, stored.shape)
 
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
         """Return a read-only view of a tensor's data, mapped from disk; bfloat16 as `ml_dtypes.bfloat16`."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bitloss.convert.cast import SourceType
-from bitloss.convert.convert import Conversion, convert, source_path
+from bitloss.convert.convert import Conversion, convert, source_path, source_types
 from bitloss.errors import BitlossError, CheckpointError, DiskFull, FileProblem, UnsupportedError, UsageError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
@@ -129,6 +129,12 @@ def test_a_name_must_be_plain(tmp_path: Path, name: str) -> None:
         convert(random_checkpoint(tmp_path / "m"), ALL, tmp_path / "out", name=name)
     with pytest.raises(UsageError, match="at least one type"):
         convert(tmp_path / "m", [], tmp_path / "out")
+
+
+def test_types_by_name() -> None:
+    assert source_types(["F16", "f32", "f16"]) == (SourceType.F16, SourceType.F32)
+    with pytest.raises(UsageError, match="expected f32, f16, bf16, found q8_0"):
+        source_types(["q8_0"])
 
 
 def test_tied_output_may_be_absent_and_untied_may_not(tmp_path: Path) -> None:
