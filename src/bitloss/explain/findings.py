@@ -21,6 +21,7 @@ from bitloss.records import (
     Finding,
     NoiseFloor,
     Results,
+    Source,
     Verdict,
 )
 
@@ -50,7 +51,8 @@ def _all(results: Results) -> Iterator[Finding | None]:
     for (a, b), group in pairs.items():
         yield same_type_pair(by_name[a], by_name[b], group, results.text.scored_tokens)
     yield engine_noise(results.noise_floor, results.candidates)
-    yield route_costs(results.costs, twin_verdicts(by_name, results.comparisons), base=results.base.name)
+    twins = twin_verdicts(by_name, results.comparisons)
+    yield route_costs(results.costs, twins, base=results.base.name, sources=results.sources)
 
 
 def _sources(a: str | None, b: str | None) -> str:
@@ -260,13 +262,16 @@ def _whole(candidate: Candidate) -> bool:
     return candidate.imatrix_from in {None, candidate.weights_from}
 
 
-def route_costs(costs: Sequence[Cost], twins: Sequence[Twin], *, base: str) -> Finding | None:
+def route_costs(
+    costs: Sequence[Cost], twins: Sequence[Twin], *, base: str, sources: Sequence[Source] = ()
+) -> Finding | None:
     """Add up what each route took in time and disk, beside what it bought.
 
     Args:
         costs: time and disk of the steps.
         twins: verdicts on the routes' files against each other.
         base: name of the base; its conversion serves the measurement as well.
+        sources: the full-precision files, one a route; their sizes are told beside what was made from them.
 
     Counted is what makes files (conversion, importance matrix, quantization), not what measures them. Fires
     when at least two routes have such costs.
@@ -282,7 +287,12 @@ def route_costs(costs: Sequence[Cost], twins: Sequence[Twin], *, base: str) -> F
         return None
     counted = [kind for kind in _MAKING if any(c.kind == kind and c.route for c in making)]
     shared = [cost for cost in making if cost.route is None]
-    text = "; ".join(f"{r}: {duration(seconds[r])}, {size(n_bytes[r])} on the disk" for r in seconds)
+    files = {source.name: source.bytes for source in sources}
+    text = "; ".join(
+        f"{r}: {duration(seconds[r])}, {size(n_bytes[r])} on the disk"
+        + (f" besides the source of {size(files[r])}" if r in files else "")
+        for r in seconds
+    )
     text = f"By route ({' and '.join(counted)}): {text}."
     if shared:
         took = duration(sum(cost.seconds for cost in shared)), size(sum(cost.bytes for cost in shared))
@@ -309,6 +319,7 @@ def route_costs(costs: Sequence[Cost], twins: Sequence[Twin], *, base: str) -> F
         evidence={
             "seconds": dict(seconds),
             "bytes": dict(n_bytes),
+            "source_bytes": dict(files),
             "comparisons": len(cross),
             "comparisons_with_a_difference": told,
         },

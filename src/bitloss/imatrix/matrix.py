@@ -137,7 +137,8 @@ def quantize_weights(imatrix: Imatrix) -> dict[str, npt.NDArray[np.float32]]:
         counts = entry.counts.astype(np.float32)[:, np.newaxis]
         used = counts > 0
         mean = sums / np.where(used, counts, np.float32(1))
-        weights[name] = (mean if imatrix.is_legacy else np.where(used, mean, np.float32(1))).ravel()
+        chosen = mean if imatrix.is_legacy else np.where(used, mean, np.float32(1))
+        weights[name] = chosen.astype(np.float32, copy=False).ravel()
     return weights
 
 

@@ -1,8 +1,11 @@
-"""One hash that tells whether two GGUF files speak of the same tokens."""
+"""Hashes that tell whether two GGUF files speak of the same tokens and compute the same function of their tensors."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+
+import numpy as np
 
 from bitloss.model.gguf import GgufFile
 
@@ -18,3 +21,14 @@ def vocabulary_sha256(file: GgufFile) -> str:
         data = token.encode("utf-8", "surrogateescape") if isinstance(token, str) else bytes(token)
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+def graph_sha256(file: GgufFile) -> str:
+    """Hash of the metadata that decides what is computed from the tensors: the architecture and its keys."""
+    architecture = file.architecture
+    entries = {
+        key: [entry.value_type.name, np.asarray(entry.value).tolist()]
+        for key, entry in file.metadata.items()
+        if key.startswith(f"{architecture}.")
+    }
+    return hashlib.sha256(json.dumps([architecture, entries], sort_keys=True).encode()).hexdigest()

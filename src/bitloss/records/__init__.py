@@ -18,6 +18,7 @@ from bitloss.records.results import (
     NoiseFloor,
     Record,
     Results,
+    Source,
     Text,
     Verdict,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "NoiseFloor",
     "Record",
     "Results",
+    "Source",
     "Text",
     "Verdict",
     "json_schema",

@@ -189,6 +189,19 @@ class Base(Record):
     """Size of what was stored of its evaluation (hidden states, or a file of log-probabilities)."""
 
 
+class Source(Record):
+    """A full-precision file that candidates were quantized from."""
+
+    name: str
+    """Its name in this run, e.g. ``f16``."""
+    file: BareName
+    """Name of its file."""
+    bytes: Count
+    """Size of that file."""
+    sha256: Sha256
+    """Hash of that file."""
+
+
 class NoiseFloor(Record):
     """How far the base is from itself when the engine only adds in another order."""
 
@@ -309,6 +322,8 @@ class Results(Record):
     """The text of the importance matrices; null when none was made."""
     base: Base
     """What the candidates were measured against."""
+    sources: tuple[Source, ...] = ()
+    """The full-precision files of this run; empty when finished files were measured."""
     noise_floor: NoiseFloor | None
     """Arithmetic noise of the engine; null when it was not measured."""
     candidates: tuple[Candidate, ...]

@@ -74,8 +74,8 @@ class Measured(NamedTuple):
         base: record of the base step.
         candidates: in the order of the table.
         tokens: tensors_sha256 -> Parquet of per-token metrics (candidates with equal tensors share one).
-        noise_tokens: Parquet of the base measured against itself with another micro-batch.
-        noise_ubatch: that micro-batch.
+        noise_tokens: Parquet of the base measured against itself, computed in another order.
+        noise_engine: the engine's settings for that.
         imatrix_chunks: chunks of the calibration text used; None when no importance matrix was made.
         costs: of every step.
     """
@@ -86,7 +86,7 @@ class Measured(NamedTuple):
     candidates: list[CandidateFile]
     tokens: dict[str, Path]
     noise_tokens: Path
-    noise_ubatch: int
+    noise_engine: EngineSpec
     imatrix_chunks: int | None
     costs: list[Cost]
 
@@ -126,13 +126,13 @@ class Runner:
         ]
         base_source = next(iter(sources.values()))
         base = self._base(base_source)
-        noise_ubatch = other_micro_batch(self.spec.engine, self.spec.ctx)
+        noise_engine = other_arithmetic(self.spec.engine, self.spec.ctx)
         noise = self._measure(
             NOISE,
             GgufFile.open(base_source.file).tensors_sha256(),
             base_source,
             base,
-            self.spec.engine.model_copy(update={"ubatch": noise_ubatch}),
+            noise_engine,
         )
         tokens: dict[str, Path] = {}
         for candidate in candidates:
@@ -147,7 +147,7 @@ class Runner:
             candidates=candidates,
             tokens=tokens,
             noise_tokens=noise,
-            noise_ubatch=noise_ubatch,
+            noise_engine=noise_engine,
             imatrix_chunks=_field(counted[0], "chunks") if counted else None,
             costs=self.steps.costs,
         )
@@ -259,9 +259,14 @@ class Runner:
         return self._hashes[path]
 
 
-def other_micro_batch(engine: EngineSpec, n_ctx: int) -> int:
-    """A micro-batch that makes the engine add in another order: half of what is used, at least 2 tokens."""
-    return max(2, min(engine.ubatch, engine.batch, n_ctx) // 2)
+def other_arithmetic(engine: EngineSpec, n_ctx: int) -> EngineSpec:
+    """Settings under which the engine computes the same thing in another order.
+
+    Half the micro-batch, and flash attention switched: another kernel for softmax(QK)V, whose sums are taken in
+    another order. On a CPU the micro-batch alone changes nothing (every row is computed by itself).
+    """
+    half = max(2, min(engine.ubatch, engine.batch, n_ctx) // 2)
+    return engine.model_copy(update={"ubatch": half, "flash_attn": "on" if engine.flash_attn == "off" else "off"})
 
 
 def precision(file: GgufFile) -> str:

@@ -9,7 +9,7 @@ from bitloss.errors import FileProblem, TextError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts, model_sha256
 from bitloss.quantize.types import parse_quant_type
-from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, write_results
+from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, Source, write_results
 from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
 from bitloss.run.experiment import Measured, Runner
@@ -119,6 +119,10 @@ def _results(
             sha256=source.sha256,
             stored_bytes=sum(output.bytes for output in measured.base.outputs),
         ),
+        sources=tuple(
+            Source(name=each.name, file=each.file.name, bytes=each.file.stat().st_size, sha256=each.sha256)
+            for each in measured.sources.values()
+        ),
         n_gpu_layers=spec.engine.n_gpu_layers,
         commands=tuple(commands),
     )
@@ -137,5 +141,6 @@ def _results(
         )
         for each in measured.candidates
     ]
-    how = f"the base again, computed in micro-batches of {measured.noise_ubatch} tokens"
+    noise = measured.noise_engine
+    how = f"the base again, in micro-batches of {noise.ubatch} tokens with flash attention {noise.flash_attn}"
     return assemble(setting, files, noise=(how, measured.noise_tokens), costs=measured.costs)

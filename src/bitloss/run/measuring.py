@@ -12,7 +12,7 @@ from bitloss.divergence.basefile import BaseHeader, read_header
 from bitloss.errors import FileProblem, MismatchError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts
-from bitloss.model.vocabulary import vocabulary_sha256
+from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
 from bitloss.quantize.types import QUANT_TYPES
 from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
 from bitloss.report.render import write_report
@@ -106,6 +106,7 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
                 sha256=sha256_file(model),
                 stored_bytes=sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()),
             ),
+            sources=(),
             n_gpu_layers=plan.engine.n_gpu_layers,
             commands=plan.commands,
         )
@@ -168,15 +169,16 @@ def _base(plan: Measuring, steps: Stepper) -> _Base:
 
 def _measured(plan: Measuring, path: Path, file: GgufFile, base: _Base, steps: Stepper) -> MeasuredFile:
     tensors = file.tensors_sha256()
+    computed = content_key("candidate", {"tensors": tensors, "graph": graph_sha256(file)})
     step = MeasureStep(
         candidate=path,
-        candidate_tensors_sha256=tensors,
+        candidate_tensors_sha256=computed,
         base=base.folder,
         base_model=plan.base_model.resolve() if plan.base_model else None,
         base_key=base.key,
         engine=plan.engine,
-        # files with equal tensors share one file of tokens, named by what was measured
-        out=(plan.out / "tokens" / f"{tensors[:16]}.parquet").resolve(),
+        # files that compute the same share one file of tokens, named by what was measured
+        out=(plan.out / "tokens" / f"{computed[:16]}.parquet").resolve(),
     )
     steps.do(step, f"measure {path.stem}", None, [step.out])
     return MeasuredFile(

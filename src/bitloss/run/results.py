@@ -26,6 +26,7 @@ from bitloss.records import (
     Model,
     NoiseFloor,
     Results,
+    Source,
     Text,
 )
 from bitloss.run.machine import this_llama_cpp, this_machine
@@ -67,6 +68,7 @@ class Setting(NamedTuple):
         text: the evaluation text.
         calibration: the calibration text, or None.
         base: what candidates are measured against.
+        sources: the full-precision files of the run.
         n_gpu_layers: layers kept on the GPU.
         commands: commands that repeat the run.
     """
@@ -75,6 +77,7 @@ class Setting(NamedTuple):
     text: Text
     calibration: Calibration | None
     base: Base
+    sources: tuple[Source, ...]
     n_gpu_layers: int
     commands: tuple[str, ...]
 
@@ -112,6 +115,7 @@ def assemble(
         text=setting.text,
         calibration=setting.calibration,
         base=setting.base,
+        sources=setting.sources,
         noise_floor=floor,
         candidates=tuple(candidates),
         comparisons=tuple(_comparisons(files, tables)),
@@ -154,10 +158,11 @@ def _metrics(table: TokenTable) -> Metrics:
 
 
 def _candidates(files: Sequence[MeasuredFile], figures: Mapping[Path, Metrics]) -> list[Candidate]:
-    first: dict[str, str] = {}
+    first: dict[tuple[str, Path], str] = {}
     made = []
     for file in files:
-        twin = first.setdefault(file.tensors_sha256, file.name)
+        # equal tensors under other hyperparameters are measured apart, and are not called identical
+        twin = first.setdefault((file.tensors_sha256, file.tokens), file.name)
         made.append(
             Candidate(
                 name=file.name,
