@@ -9,7 +9,7 @@ not count as part of a word, and only ASCII capitals start a new one. Texts in D
 decomposed accents are therefore tokenized otherwise than Mistral's library does, from any GGUF file of such a
 model.
 
-Left out: WordPiece and Unigram.
+Left out: SentencePiece (Llama 2, Mistral 7B), WordPiece and Unigram are refused by name.
 """
 
 from __future__ import annotations
@@ -99,9 +99,10 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
         )
     if model.get("byte_fallback"):
         raise UnsupportedError(
-            "SentencePiece vocabulary without tokenizer.model",
+            "SentencePiece vocabulary (byte_fallback)",
             where=path,
-            mend="put the model's tokenizer.model beside it",
+            expected="byte-level BPE",
+            mend="make a GGUF with llama.cpp's convert_hf_to_gguf.py and give that",
         )
     decoder = data.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":

@@ -345,6 +345,18 @@ def test_a_model_card_that_cannot_be_parsed_costs_only_the_names(tmp_path: Path)
     assert file.value("general.tags") == ["a", "b"]
 
 
+def test_a_sentencepiece_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(
+        UnsupportedError, match=r"SentencePiece vocabulary \(tokenizer\.model\).*convert_hf_to_gguf"
+    ):
+        convert(folder, ALL, tmp_path / "out")
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(FileProblem, match=r"tokenizer\.json: no such file"):
+        convert(folder, ALL, tmp_path / "out")
+
+
 def test_missing_folder_and_file_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="no such folder"):
         convert(tmp_path / "none", ALL, tmp_path / "out")
