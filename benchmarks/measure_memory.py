@@ -15,9 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from llama_tools import run, tool
-
 from bitloss.model.random_model import RandomShape, random_gguf
+from llama_tools import run, tool
 
 SHAPE = RandomShape(
     n_vocab=131072, n_embd=256, n_layer=1, n_head=4, n_head_kv=2, head_dim=64, n_ff=512, n_ctx_train=16384
@@ -66,8 +65,8 @@ def main() -> None:
         theirs = tool("llama-perplexity", *common, "--kl-divergence").peak_bytes
         kld.unlink()
         print(
-            f"n_ctx {n_ctx:5d}: bitloss measure {peak / 2**20:8.1f} MiB (KV cache {kv_cache_bytes(n_ctx) / 2**20:.1f}), "
-            f"llama-perplexity --kl-divergence {theirs / 2**20:8.1f} MiB"
+            f"n_ctx {n_ctx:5d}: bitloss measure {peak / 2**20:8.1f} MiB "
+            f"(KV cache {kv_cache_bytes(n_ctx) / 2**20:.1f}), llama-perplexity --kl-divergence {theirs / 2**20:8.1f} MiB"
         )
     growth = peaks[8192] - peaks[512] - (kv_cache_bytes(8192) - kv_cache_bytes(512))
     print(f"growth beyond the KV cache: {growth / 2**20:.1f} MiB")
