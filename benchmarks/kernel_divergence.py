@@ -52,7 +52,6 @@ def main() -> None:
     # np.max over float32 is a vectorised loop that does next to nothing but read.
     other = base.copy()
     read = rate(best_seconds(lambda: (base.max(), other.max()), args.repeats))
-    del other
     print(f"{args.rows} rows of {args.vocabulary}, {args.threads} thread(s)")
     print(f"{'reading both rows':<28}{read:8.0f} M entries/s {read * 8e-3:6.1f} GB/s")
     for noise in (0.05, 0.2, 1.0):

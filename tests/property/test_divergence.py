@@ -86,8 +86,7 @@ def test_exchange(path: str, pair: tuple[Logits, Logits]) -> None:
 @given(pair=pairs(), shift=st.sampled_from([1.0, -4.0, 64.0]))
 def test_adding_a_constant_changes_nothing(path: str, pair: tuple[Logits, Logits], shift: float) -> None:
     # on a grid of 2^-10 below 2^10 the shift itself does not round
-    base, cand = (np.round(np.clip(row, -1000, 1000) * 1024) / 1024 for row in pair)
-    base, cand = base.astype(np.float32), cand.astype(np.float32)
+    base, cand = ((np.round(np.clip(row, -1000, 1000) * 1024) / 1024).astype(np.float32) for row in pair)
     plain, moved = score(path, base, cand), score(path, base, cand + np.float32(shift))
     for name in ("kld", "kld_reverse", "js"):
         assert getattr(moved, name)[0] == pytest.approx(getattr(plain, name)[0], rel=1e-6, abs=1e-20), name

@@ -50,6 +50,6 @@ def test_misfits_are_refused() -> None:
     with pytest.raises(ValueError, match="id outside"):
         _native.add_squares_rows(np.zeros((2, 5)), x, np.array([0, 2], np.int32))
     with pytest.raises(TypeError):
-        _native.add_squares(np.zeros(5, np.float32), x)  # type: ignore[arg-type]
+        _native.add_squares(np.zeros(5, np.float32), x)
     with pytest.raises(TypeError):
         _native.add_squares(np.zeros(10)[::2], x)
