@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from bitloss.model.gguf import GgufFile
-from llama_tools import figure, run, tool
+from llama_tools import figure, perplexity, run, tool
 from random_checkpoint import Shape, write_checkpoint
 
 TYPES = ("Q8_0", "Q4_K_M")
@@ -58,7 +58,7 @@ def theirs(
     seconds["base"] += base.seconds
     for kind in TYPES:
         for name in SOURCES:
-            done = tool("llama-perplexity", "-m", work / f"{name}-{kind}.gguf", *evaluate, "--kl-divergence")
+            done = perplexity("-m", work / f"{name}-{kind}.gguf", *evaluate, "--kl-divergence")
             seconds["measure"] += done.seconds
             printed[f"{kind}/{name}"] = done.printed
     print(f"base file: {kld.stat().st_size:,} bytes")

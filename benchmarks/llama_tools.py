@@ -58,6 +58,15 @@ def tool(name: str, *arguments: object) -> Ran:
     return run([path, *arguments], env={**os.environ, "LD_LIBRARY_PATH": str(SITE / "lib")})
 
 
+def perplexity(*arguments: object, wanted: str = "Same top p:") -> Ran:
+    """Run llama-perplexity; again if its log thread was cut off at exit (seen on busy machines, exit code 0)."""
+    for _ in range(5):
+        done = tool("llama-perplexity", *arguments)
+        if wanted in done.printed:
+            return done
+    raise SystemExit(f"llama-perplexity did not print {wanted!r}:\n{done.printed[-2000:]}")
+
+
 def figure(printed: str, label: str) -> float:
     """A figure of llama-perplexity's closing tables."""
     match = re.search(rf"^{re.escape(label)}\s*:\s+(-?[\d.]+)", printed, re.MULTILINE)

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bitloss
+from bitloss.convert.convert import SourceType, convert, source_path
 from bitloss.divergence.basefile import Base, TextSource, write_base
 from bitloss.divergence.measure import TokenTable, measure
 from bitloss.divergence.statistics import summarize
@@ -24,6 +26,7 @@ from bitloss.engine.base import EngineOptions, chunks_of_text
 from bitloss.engine.llama import LlamaEngine
 from bitloss.imatrix.collect import collect_imatrix
 from bitloss.imatrix.file import read_imatrix, write_imatrix
+from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
 from bitloss.quantize.quantize import QuantizeSpec, quantize
 from bitloss.records import Figure
@@ -113,6 +116,18 @@ def parse(printed: str) -> dict[str, tuple[float, float | None]]:
     return found
 
 
+ASSETS = Path(bitloss.__file__).parent / "assets"
+MODELS = ["demo", *SHAPES]
+
+
+def make_model(name: str, folder: Path, *, seed: int, dtype: str = "f32") -> Path:
+    """The bundled model, converted, or a random one of a shape."""
+    if name == "demo":
+        convert(ASSETS / "demo-model", [SourceType(dtype)], folder)
+        return source_path(folder, "demo-model", dtype)
+    return random_gguf(folder / f"{dtype}.gguf", SHAPES[name], seed=seed, dtype=dtype)  # type: ignore[arg-type]
+
+
 def a_text(path: Path) -> Path:
     rng = np.random.default_rng(11)
     words = ["alpha", "beta", "gamma", "delta", "of", "the", "and", "ünï", "10", "\n"]
@@ -129,22 +144,33 @@ def ours(source: Path, candidate: Path, text: Path, folder: Path) -> TokenTable:
         return measure(engine, base, threads=2)
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=MODELS)
 def experiment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, llama_tool: Callable[..., str]
 ) -> tuple[str, str, dict[str, Figure]]:
     """What the tool printed on its two passes, and our figures, for a Q4_K_M file of one shape."""
     folder = tmp_path_factory.mktemp("parity")
-    source = random_gguf(folder / "f32.gguf", SHAPES[request.param], seed=21, dtype="f32")
+    source = make_model(request.param, folder, seed=21)
     candidate = folder / "q.gguf"
     quantize(QuantizeSpec(source=source, type="Q4_K_M", out=candidate, threads=2))
-    text = a_text(folder / "text.txt")
+    # words thrown together would be so unlikely to a trained model (beyond 16 nats) that the 16-bit file cuts them off
+    text = ASSETS / "texts" / "evaluation.txt" if request.param == "demo" else a_text(folder / "text.txt")
     common = ["-f", text, "-c", N_CTX, "-b", N_CTX, "-t", 2, "--chunks", CHUNKS]
     kld = folder / "base.kld"
-    first = llama_tool("llama-perplexity", "-m", source, *common, "--kl-divergence-base", kld)
-    second = llama_tool(
-        "llama-perplexity", "-m", candidate, *common, "--kl-divergence-base", kld, "--kl-divergence"
-    )
+    first = ""
+    for _ in range(5):
+        first = llama_tool("llama-perplexity", "-m", source, *common, "--kl-divergence-base", kld)
+        if "Final estimate: PPL" in first:
+            break
+    second = ""
+    for _ in range(5):
+        # on a busy machine the tool's log thread is sometimes cut off at exit, with exit code 0: its closing tables
+        # are then missing; what it computes is the same every time
+        second = llama_tool(
+            "llama-perplexity", "-m", candidate, *common, "--kl-divergence-base", kld, "--kl-divergence"
+        )
+        if "Same top p:" in second:
+            break
     table = ours(source, candidate, text, folder)
     return first, second, dict(summarize(table.metrics, table.chunk))
 
@@ -152,7 +178,7 @@ def experiment(
 def test_every_printed_figure_agrees(experiment: tuple[str, str, dict[str, Figure]]) -> None:
     _, printed, figures = experiment
     found = parse(printed)
-    assert set(found) == set(LINES), "llama-perplexity prints other lines than expected"
+    assert set(found) == set(LINES), f"llama-perplexity printed other lines than expected:\n{printed[-1500:]}"
     for label, (key, unit, relative, absolute) in LINES.items():
         value = figures[key].value
         assert value is not None, label
@@ -182,11 +208,9 @@ def test_perplexity_of_the_base_agrees(experiment: tuple[str, str, dict[str, Fig
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_model_against_itself_diverges_by_exactly_nothing(
-    tmp_path: Path, shape: RandomShape, dtype: str
-) -> None:
-    source = random_gguf(tmp_path / "m.gguf", shape, seed=22, dtype=dtype)  # type: ignore[arg-type]
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_against_itself_diverges_by_exactly_nothing(tmp_path: Path, model: str, dtype: str) -> None:
+    source = make_model(model, tmp_path, seed=22, dtype=dtype)
     table = ours(source, source, a_text(tmp_path / "t.txt"), tmp_path)
     assert len(table) == CHUNKS * 63
     assert (table.metrics.kld == 0).all()
@@ -194,9 +218,9 @@ def test_a_model_against_itself_diverges_by_exactly_nothing(
     assert table.metrics.same_top.all()
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_imatrix_sums_agree(tmp_path: Path, shape: RandomShape, llama_tool: Callable[..., str]) -> None:
-    source = random_gguf(tmp_path / "m.gguf", shape, seed=23, dtype="f32")
+@pytest.mark.parametrize("model", MODELS)
+def test_imatrix_sums_agree(tmp_path: Path, model: str, llama_tool: Callable[..., str]) -> None:
+    source = make_model(model, tmp_path, seed=23)
     text = a_text(tmp_path / "t.txt")
     told_file, our_file = tmp_path / "told.gguf", tmp_path / "ours.gguf"
     llama_tool(
@@ -227,12 +251,11 @@ def test_imatrix_sums_agree(tmp_path: Path, shape: RandomShape, llama_tool: Call
         np.testing.assert_allclose(made.entries[name].sums, entry.sums, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("model", MODELS)
 def test_llama_quantize_makes_the_same_tensors_from_our_imatrix(
-    tmp_path: Path, llama_tool: Callable[..., str]
+    tmp_path: Path, model: str, llama_tool: Callable[..., str]
 ) -> None:
-    from bitloss.model.gguf import GgufFile
-
-    source = random_gguf(tmp_path / "m.gguf", SHAPES["dense"], seed=24, dtype="bf16")
+    source = make_model(model, tmp_path, seed=24, dtype="bf16")
     matrix = tmp_path / "m.imatrix.gguf"
     with LlamaEngine(source, OPTIONS) as engine:
         chunks = chunks_of_text(engine, a_text(tmp_path / "t.txt"), n_ctx=N_CTX, n_chunks=4)
