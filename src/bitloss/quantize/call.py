@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+_TENSOR = re.compile(r"^\[ *\d+/ *\d+\] (.+?) *- \[", re.MULTILINE)
 _VALUE_BYTES = 127  # llama_model_kv_override.val_str, less the closing zero
 # llama.cpp would hold up to 8 GiB of one tensor; rows are independent, so less gives the same bytes.
 MAX_BUFFER_BYTES = 1 << 30
@@ -85,7 +87,7 @@ class QuantizeCall:
                 os.fsencode(source), b"" if out is None else os.fsencode(out), ct.byref(params)
             )
         if code != 0:
-            raise EngineError("llama.cpp could not quantize the model", where=source, found=last_lines(log))
+            raise _failure(source, log)
         return log
 
     def _params(self, *, dry_run: bool) -> Any:
@@ -143,6 +145,18 @@ class QuantizeCall:
             slot.pattern = self._kept(_c_string(pattern))
             slot.type = kind
         return array
+
+
+def _failure(source: Path, log: list[str]) -> EngineError:
+    """Name the tensor at hand and what llama.cpp said last."""
+    at_hand = _TENSOR.findall("".join(log))
+    said = last_lines(log).rsplit("failed to quantize: ", 1)[-1]
+    return EngineError(
+        "llama.cpp could not quantize the model",
+        where=f"{source}[{at_hand[-1]}]" if at_hand else source,
+        found=said,
+        mend="a value is too large for the type" if said.endswith("data validation failed") else None,
+    )
 
 
 def cut_utf8(text: str, limit: int) -> str:

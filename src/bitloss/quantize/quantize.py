@@ -27,7 +27,15 @@ from typing import TYPE_CHECKING, Any
 from gguf import GGMLQuantizationType
 
 from bitloss.engine.llama import usable_cores
-from bitloss.errors import BitlossError, DiskFull, EngineError, MismatchError, UnsupportedError, UsageError
+from bitloss.errors import (
+    BitlossError,
+    DiskFull,
+    EngineError,
+    ImatrixError,
+    MismatchError,
+    UnsupportedError,
+    UsageError,
+)
 from bitloss.imatrix.file import Imatrix, quantize_weights, read_imatrix
 from bitloss.imatrix.matrix import file_name
 from bitloss.model.gguf import DEFAULT_ALIGNMENT, GgufFile, type_name
@@ -50,6 +58,8 @@ _NEED_WEIGHTS = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ
 # ggml_quantize_requires_imatrix: without weights these end the process, on the tables as well.
 _ABORT_WITHOUT_WEIGHTS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 _TABLES = frozenset({"token_embd.weight", "per_layer_token_embd.weight", "output.weight"})
+# Products of weights and squares are summed in float32; beyond, some encoders end the process on an infinity.
+_MAX_WEIGHT = 1e30
 _COUNT = re.compile(r"\[ *(\d+)/ *(\d+)\] ")
 # Header of the candidate beyond the source's: the keys of the matrix, and offsets moved by alignment.
 _HEADER_SLACK = 1 << 16
@@ -220,13 +230,20 @@ def _rules(spec: QuantizeSpec) -> tuple[QuantType, TypeRules]:
 def _check_weights(
     spec: QuantizeSpec, source: GgufFile, weights: Mapping[str, npt.NDArray[np.float32]]
 ) -> None:
-    """Every weight of the matrix must be a tensor of the source, of the same width."""
+    """Every weight of the matrix must be a tensor of the source, of the same width, and of sane size."""
     mend = f"is it of the model in {spec.source.name}?"
     missing = [name for name in weights if name not in source.tensors]
     if missing:
         found = f"{len(missing)} of {len(weights)} weights unknown, the first is {missing[0]}"
         raise MismatchError("importance matrix of another model", where=spec.imatrix, found=found, mend=mend)
     for name, values in weights.items():
+        if values.max() > _MAX_WEIGHT:
+            raise ImatrixError(
+                "impossible mean square",
+                where=f"{spec.imatrix}[{name}]",
+                expected=f"at most {_MAX_WEIGHT}",
+                found=float(values.max()),
+            )
         n_in, _, n_mat, *_ = (*source.tensors[name].shape, 1, 1, 1)
         if values.size != n_in * n_mat:
             raise MismatchError(

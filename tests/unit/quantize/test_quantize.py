@@ -229,9 +229,35 @@ def test_a_source_with_a_nan_leaves_nothing(source: Path, tmp_path: Path) -> Non
     with bad.open("r+b") as file:
         file.seek(info.offset + 400)
         file.write(np.float32(np.nan).tobytes())
-    with pytest.raises(EngineError, match=r"nan\.gguf.*tensor 'blk\.0\.ffn_up\.weight' has invalid data"):
+    with pytest.raises(
+        EngineError, match=r"nan\.gguf\[blk\.0\.ffn_up\.weight\].*found tensor .* has invalid data"
+    ):
         quantize(QuantizeSpec(bad, "Q4_K_M", tmp_path / "a.gguf"))
     assert only(tmp_path) == ["nan.gguf"]
+
+
+def test_values_too_large_for_a_type_leave_nothing(source: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big.gguf"
+    shutil.copy(source, big)
+    info = GgufFile.open(source).tensors["blk.0.ffn_up.weight"]
+    with big.open("r+b") as file:
+        file.seek(info.offset + 400)
+        file.write(np.float32(1e8).tobytes())
+    with pytest.raises(
+        EngineError, match=r"\[blk\.0\.ffn_up\.weight\].*validation failed. A value is too large"
+    ):
+        quantize(QuantizeSpec(big, "Q8_0", tmp_path / "a.gguf"))
+    assert only(tmp_path) == ["big.gguf"]
+
+
+def test_importance_beyond_float32_is_refused(source: Path, tmp_path: Path) -> None:
+    """llama.cpp ends the process with such weights (IQ2_S, IQ3_S)."""
+    huge = matrix(source)
+    huge.entries["blk.0.ffn_up.weight"].sums[0, 7] = 3e38
+    write_imatrix(huge, tmp_path / "m.gguf")
+    with pytest.raises(ImatrixError, match=r"m\.gguf\[blk\.0\.ffn_up\.weight\]: impossible mean square"):
+        quantize(QuantizeSpec(source, "IQ3_S", tmp_path / "a.gguf", imatrix=tmp_path / "m.gguf"))
+    assert only(tmp_path) == ["m.gguf"]
 
 
 def test_not_enough_space_is_told_before_writing(
