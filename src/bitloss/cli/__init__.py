@@ -10,6 +10,7 @@ import importlib
 import sys
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from bitloss.errors import BitlossError
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False)
+        code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False, obj=arguments)
     except BitlossError as error:
         if debug:
             raise
@@ -35,10 +36,18 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("interrupted; finished steps are kept", 130)
     except TyperException as failure:
         said = getattr(failure, "format_message", lambda: "")()
-        return _fail(f"{said} (see bitloss --help)" if said else "see bitloss --help", 2)
+        return _fail(f"{said}{_found(failure)} (see bitloss --help)" if said else "see bitloss --help", 2)
     except BrokenPipeError:
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _found(failure: BaseException) -> str:
+    """What was given for an option: typer's own message leaves it out."""
+    cause = failure.__cause__ or failure.__context__
+    if isinstance(cause, ValidationError):
+        return f", found {cause.errors()[0]['input']!r}"
+    return ""
 
 
 def _fail(line: str, code: int) -> int:

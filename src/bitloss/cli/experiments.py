@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+import bitloss
 from bitloss.cli.options import Chunks, Ctx, Json, Quiet, listed, with_engine
-from bitloss.cli.show import Screen, print_json
+from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app, command_line
 from bitloss.errors import UsageError
 from bitloss.records import RESULTS_NAME, Results
@@ -21,12 +20,17 @@ from bitloss.run.executor import LocalExecutor
 from bitloss.run.founding import run_experiment
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, read_spec
 
+ImatrixChunks = Annotated[
+    int | None,
+    typer.Option("--imatrix-chunks", min=1, help="Chunks of the calibration text. [default: all]"),
+]
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default=False)]
 
 
 def bundled(*parts: str) -> Path:
     """A file or folder that comes with the package."""
-    path = Path(str(importlib.resources.files("bitloss"))).joinpath("assets", *parts)
+    # not importlib.resources: an editable install is spread over two folders, which it cannot name as one path
+    path = Path(bitloss.__file__).parent.joinpath("assets", *parts)
     assert path.exists(), f"missing from the package: {path}"
     return path
 
@@ -35,9 +39,11 @@ def bundled(*parts: str) -> Path:
 @with_engine
 def demo(
     *,
+    context: typer.Context,
     out: OutFolder = None,
     engine: EngineSpec,
     chunks: Chunks = None,
+    imatrix_chunks: ImatrixChunks = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,11 +56,12 @@ def demo(
             "calibration": str(bundled("texts", "calibration.txt")),
             "text": str(bundled("texts", "evaluation.txt")),
             "chunks": chunks,
+            "imatrix_chunks": imatrix_chunks,
             "engine": engine.model_dump(),
         },
         where="bitloss demo",
     )
-    _experiment(spec, out or Path("bitloss-demo"), json=json, quiet=quiet)
+    _experiment(spec, out or Path("bitloss-demo"), context, json=json, quiet=quiet)
 
 
 @app.command(
@@ -63,10 +70,17 @@ def demo(
 @with_engine
 def run(
     *,
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="HF folder or GGUF file, or an experiment file (.toml).")],
     from_: Annotated[
-        str, typer.Option("--from", help="Precisions to convert to and quantize from; the first is the base.")
-    ] = "f32,f16",
+        str | None,
+        typer.Option(
+            "--from",
+            help="Precisions to convert to and quantize from; the first is the base. "
+            "[default: f32,f16; a GGUF is taken as it is]",
+            show_default=False,
+        ),
+    ] = None,
     quants: Annotated[
         str, typer.Option("--quants", help="Types, as llama-quantize names them.")
     ] = "Q8_0,Q4_K_M",
@@ -79,10 +93,7 @@ def run(
     ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
-    imatrix_chunks: Annotated[
-        int | None,
-        typer.Option("--imatrix-chunks", min=1, help="Chunks of the calibration text. [default: all]"),
-    ] = None,
+    imatrix_chunks: ImatrixChunks = None,
     out: OutFolder = None,
     engine: EngineSpec,
     json: Json = False,
@@ -90,8 +101,9 @@ def run(
 ) -> None:
     """Convert, quantize, measure and explain, in one folder; run again to go on where it stopped."""
     if model.endswith(".toml"):
+        _refuse_more_settings(context, model)
         spec = read_spec(Path(model))
-        _experiment(spec, out or spec.out or Path(Path(model).stem + "-run"), json=json, quiet=quiet)
+        _experiment(spec, out or spec.out or Path(Path(model).stem + "-run"), context, json=json, quiet=quiet)
         return
     with Screen(quiet=quiet) as screen:
         if calibration is None:
@@ -100,12 +112,11 @@ def run(
             )
         if text is None:
             screen.say("text: the bundled one (an English novel); give --text to measure on your own")
-    is_gguf = model.endswith(".gguf")
+    if from_ is None:
+        from_ = _gguf_precision(Path(model)) if Path(model).is_file() else "f32,f16"
     values: dict[str, Any] = {
         "model": model,
-        "from": [_gguf_precision(Path(model))]
-        if is_gguf and Path(model).is_file()
-        else list(listed(from_, "--from")),
+        "from": list(listed(from_, "--from")),
         "quants": list(listed(quants, "--quants")),
         "calibration": str((calibration or bundled("texts", "calibration.txt")).absolute()),
         "text": str((text or bundled("texts", "evaluation.txt")).absolute()),
@@ -115,7 +126,25 @@ def run(
         "engine": engine.model_dump(),
     }
     spec = make_spec(values, where="bitloss run")
-    _experiment(spec, out or Path(f"{Path(model).stem}-run"), json=json, quiet=quiet)
+    _experiment(spec, out or Path(f"{Path(model).stem}-run"), context, json=json, quiet=quiet)
+
+
+def _refuse_more_settings(context: typer.Context, file: str) -> None:
+    """An experiment file says everything; a flag beside it would be ignored without a word."""
+    given = [
+        name
+        for name in context.params
+        if name not in ("model", "out", "json", "quiet")
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(
+            "an experiment file says everything, but settings are given beside it",
+            where=file,
+            found=", ".join("--" + name.strip("_").replace("_", "-") for name in given),
+            mend="write them into the file, or leave them out",
+        )
 
 
 def _gguf_precision(path: Path) -> str:
@@ -125,14 +154,14 @@ def _gguf_precision(path: Path) -> str:
     return precision(GgufFile.open(path))
 
 
-def _experiment(spec: ExperimentSpec, out: Path, *, json: bool, quiet: bool) -> None:
+def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json: bool, quiet: bool) -> None:
     with Screen(quiet=quiet) as screen:
         results = run_experiment(
             spec,
             out=out,
             executor=LocalExecutor(),
             progress=screen.step,
-            commands=(command_line(sys.argv[1:]),),
+            commands=(command_line(context.obj),),
         )
     _show(results, out, json=json)
 
@@ -141,7 +170,7 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
     if json:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = output_console()
     console.print(to_rich(founding_table(results)))
     for finding in results.findings:
         console.print(f"\n{finding.title}", style="bold", markup=False)
@@ -153,6 +182,7 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
 @with_engine
 def measure(
     *,
+    context: typer.Context,
     candidates: Annotated[list[Path], typer.Argument(help="GGUF files to measure.")],
     base: Annotated[
         Path, typer.Option("--base", help="Folder made by `bitloss base`, or a GGUF file with --text.")
@@ -184,7 +214,7 @@ def measure(
         text=text,
         n_ctx=ctx,
         chunks=chunks,
-        commands=(command_line(sys.argv[1:]),),
+        commands=(command_line(context.obj),),
     )
     with Screen(quiet=quiet) as screen:
         results = measure_files(plan, executor=LocalExecutor(), progress=screen.step)
@@ -202,7 +232,7 @@ def compare(
     if json:
         print_json([row.model_dump(mode="json") for row in results.comparisons])
     else:
-        Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(to_rich(comparisons_table(results)))
+        output_console().print(to_rich(comparisons_table(results)))
 
 
 @app.command(epilog="Example: bitloss report runs/mistral")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -29,7 +30,13 @@ _ENGINE: dict[str, tuple[Any, Any]] = {
     "gpu_layers": (
         Annotated[
             int,
-            typer.Option("--gpu-layers", "-ngl", help="Layers kept on the GPU.", rich_help_panel="Engine"),
+            typer.Option(
+                "--gpu-layers",
+                "-ngl",
+                min=-1,
+                help="Layers kept on the GPU; -1 for all.",
+                rich_help_panel="Engine",
+            ),
         ],
         0,
     ),
@@ -123,13 +130,13 @@ def _settings(flags: dict[str, Any]) -> EngineSpec:
 
 def _shares(text: str) -> tuple[float, ...]:
     try:
-        shares = tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
+        shares = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        shares = (math.nan,)
+    if not all(0 <= share < math.inf for share in shares) or (shares and not any(shares)):
         raise UsageError(
-            "not a list of numbers", where="--tensor-split", expected="numbers like 3,1", found=text
-        ) from error
-    if any(share < 0 for share in shares):
-        raise UsageError("shares cannot be negative", where="--tensor-split", found=text)
+            "not a list of shares", where="--tensor-split", expected="numbers like 3,1", found=text
+        )
     return shares
 
 

@@ -29,6 +29,7 @@ from bitloss.progress import Progress
 from bitloss.run.stepping import StepProgress
 
 _LINE_SECONDS = 5.0
+_PIPE_COLUMNS = 400
 
 
 class _Rate(ProgressColumn):
@@ -119,6 +120,13 @@ class Screen:
             self._bars.remove_task(self._task)
             self._task = None
         self._label = ""
+
+
+def output_console() -> Console:
+    """Standard output; tables keep their full width where there is no terminal to fit them to."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True, width=_PIPE_COLUMNS)
 
 
 def print_json(document: JsonValue) -> None:

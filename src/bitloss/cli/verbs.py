@@ -17,7 +17,7 @@ from bitloss.errors import FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
 from bitloss.run.steps import BaseStep, ConvertStep, ImatrixStep, QuantizeStep, Step
 from bitloss.spec import EngineSpec
-from bitloss.store import sha256_file
+from bitloss.store import atomic_path, sha256_file
 
 app = typer.Typer(
     name="bitloss",
@@ -121,24 +121,27 @@ def imatrix(
     facts: dict[str, Any] = {"file": out.name}
     if source is not None and text is not None:
         source, text = _file(source, "GGUF file"), _file(text, "text")
-        step = ImatrixStep(
-            source=source,
-            source_sha256="",
-            text=text,
-            text_sha256="",
-            n_ctx=ctx,
-            chunks=chunks,
-            engine=engine,
-            out=out.resolve(),
-        )
-        result = _run(step, quiet=quiet).value
-        assert isinstance(result, dict)
-        facts |= result
-    if earlier:
-        parts = [*earlier, read_imatrix(out)] if source is not None else earlier
-        merged = merge_imatrices(parts)
-        write_imatrix(merged, out)
-        facts |= {"merged": len(parts), "entries": len(merged.entries), "chunks": merged.chunk_count}
+    with atomic_path(out.resolve()) as partial:  # what is at `out` stays until the whole of it is made
+        parts = list(earlier)
+        if source is not None and text is not None:
+            step = ImatrixStep(
+                source=source,
+                source_sha256="",
+                text=text,
+                text_sha256="",
+                n_ctx=ctx,
+                chunks=chunks,
+                engine=engine,
+                out=partial,
+            )
+            result = _run(step, quiet=quiet).value
+            assert isinstance(result, dict)
+            facts |= result
+            parts.append(read_imatrix(partial))
+        if earlier:
+            merged = merge_imatrices(parts)
+            write_imatrix(merged, partial)
+            facts |= {"merged": len(parts), "entries": len(merged.entries), "chunks": merged.chunk_count}
     facts["sha256"] = sha256_file(out)
     if json:
         print_json(facts)

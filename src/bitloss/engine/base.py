@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from bitloss.errors import UsageError
 from bitloss.model.text import Chunks, cut_chunks, read_text
 
+_INT_MAX = 2**31 - 1  # llama.cpp takes int32; a larger number would be cut without a word
+
 
 class FlashAttention(StrEnum):
     """``--flash-attn`` of llama.cpp."""
@@ -70,14 +72,14 @@ class EngineOptions:
     ubatch: int = 512
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("--gpu-layers", self.n_gpu_layers, -1),
-            ("--threads", self.threads, 0),
-            ("--batch-size", self.batch, 2),
-            ("--ubatch-size", self.ubatch, 2),
+        for name, value, least, most in (
+            ("--gpu-layers", self.n_gpu_layers, -1, _INT_MAX),
+            ("--threads", self.threads, 0, 512),  # GGML_MAX_N_THREADS; ggml aborts beyond
+            ("--batch-size", self.batch, 2, _INT_MAX),
+            ("--ubatch-size", self.ubatch, 2, _INT_MAX),
         ):
-            if value < least:
-                raise UsageError("value too small", where=name, expected=f"at least {least}", found=value)
+            if not least <= value <= most:
+                raise UsageError("value out of range", where=name, expected=f"{least}..{most}", found=value)
 
     @property
     def micro_batch(self) -> int:

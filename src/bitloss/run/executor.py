@@ -23,6 +23,7 @@ from bitloss import errors
 from bitloss.errors import BitlossError, EngineCrash
 from bitloss.progress import Progress, ProgressCallback
 from bitloss.run.steps import Step
+from bitloss.store import clean_partials
 
 _LAST_LINES = 3
 
@@ -73,7 +74,12 @@ class LocalExecutor:
         started = time.perf_counter()
         with tempfile.TemporaryFile() as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "bitloss.run.child"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "bitloss.run.child",
+                ],  # -P: no module from the folder one stands in
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -83,11 +89,13 @@ class LocalExecutor:
                 code = child.wait()
             except BaseException:
                 _stop(child)
+                _clean_up(step)
                 raise
             if "result" in last and code == 0:
                 return StepResult(last["result"], time.perf_counter() - started, last.get("peak_bytes"))
             if "error" in last:
                 raise _error(last["error"])
+            _clean_up(step)
             raise EngineCrash(
                 f"the process of step {step.kind} died ({_cause(code)})",
                 found=_tail(log) or "no message",
@@ -123,6 +131,13 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+def _clean_up(step: Step) -> None:
+    """Remove what a child that died left half-written."""
+    for folder in (step.out, step.out.parent):
+        if folder.is_dir():
+            clean_partials(folder)
 
 
 def _error(fields: dict[str, Any]) -> BitlossError:

@@ -157,15 +157,7 @@ class Runner:
     def _sources(self) -> dict[str, Source]:
         model = Path(self.spec.model)
         if model.is_file():
-            name = precision(GgufFile.open(model))
-            if self.spec.sources != (name,):
-                raise UsageError(
-                    "a GGUF is taken as it is",
-                    where="--from",
-                    expected=name,
-                    found=",".join(self.spec.sources),
-                    mend="give the HF folder to make several sources",
-                )
+            name = self.spec.sources[0]  # a GGUF is taken as it is: see `bitloss.run.founding.checked`
             return {name: Source(name, model, self._hash(model))}
         from bitloss.convert.convert import source_path
         from bitloss.model.source import model_sha256
@@ -266,7 +258,9 @@ def other_arithmetic(engine: EngineSpec, n_ctx: int) -> EngineSpec:
     another order. On a CPU the micro-batch alone changes nothing (every row is computed by itself).
     """
     half = max(2, min(engine.ubatch, engine.batch, n_ctx) // 2)
-    return engine.model_copy(update={"ubatch": half, "flash_attn": "on" if engine.flash_attn == "off" else "off"})
+    return engine.model_copy(
+        update={"ubatch": half, "flash_attn": "on" if engine.flash_attn == "off" else "off"}
+    )
 
 
 def precision(file: GgufFile) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bitloss.convert.families import family_of
 from bitloss.errors import FileProblem, TextError, UsageError
+from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts, model_sha256
+from bitloss.model.text import read_text
 from bitloss.quantize.types import parse_quant_type
 from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, Source, write_results
 from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
-from bitloss.run.experiment import Measured, Runner
+from bitloss.run.experiment import Measured, Runner, precision
 from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
 from bitloss.run.stepping import RunProgress
 from bitloss.spec import ExperimentSpec, dump_toml
@@ -65,7 +68,10 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
 
     Raises:
         FileProblem: model or text missing.
-        UsageError: unknown quantization type (a close match is suggested).
+        FormatError: the model or a text is damaged.
+        UnsupportedError: an architecture that cannot be converted.
+        TextError: a text that is surely too short.
+        UsageError: unknown quantization type (a close match is suggested), a context too long, `--from` of a GGUF.
     """
     model = Path(spec.model)
     if not model.exists():
@@ -74,17 +80,55 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
             where=spec.model,
             mend="give an HF folder (config.json, safetensors, tokenizer.json) or a GGUF file",
         )
-    for option, path in (("text", spec.text), ("calibration text", spec.calibration)):
-        if path is not None and not path.is_file():
-            raise FileProblem(f"no such {option}", where=path, mend="give a UTF-8 text file")
+    for path in (spec.text, spec.calibration):
+        if path is not None:
+            _check_text(path, spec.ctx)
     if not spec.quants:
         raise UsageError("no quantization types", where="--quants", expected="types such as Q8_0,Q4_K_M")
     quants = tuple(parse_quant_type(name).name for name in spec.quants)
     if len(set(quants)) != len(quants):
         raise UsageError("a quantization type is named twice", where="--quants", found=",".join(spec.quants))
-    if spec.calibration is not None and spec.calibration.stat().st_size == 0:
-        raise TextError("the calibration text is empty", where=spec.calibration)
+    _check_model(model, spec)
     return spec.model_copy(update={"quants": quants, "model": str(model.resolve())})
+
+
+def _check_text(path: Path, n_ctx: int) -> None:
+    """Refuse what is no text, or surely too short: no token is shorter than a byte, and BOS is one more."""
+    most = len(read_text(path).encode()) + 1
+    if most < 2 * n_ctx:
+        raise TextError(
+            "text too short",
+            where=path,
+            expected=f"at least {2 * n_ctx} tokens (two chunks of {n_ctx})",
+            found=f"{most} tokens at most",
+            mend="give a longer text or a smaller --ctx",
+        )
+
+
+def _check_model(model: Path, spec: ExperimentSpec) -> None:
+    """Refuse a model that cannot be converted, or a context it was not made for."""
+    if model.is_file():
+        file = GgufFile.open(model)
+        if spec.sources != (name := precision(file),):
+            raise UsageError(
+                "a GGUF is taken as it is",
+                where="--from",
+                expected=name,
+                found=",".join(spec.sources),
+                mend="give the HF folder to make several sources",
+            )
+        longest = file.value(f"{file.architecture}.context_length", None)
+    else:
+        checkpoint = Checkpoint.open(model)
+        family_of(checkpoint.architecture)
+        longest = checkpoint.config.get("max_position_embeddings")
+    if isinstance(longest, int) and spec.ctx > longest:
+        raise UsageError(
+            "context longer than the model was made for",
+            where="--ctx",
+            expected=f"at most {longest}",
+            found=spec.ctx,
+        )
 
 
 def _results(

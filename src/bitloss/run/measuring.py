@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,7 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
         RunFolderError: `out` holds something else.
     """
     files, out = _opened(plan.candidates), plan.out
+    _check_vocabularies(plan, files)
     settings: dict[str, JsonValue] = {
         "base": _base_identity(plan),
         "engine": rounding(plan.engine),
@@ -77,15 +78,6 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
     with RunFolder.open(out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS) as folder:
         steps = Stepper(folder, executor, progress)
         base = _base(plan, steps)
-        for path, file in files.items():
-            if vocabulary_sha256(file) != base.header.vocabulary_sha256:
-                raise MismatchError(
-                    "vocabulary differs from the base's",
-                    where=path,
-                    expected=f"the {base.header.n_vocab} tokens of {base.header.model}",
-                    found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
-                    mend="candidate and base must be made from the same model",
-                )
         measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
         model = plan.base_model or (base.folder / base.header.model_path).resolve()
         facts = model_facts(model, model)
@@ -131,6 +123,30 @@ def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
             )
         files[path] = GgufFile.open(path)
     return files
+
+
+def _check_vocabularies(plan: Measuring, files: Mapping[Path, GgufFile]) -> None:
+    if plan.base.is_file():
+        expected = vocabulary_sha256(GgufFile.open(plan.base))
+    else:
+        header = read_header(plan.base)
+        expected = header.vocabulary_sha256
+        model = plan.base_model or (plan.base / header.model_path).resolve()
+        if not model.is_file():
+            raise FileProblem(
+                "the base's model is not there",
+                where=model,
+                mend="put the file back, or say where it is with --base-model",
+            )
+    for path, file in files.items():
+        if vocabulary_sha256(file) != expected:
+            raise MismatchError(
+                "vocabulary differs from the base's",
+                where=path,
+                expected=f"the tokens of {plan.base}",
+                found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
+                mend="candidate and base must be made from the same model",
+            )
 
 
 def _base_identity(plan: Measuring) -> dict[str, JsonValue]:

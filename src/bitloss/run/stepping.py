@@ -71,7 +71,8 @@ class Stepper:
         """
         key = step_key(step)
         index = len(self.costs) + 1
-        record = self.folder.find(key)
+        # what is small and read in this process is hashed again; a model file is only compared in size
+        record = self.folder.find(key, verify=step.kind in ("imatrix", "measure"))
         # a key says what a step makes, not where: what lies elsewhere than expected is made again
         reused = record is not None and all(path.exists() for path in outputs)
         if record is None or not reused:

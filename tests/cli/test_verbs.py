@@ -1,0 +1,350 @@
+"""Every verb: what it prints where, what it leaves, what its help says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from bitloss.imatrix.file import read_imatrix
+from bitloss.imatrix.legacy import write_legacy_imatrix
+from bitloss.model.gguf import GgufFile
+from bitloss.records import Results, read_results
+
+if TYPE_CHECKING:
+    from conftest import Cli, Done, Inputs
+
+VERBS = ("demo", "run", "convert", "imatrix", "quantize", "base", "measure", "compare", "report")
+COMPUTE = ("demo", "run", "imatrix", "base", "measure")
+TINY = ("--ctx", 32, "--chunks", 3)
+
+
+def _document(done: Done) -> Any:
+    """The one JSON document of a command that went well."""
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def _lines(done: Done) -> list[str]:
+    assert done.code == 0, done.err
+    return done.out.splitlines()
+
+
+# ------------------------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example_that_names_the_verb(
+    cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    done = cli(verb, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert f"Usage: bitloss {verb}" in done.out
+    assert re.search(rf"Example: bitloss {verb}\b", done.out)
+    assert "--json" in done.out
+
+
+@pytest.mark.parametrize("verb", COMPUTE)
+def test_help_lists_the_engine_flags_under_llama_cpps_names(
+    cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    said = cli(verb, "--help").out
+    for long, short in (
+        ("--gpu-layers", "-ngl"),
+        ("--flash-attn", "-fa"),
+        ("--split-mode", "-sm"),
+        ("--tensor-split", "-ts"),
+        ("--threads", "-t"),
+        ("--batch-size", "-b"),
+        ("--ubatch-size", "-ub"),
+    ):
+        assert re.search(rf"{long}\s+{short}\b", said), f"{long} {short}"
+
+
+def test_help_of_the_tool_lists_every_verb(cli: Cli) -> None:
+    said = cli("--help").out
+    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", said)] == []
+
+
+def test_no_verb_at_all_shows_the_help_and_is_wrong_use(cli: Cli) -> None:
+    done = cli()
+    assert done.code == 2
+    assert "Usage: bitloss" in done.out + done.err
+
+
+def test_the_installed_command_keeps_standard_output_to_the_document(inputs: Inputs, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bitloss", "imatrix", inputs.source, "--text", inputs.text]
+    out = tmp_path / "i.gguf"
+    done = subprocess.run(
+        [*map(str, command), "--ctx", "32", "--chunks", "2", "-o", str(out), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["file"] == "i.gguf"
+    assert document["chunks"] == 2
+    assert read_imatrix(out).entries.keys() == read_imatrix(inputs.imatrix).entries.keys()
+
+
+def test_modules_in_the_current_folder_are_not_run_by_a_step(inputs: Inputs, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "gguf.py").write_text("open('was-run', 'w').close()\n")
+    script = Path(sys.executable).with_name("bitloss")
+    done = subprocess.run(
+        [script, "convert", inputs.checkpoint, "--to", "f16", "-o", "out", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=here,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (here / "was-run").exists()
+    assert GgufFile.open(here / "out" / "mistral-odd-f16.gguf").architecture == "llama"
+
+
+# ------------------------------------------------------------------------------------------------ single verbs
+
+
+def test_convert_writes_the_types_asked_for(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    document = _document(
+        cli("convert", inputs.checkpoint, "--to", "f16,bf16", "-o", tmp_path / "a", "--json")
+    )
+    assert [row["file"] for row in document["outputs"]] == ["mistral-odd-f16.gguf", "mistral-odd-bf16.gguf"]
+    for row in document["outputs"]:
+        file = GgufFile.open(tmp_path / "a" / row["file"])
+        assert file.tensors_sha256() == row["tensors_sha256"]
+    named = _lines(cli("convert", inputs.checkpoint, "--to", "f16", "--name", "x", "-o", tmp_path / "b"))
+    assert named == [str(tmp_path / "b" / "x-f16.gguf")]
+    assert (
+        GgufFile.open(tmp_path / "b" / "x-f16.gguf").tensors_sha256()
+        == (document["outputs"][0]["tensors_sha256"])
+    )
+
+
+def test_imatrix_computes_and_quiet_says_nothing(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "i.gguf"
+    done = cli("imatrix", inputs.source, "--text", inputs.text, *TINY, "-o", out, "--quiet")
+    assert _lines(done) == [f"{out}  ({len(read_imatrix(out).entries)} tensors, 3 chunks)"]
+    assert done.err == ""
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["gguf", "dat"])
+def test_imatrix_adds_earlier_files(cli: Cli, inputs: Inputs, tmp_path: Path, legacy: bool) -> None:
+    earlier = inputs.imatrix
+    if legacy:
+        earlier = tmp_path / "old.dat"
+        write_legacy_imatrix(read_imatrix(inputs.imatrix), earlier)
+    first, both = tmp_path / "first.gguf", tmp_path / "both.gguf"
+    text = ("--text", inputs.text, "--ctx", 32, "--chunks", 2)
+    assert cli("imatrix", inputs.source, *text, "-o", first).code == 0
+    document = _document(cli("imatrix", inputs.source, *text, "--in-file", earlier, "-o", both, "--json"))
+    assert (document["merged"], document["chunks"]) == (2, 4)
+    one, two, sum_ = read_imatrix(first), read_imatrix(inputs.imatrix), read_imatrix(both)
+    assert sum_.entries.keys() == one.entries.keys()
+    for name, entry in sum_.entries.items():
+        expected = one.entries[name].sums.astype(np.float64) + two.entries[name].sums
+        np.testing.assert_allclose(entry.sums, expected, rtol=1e-6)
+        np.testing.assert_allclose(entry.counts, one.entries[name].counts + two.entries[name].counts)
+
+
+def test_imatrix_merges_files_without_a_model(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "sum.gguf"
+    document = _document(
+        cli("imatrix", "--in-file", inputs.imatrix, "--in-file", inputs.imatrix, "-o", out, "--json")
+    )
+    assert (document["merged"], document["chunks"]) == (2, 4)
+    name, entry = next(iter(read_imatrix(out).entries.items()))
+    np.testing.assert_allclose(entry.sums, 2 * read_imatrix(inputs.imatrix).entries[name].sums, rtol=1e-6)
+
+
+def test_quantize_makes_each_type(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    document = _document(
+        cli(
+            "quantize",
+            inputs.source,
+            "--types",
+            "q8_0,Q4_K_M",
+            "--imatrix",
+            inputs.imatrix,
+            "-o",
+            out,
+            "--json",
+        )
+    )
+    assert [row["file"] for row in document] == ["tiny-f32-Q8_0.gguf", "tiny-f32-Q4_K_M.gguf"]
+    kinds = [GgufFile.open(out / row["file"]).tensors["blk.0.ffn_gate.weight"].type_name for row in document]
+    assert kinds == ["Q8_0", "Q4_K"]
+    lines = _lines(
+        cli(
+            "quantize",
+            inputs.source,
+            "--types",
+            "Q8_0",
+            "--tensor-type",
+            "ffn_gate=f16",
+            "-o",
+            tmp_path / "b",
+        )
+    )
+    assert lines[0].startswith(str(tmp_path / "b" / "tiny-f32-Q8_0.gguf"))
+    made = GgufFile.open(tmp_path / "b" / "tiny-f32-Q8_0.gguf")
+    assert made.tensors["blk.0.ffn_gate.weight"].type_name == "F16"
+
+
+def test_base_then_measure_then_compare_and_report(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "measured"
+    header = _document(cli("base", inputs.source, "--text", inputs.text, *TINY, "-o", base, "--json"))
+    assert (header["n_chunks"], header["n_ctx"]) == (3, 32)
+    assert cli("quantize", inputs.source, "--types", "Q8_0,Q4_K_M", "-o", tmp_path).code == 0
+    files = [tmp_path / f"tiny-f32-{kind}.gguf" for kind in ("Q8_0", "Q4_K_M")]
+    document = _document(cli("measure", *files, "--base", base, "-o", out, "--json"))
+    results = Results.model_validate_json(json.dumps(document))
+    assert [c.name for c in results.candidates] == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M"]
+    assert results.text.scored_tokens == 3 * 15
+    klds = [c.metrics["kld_mean"].value for c in results.candidates]
+    assert klds[0] is not None
+    assert klds[1] is not None
+    assert 0 < klds[0] < klds[1]
+    assert results == read_results(out)
+    assert results.commands[0].startswith(f"bitloss measure {files[0]}")
+
+    rows = _document(cli("compare", out, "--json"))
+    assert {(row["a"], row["b"]) for row in rows} == {("tiny-f32-Q8_0", "tiny-f32-Q4_K_M")}
+    table = _lines(cli("compare", out))
+    assert any("Mean KLD" in line and "tiny-f32-Q8_0" in line for line in table)
+
+    written = (out / "report.md").read_bytes()
+    (out / "report.md").unlink()
+    assert _document(cli("report", out, "--json")) == {"report": "report.md"}
+    assert (out / "report.md").read_bytes() == written
+    assert _lines(cli("report", out / "results.json")) == [str(out / "report.md")]
+
+
+def test_measure_against_a_gguf_equals_measuring_against_its_stored_base(
+    cli: Cli, inputs: Inputs, tmp_path: Path
+) -> None:
+    assert cli("quantize", inputs.source, "--types", "Q8_0", "-o", tmp_path).code == 0
+    candidate = tmp_path / "tiny-f32-Q8_0.gguf"
+    assert cli("base", inputs.source, "--text", inputs.text, *TINY, "-o", tmp_path / "base").code == 0
+    stored = _document(cli("measure", candidate, "--base", tmp_path / "base", "-o", tmp_path / "a", "--json"))
+    direct = _document(
+        cli(
+            "measure",
+            candidate,
+            "--base",
+            inputs.source,
+            "--text",
+            inputs.text,
+            *TINY,
+            "-o",
+            tmp_path / "b",
+            "--json",
+        )
+    )
+    assert direct["candidates"][0]["metrics"] == stored["candidates"][0]["metrics"]
+
+
+def test_a_base_that_was_moved_finds_its_model_by_flag(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    base, moved = tmp_path / "base", inputs.folder / "moved.gguf"
+    assert cli("base", inputs.source, "--text", inputs.text, *TINY, "-o", base).code == 0
+    inputs.source.rename(moved)
+    failed = cli("measure", moved, "--base", base, "-o", tmp_path / "m")
+    assert failed.code == 1
+    assert "--base-model" in failed.err
+    assert not (tmp_path / "m").exists()
+    document = _document(
+        cli("measure", moved, "--base", base, "--base-model", moved, "-o", tmp_path / "m", "--json")
+    )
+    assert document["candidates"][0]["metrics"]["kld_max"]["value"] == 0
+
+
+# ------------------------------------------------------------------------------------------------ whole experiments
+
+
+def test_run_on_a_gguf(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    common = (
+        "run",
+        inputs.source,
+        "--quants",
+        "Q8_0",
+        "--text",
+        inputs.text,
+        "--calibration",
+        inputs.text,
+        *TINY,
+        "--imatrix-chunks",
+        2,
+        "-o",
+        out,
+    )
+    done = cli(*common, "--json")
+    document = _document(done)
+    assert [c["name"] for c in document["candidates"]] == ["Q8_0/f32"]
+    assert document["calibration"]["chunks"] == 2
+    assert document["commands"] == [f"bitloss {' '.join(map(str, (*common, '--json')))}"]
+    assert "quantize Q8_0/f32" in done.err
+    again = cli(*common)
+    assert again.code == 0
+    assert again.err.count("done before") == len(document["costs"])
+    assert "Mean KLD" in again.out
+    assert f"report: {out / 'report.md'}" in again.out
+
+
+def test_demo_with_two_chunks(cli: Cli, tmp_path: Path) -> None:
+    done = cli("demo", "--chunks", 2, "--imatrix-chunks", 1, "--out", tmp_path / "demo", "--json", "--quiet")
+    document = _document(done)
+    assert done.err == ""
+    assert [c["name"] for c in document["candidates"]] == [
+        "Q8_0/f32",
+        "Q8_0/f16",
+        "Q4_K_M/f32",
+        "Q4_K_M/f16",
+    ]
+    assert document["text"]["chunks"] == 2
+    shutil.rmtree(tmp_path / "demo")
+
+
+def test_engine_flags_reach_the_engine(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    done = cli(
+        "base",
+        inputs.source,
+        "--text",
+        inputs.text,
+        *TINY,
+        "-ub",
+        16,
+        "-b",
+        64,
+        "-fa",
+        "off",
+        "-t",
+        1,
+        "-sm",
+        "row",
+        "-ts",
+        "3,1",
+        "-ngl",
+        0,
+        "-o",
+        tmp_path / "base",
+        "--json",
+    )
+    assert _document(done)["options"] == {"ubatch": 16, "flash_attn": "off", "n_gpu_layers": 0}
