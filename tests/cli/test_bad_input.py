@@ -19,7 +19,7 @@ from bitloss.imatrix.legacy import write_legacy_imatrix
 from bitloss.model.random_model import RandomShape, random_gguf
 
 if TYPE_CHECKING:
-    from conftest import Cli, Done, Inputs
+    from tests.cli.conftest import Cli, Done, Inputs
 
     Snapshot = Callable[[Path], dict[str, str]]
 

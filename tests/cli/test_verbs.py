@@ -20,7 +20,7 @@ from bitloss.model.gguf import GgufFile
 from bitloss.records import Results, read_results
 
 if TYPE_CHECKING:
-    from conftest import Cli, Done, Inputs
+    from tests.cli.conftest import Cli, Done, Inputs
 
 VERBS = ("demo", "run", "convert", "imatrix", "quantize", "base", "measure", "compare", "report")
 COMPUTE = ("demo", "run", "imatrix", "base", "measure")
