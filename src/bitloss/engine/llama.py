@@ -35,9 +35,11 @@ from bitloss.engine.base import (
     scored_positions,
 )
 from bitloss.engine.ggml import ggml
+from bitloss.engine.limits import check_limits
 from bitloss.engine.llama_log import captured_log
 from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
+from bitloss.model.gguf import GgufFile
 
 _FLASH = {FlashAttention.AUTO: -1, FlashAttention.OFF: 0, FlashAttention.ON: 1}
 _SPLIT = {SplitMode.NONE: 0, SplitMode.LAYER: 1, SplitMode.ROW: 2}
@@ -80,6 +82,7 @@ class LlamaEngine:
         self.options = options or EngineOptions()
         self._model: Any = None
         ggml()  # checks the struct layout before anything relies on it
+        check_limits(GgufFile.open(path))  # hyperparameters on which libllama aborts the process
         self._model = self._load(vocab_only)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._facts = self._read_facts()

@@ -83,6 +83,8 @@ class LocalExecutor:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                # else an abort of ggml starts a debugger, where one is installed, and waits for it
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
             )
             try:
                 last = _talk(child, step, progress)

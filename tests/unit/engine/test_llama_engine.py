@@ -10,7 +10,15 @@ import pytest
 from bitloss.engine.base import EngineOptions, Outputs, chunks_of_text, scored_positions
 from bitloss.engine.llama import LlamaEngine, engine_version
 from bitloss.engine.output_layer import OutputLayer, refuse_what_follows_the_product
-from bitloss.errors import EngineError, FileProblem, MismatchError, TextError, UnsupportedError, UsageError
+from bitloss.errors import (
+    BitlossError,
+    EngineError,
+    FileProblem,
+    MismatchError,
+    TextError,
+    UnsupportedError,
+    UsageError,
+)
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
 
@@ -87,10 +95,17 @@ def test_rows_depend_on_earlier_tokens_only(tmp_path: Path) -> None:
     assert not np.array_equal(rows[0, upto:], rows[1, upto:])
 
 
-def test_a_damaged_model_says_what_llama_cpp_said(tmp_path: Path) -> None:
+def test_a_model_llama_cpp_refuses_says_what_llama_cpp_said(tmp_path: Path) -> None:
+    path = random_gguf(tmp_path / "m.gguf", DENSE, seed=1)
+    path.write_bytes(path.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_z.weight"))
+    with pytest.raises(EngineError, match=r"m\.gguf: llama\.cpp could not load the model: found .+"):
+        LlamaEngine(path)
+
+
+def test_a_damaged_or_missing_file_is_found_before_llama_cpp_sees_it(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + b"\0" * 64)
-    with pytest.raises(EngineError, match=r"could not load.*broken\.gguf|broken\.gguf.*could not load"):
+    with pytest.raises(BitlossError, match=r"broken\.gguf"):
         LlamaEngine(path)
     with pytest.raises(FileProblem, match="no such file"):
         LlamaEngine(tmp_path / "none.gguf")
