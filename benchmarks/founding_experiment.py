@@ -18,8 +18,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from bitloss.model.gguf import GgufFile
+from bitloss.model.random_checkpoint import CheckpointOptions, random_checkpoint
+from bitloss.model.random_model import RandomShape
 from llama_tools import figure, perplexity, run, tool
-from random_checkpoint import Shape, write_checkpoint
 
 TYPES = ("Q8_0", "Q4_K_M")
 SOURCES = ("f32", "f16")
@@ -92,17 +93,23 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
-    for name, default in (("layers", 15), ("hidden", 768), ("ff", 2048), ("vocab", 32000), ("heads", 12)):
+    for name, default in (("layers", 16), ("hidden", 768), ("ff", 2048), ("vocab", 32000), ("heads", 12)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
-    shape = Shape(layers=args.layers, hidden=args.hidden, ff=args.ff, vocab=args.vocab, heads=args.heads)
-    model, out = args.work / "model", args.work / "run"
-    write_checkpoint(model, shape)
-    print(
-        f"{shape.weights() / 1e6:.1f} million weights, {args.chunks} chunks of {args.ctx}, {args.threads} threads"
+    shape = RandomShape(
+        n_layer=args.layers,
+        n_embd=args.hidden,
+        n_ff=args.ff,
+        n_vocab=args.vocab,
+        n_head=args.heads,
+        n_head_kv=args.heads // 3,
+        head_dim=64,
     )
+    model, out = args.work / "model", args.work / "run"
+    # a spread at which activations keep their size from layer to layer
+    random_checkpoint(model, CheckpointOptions(shape=shape, std=args.hidden**-0.5))
     ran = run(
         [
             *(
@@ -131,6 +138,8 @@ def main() -> None:
         ]
     )
     results = json.loads((out / "results.json").read_text())
+    weights = results["model"]["parameters"]
+    print(f"{weights / 1e6:.1f} million weights, {args.chunks} chunks of {args.ctx}, {args.threads} threads")
     ours: dict[str, float] = defaultdict(float)
     for cost in results["costs"]:
         ours[cost["kind"]] += cost["seconds"]

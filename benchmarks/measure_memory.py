@@ -66,7 +66,8 @@ def main() -> None:
         kld.unlink()
         print(
             f"n_ctx {n_ctx:5d}: bitloss measure {peak / 2**20:8.1f} MiB "
-            f"(KV cache {kv_cache_bytes(n_ctx) / 2**20:.1f}), llama-perplexity --kl-divergence {theirs / 2**20:8.1f} MiB"
+            f"(KV cache {kv_cache_bytes(n_ctx) / 2**20:.1f}), "
+            f"llama-perplexity --kl-divergence {theirs / 2**20:8.1f} MiB"
         )
     growth = peaks[8192] - peaks[512] - (kv_cache_bytes(8192) - kv_cache_bytes(512))
     print(f"growth beyond the KV cache: {growth / 2**20:.1f} MiB")

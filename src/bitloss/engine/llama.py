@@ -353,6 +353,7 @@ class _Context:
 
 
 def _last_error(log: list[str]) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that speaks of an error, else the last that says something."""
     lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing in llama.cpp's log"
+    telling = [line for line in lines if "error" in line.lower()]
+    return (telling or lines or ["nothing in llama.cpp's log"])[-1]

@@ -182,9 +182,20 @@ def _candidates(files: Sequence[MeasuredFile], figures: Mapping[Path, Metrics]) 
 
 
 def _comparisons(files: Sequence[MeasuredFile], tables: Mapping[Path, TokenTable]) -> list[Comparison]:
-    """Every pair, in the order of the table, Holm-adjusted over all of them."""
+    """Every pair of different candidates, and each twin with its first, Holm-adjusted over all of them.
+
+    A twin against others would repeat its first's comparisons word for word, and weaken the adjustment by them.
+    """
     tokens = {file.name: tables[file.tokens].metrics for file in files}
-    pairs = [Pair(a.name, b.name) for i, a in enumerate(files) for b in files[i + 1 :]]
+    first: dict[Path, str] = {}
+    for file in files:
+        first.setdefault(file.tokens, file.name)
+    pairs = [
+        Pair(a.name, b.name)
+        for i, a in enumerate(files)
+        for b in files[i + 1 :]
+        if first[a.tokens] == a.name and (first[b.tokens] == b.name or a.tokens == b.tokens)
+    ]
     if not pairs:
         return []
     chunks: NDArray[np.int32] = tables[files[0].tokens].chunk
