@@ -61,6 +61,7 @@ class EngineOptions:
         threads: CPU threads (``-t``); 0 takes the cores this process may use.
         batch: tokens handed over at a time (``-b``).
         ubatch: tokens computed at a time (``-ub``); memory for logits grows with it. Lowered to ``batch``.
+        cache_f32: keep keys and values in F32 instead of llama.cpp's default F16 (``-ctk f32 -ctv f32``).
     """
 
     n_gpu_layers: int = 0
@@ -70,6 +71,7 @@ class EngineOptions:
     threads: int = 0
     batch: int = 2048
     ubatch: int = 512
+    cache_f32: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least, most in (

@@ -34,7 +34,7 @@ from bitloss.engine.base import (
     SplitMode,
     scored_positions,
 )
-from bitloss.engine.ggml import ggml
+from bitloss.engine.ggml import TYPE_F32, ggml
 from bitloss.engine.limits import check_limits
 from bitloss.engine.llama_log import captured_log
 from bitloss.engine.watch import GraphWatch
@@ -291,6 +291,8 @@ class _Context:
         params.n_threads = params.n_threads_batch = options.threads or usable_cores()
         params.flash_attn_type = _FLASH[options.flash_attn]
         params.no_perf = True
+        if options.cache_f32:
+            params.type_k = params.type_v = TYPE_F32
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(
             watch.callback
         )  # kept alive with the context
