@@ -128,11 +128,15 @@ double sum(V v) {
     return total;
 }
 
+// Σ c[k] x^k, even and odd powers apart: half as long a chain of dependent steps as Horner's.
 template <class V, std::size_t N>
-V horner(const typename Precision<V>::Scalar (&c)[N], V x) {
-    V value = all<V>(c[N - 1]);
-    for (std::size_t k = N - 1; k-- > 0;) value = value * x + c[k];
-    return value;
+__attribute__((always_inline)) inline V evaluate(const typename Precision<V>::Scalar (&c)[N], V x) {
+    constexpr std::size_t top_even = (N - 1) / 2 * 2, top_odd = N / 2 * 2 - 1;
+    const V x2 = x * x;
+    V even = all<V>(c[top_even]), odd = all<V>(c[top_odd]);
+    for (std::size_t k = top_even; k >= 2; k -= 2) even = even * x2 + c[k - 2];
+    for (std::size_t k = top_odd; k >= 3; k -= 2) odd = odd * x2 + c[k - 2];
+    return odd * x + even;
 }
 
 // value·2^n by adding n to the exponent; `shifted` holds n in its low bits and zeros where the exponent goes.
@@ -151,7 +155,7 @@ V exp(V x, V top = V{}) {
     const V shifted = (x - top) * static_cast<typename P::Scalar>(1.0 / ln2) + P::round;  // n in the low bits
     const V n = shifted - P::round;
     const V r = (x - (n * P::ln2_high + top)) - n * P::ln2_low;
-    const V value = horner(P::exp_tail, r) * (r * r) + r + 1;
+    const V value = evaluate(P::exp_tail, r) * (r * r) + r + 1;
     return times_power(value, shifted);
 }
 
@@ -176,8 +180,8 @@ __attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t)
     const V t2 = t * t;
     const V x = b - b_max;
     const V w = exp(b, b_max);
-    const V phi = horner(P::phi, t) * t2;
-    const V js = horner(P::js, t) * t2;
+    const V phi = evaluate(P::phi, t) * t2;
+    const V js = evaluate(P::js, t) * t2;
     const V step = t + phi;                       // e^t - 1
     const V reverse = t2 + (t * phi - phi);       // e^t φ(-t)
     const auto far = t2 > 1;
@@ -193,7 +197,7 @@ __attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t)
     }
     // Lanes with |t| > 1: closed forms in w and v = w e^t, whose terms no longer cancel.
     const V a = exp(t > 0 ? -t : t);
-    const V softplus = (t > 0 ? t : V{}) + a * horner(P::log1p, a);  // ln(1 + e^t)
+    const V softplus = (t > 0 ? t : V{}) + a * evaluate(P::log1p, a);  // ln(1 + e^t)
     const V v = far ? exp(x + t) : w + w * step;
     sums.excess += far ? v - w : w * step;
     sums.v_ln_v += v * (x + t);
