@@ -97,7 +97,7 @@ def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metri
             metric, 0.0, verdict=Verdict.IDENTICAL, reason="every token is equal: nothing to test"
         )
     with np.errstate(invalid="ignore"):
-        difference = mean_with_errors(_column(a, metric) - _column(b, metric), chunk_ids)
+        difference = mean_with_errors(column(a, metric) - column(b, metric), chunk_ids)
     if difference.value is None or difference.se_clustered is None:
         return Comparison(metric, difference.value, reason=difference.reason)
     value, se = difference.value, difference.se_clustered
@@ -112,7 +112,7 @@ def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metri
     margin = float(stats.t.ppf(0.975, degrees)) * se
     p_value = float(2.0 * stats.t.sf(abs(value) / se, degrees))
     found = Comparison(metric, value, se, (value - margin, value + margin), p_value)
-    return _judge(found, p_value)
+    return judge(found, p_value)
 
 
 def compare_all(
@@ -139,7 +139,7 @@ def compare_all(
     }
     tested = {key: row.p_value for key, row in table.items() if row.p_value is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return {key: _judge(row, adjusted[key]) if key in adjusted else row for key, row in table.items()}
+    return {key: judge(row, adjusted[key]) if key in adjusted else row for key, row in table.items()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -156,14 +156,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _judge(row: Comparison, p_holm: float) -> Comparison:
+def judge(row: Comparison, p_holm: float) -> Comparison:
+    """Fill in the adjusted p-value and what it says."""
     assert row.difference is not None
     gain = row.difference if row.metric is Metric.SAME_TOP else -row.difference
     verdict = Verdict.TIE if p_holm > ALPHA else Verdict.BETTER if gain > 0 else Verdict.WORSE
     return dataclasses.replace(row, p_holm=p_holm, verdict=verdict)
 
 
-def _column(tokens: TokenMetrics, metric: Metric) -> FloatArray:
+def column(tokens: TokenMetrics, metric: Metric) -> FloatArray:
+    """What a metric is the mean of: [n], NaN or infinite where a token has no finite value."""
     match metric:
         case Metric.KLD_MEAN:
             return tokens.kld

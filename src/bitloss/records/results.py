@@ -61,6 +61,23 @@ class Verdict(StrEnum):
     """The second is."""
 
 
+class Outcome(StrEnum):
+    """What a confidence sequence settled about two candidates, by one metric."""
+
+    BETTER = "better"
+    """The first is better: the sequence excludes 0."""
+    WORSE = "worse"
+    """The second is."""
+    EQUIVALENT = "equivalent"
+    """They are no further apart than the margin."""
+    IDENTICAL = "identical"
+    """Their tensors are equal: nothing to measure."""
+    OPEN = "open"
+    """Not settled by the chunks measured."""
+    UNDEFINED = "undefined"
+    """Cannot be settled: a token has no finite value."""
+
+
 class Confidence(StrEnum):
     """How well a finding is founded."""
 
