@@ -2,7 +2,7 @@
 
 Stored is the final normed hidden state of every scored position (float32, 4 bytes x n_embd a token; llama.cpp's base
 file takes 2 bytes x vocabulary a token). Base logits are made again from it with the base's own output weight through
-ggml, and are the engine's numbers, bit for bit; the first chunk of every base is checked against the engine's logits
+ggml, and are the engine's numbers, bit for bit; every base is checked against the engine's logits on a few tokens
 before anything else is computed.
 
     BASE/  base.json                      header (`BaseHeader`)
@@ -39,6 +39,7 @@ from bitloss.store import atomic_dir, atomic_write_text, sha256_file
 
 SCHEMA = "bitloss/base@1"
 _SHARD_BYTES = 64 << 20
+_CHECKED_TOKENS = 64  # whether logits are the product of output weight and hidden states shows on any tokens
 _HEADER_CAP = 64 << 20
 
 
@@ -82,7 +83,7 @@ class BaseHeader(BaseModel):
         engine: version and commit of llama.cpp.
         options: engine settings that may change rounding.
         logits_max_difference: largest absolute difference between the engine's logits and those made again, on
-            the first chunk; 0 means bit-equal.
+            the first tokens of the text; 0 means bit-equal.
         shards: files of hidden states, in order.
     """
 
@@ -163,7 +164,7 @@ def write_base(
     file = GgufFile.open(engine.path)
     layer = OutputLayer(engine.path, threads=options.threads or usable_cores())
     tokens = chunks.as_computed()
-    worst = check_remade_logits(engine, layer, tokens[0])
+    worst = check_remade_logits(engine, layer, tokens[0, :_CHECKED_TOKENS])
     layer.close()
     with atomic_dir(out) as folder:
         save_file({"tokens": chunks.tokens}, folder / "tokens.safetensors")
