@@ -366,6 +366,8 @@ def _load(path: Path, key: str) -> NDArray[Any]:
         tensor: NDArray[Any] = load(path.read_bytes())[key]
     except FileNotFoundError as error:
         raise BaseError("file of the base is missing", where=path, mend="make the base again") from error
+    except OSError as error:
+        raise BaseError("file of the base cannot be read", where=path, found=error.strerror) from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise BaseError("not a safetensors file bitloss wrote", where=path, found=str(error)) from error
     return tensor

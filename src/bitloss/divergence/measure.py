@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -118,6 +118,7 @@ def measure(
 
 
 _PLACES = ("chunk", "position", "target")
+_DTYPES: dict[str, type[np.generic]] = {**dict.fromkeys(_PLACES, np.int32), **COLUMNS}
 
 
 def write_tokens(table: TokenTable, path: Path, facts: dict[str, str]) -> None:
@@ -142,8 +143,8 @@ def read_tokens(path: Path) -> tuple[TokenTable, dict[str, str]]:
         raise FileProblem("no such file", where=path)
     try:
         arrow = pq.read_table(path)
-        facts = json.loads((arrow.schema.metadata or {})[b"bitloss"])
-        columns = {name: arrow.column(name).to_numpy() for name in (*_PLACES, *COLUMNS)}
+        facts = _facts(arrow)
+        columns = {name: _column(arrow, name, dtype) for name, dtype in _DTYPES.items()}
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise RecordError(
             "not a Parquet file of tokens bitloss wrote, or damaged",
@@ -153,8 +154,20 @@ def read_tokens(path: Path) -> tuple[TokenTable, dict[str, str]]:
         ) from error
     if facts.pop("schema", None) != TOKENS_SCHEMA:
         raise RecordError("of another version", where=path, expected=TOKENS_SCHEMA)
-    metrics = TokenMetrics(
-        **{name: np.ascontiguousarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
-    )
-    places = {name: np.ascontiguousarray(columns[name], np.int32) for name in _PLACES}
-    return TokenTable(**places, metrics=metrics), facts
+    places = {name: columns.pop(name) for name in _PLACES}
+    return TokenTable(**places, metrics=TokenMetrics(**columns)), facts
+
+
+def _facts(arrow: pa.Table) -> dict[str, str]:
+    facts = json.loads((arrow.schema.metadata or {})[b"bitloss"])
+    if not isinstance(facts, dict):
+        raise ValueError("the metadata is no object")
+    return facts
+
+
+def _column(arrow: pa.Table, name: str, dtype: type[np.generic]) -> NDArray[Any]:
+    """A column as it was written: of this very type, nothing left out."""
+    column = arrow.column(name)
+    if column.type != pa.from_numpy_dtype(dtype) or column.null_count:
+        raise ValueError(f"column {name} holds {column.type} with {column.null_count} nulls")
+    return np.ascontiguousarray(column.to_numpy(), dtype)

@@ -57,7 +57,7 @@ class Collector:
                 "expert number out of range",
                 where=weight,
                 expected=f"0..{n_expert - 1}",
-                found=int(ids.max()),
+                found=int(ids.min() if ids.min() < 0 else ids.max()),
             )
         _native.add_squares_rows(sums, np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int32))
         counts += np.bincount(ids, minlength=n_expert)

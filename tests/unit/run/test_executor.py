@@ -1,0 +1,187 @@
+"""The executor: results, errors and progress come back from the child; a child's death is an error of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitloss import errors
+from bitloss.errors import BitlossError, EngineCrash, FileProblem
+from bitloss.progress import Progress, silent
+from bitloss.run.executor import InlineExecutor, LocalExecutor
+from bitloss.run.steps import ConvertStep, QuantizeStep
+
+CHECKPOINT = Path(__file__).parents[2] / "data" / "checkpoints" / "mistral-odd"
+
+
+def _every_error(kind: type[BitlossError] = BitlossError) -> list[type[BitlossError]]:
+    return [kind, *(each for sub in kind.__subclasses__() for each in _every_error(sub))]
+
+
+def _step(out: Path, model: Path = CHECKPOINT) -> ConvertStep:
+    return ConvertStep(model=model, model_sha256="0" * 64, types=("f16",), out=out)
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Let another program stand in for the child process: `child(source)`."""
+
+    def stand_in(source: str) -> None:
+        script = tmp_path / "stand_in.py"
+        script.write_text("import os, signal, sys, json\n" + textwrap.dedent(source))
+        start = subprocess.Popen
+
+        def popen(_: list[str], **how: Any) -> subprocess.Popen[bytes]:
+            return start([sys.executable, str(script)], **how)
+
+        monkeypatch.setattr("bitloss.run.executor.subprocess.Popen", popen)
+
+    return stand_in
+
+
+def test_a_step_gives_the_same_in_a_child_and_in_this_process(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    local = LocalExecutor().run(_step(tmp_path / "a"), seen.append)
+    inline = InlineExecutor().run(_step(tmp_path / "b"), silent)
+    assert isinstance(local.value, dict)
+    assert isinstance(inline.value, dict)
+    assert local.value["outputs"] == inline.value["outputs"]
+    assert local.seconds > 0
+    assert local.peak_bytes is not None
+    assert local.peak_bytes > 10 << 20
+    assert inline.peak_bytes is None
+    assert seen
+    assert seen[-1].done == seen[-1].total
+    assert all(progress.done <= (progress.total or 0) for progress in seen)
+    name = "mistral-odd-f16.gguf"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_an_error_of_the_step_keeps_type_and_fields(tmp_path: Path) -> None:
+    with pytest.raises(BitlossError) as local:
+        LocalExecutor().run(_step(tmp_path / "out", tmp_path / "nothing"), silent)
+    with pytest.raises(BitlossError) as inline:
+        InlineExecutor().run(_step(tmp_path / "out", tmp_path / "nothing"), silent)
+    assert type(local.value) is type(inline.value) is FileProblem
+    assert str(local.value) == str(inline.value)
+    for field in ("what", "where", "expected", "found", "mend"):
+        assert getattr(local.value, field) == getattr(inline.value, field)
+
+
+@pytest.mark.parametrize("kind", _every_error(), ids=lambda kind: kind.__name__)
+def test_every_error_type_survives_the_trip(kind: type[BitlossError], child: Any, tmp_path: Path) -> None:
+    fields = {"what": "w", "where": "x\n", "expected": "e", "found": None, "mend": "m"}
+    child(
+        f"""
+        sys.stdin.buffer.read()
+        print(json.dumps({{"error": {{"type": {kind.__name__!r}, **{fields!r}}}}}))
+        sys.exit(1)
+        """
+    )
+    with pytest.raises(BitlossError) as caught:
+        LocalExecutor().run(_step(tmp_path), silent)
+    assert type(caught.value) is kind
+    assert {name: getattr(caught.value, name) for name in fields} == fields
+    assert getattr(errors, kind.__name__) is kind
+
+
+@pytest.mark.parametrize(
+    ("death", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL; out of memory?"),
+        ("os.abort()", "signal SIGABRT"),
+        ("os._exit(3)", "exit code 3"),
+        ("print('{\"result\": 1', flush=True); os.abort()", "signal SIGABRT"),
+        ("print('{\"result\": 1}', flush=True); os.abort()", "signal SIGABRT"),
+        ("raise ValueError('a bug')", "exit code 1"),
+    ],
+)
+def test_a_death_is_an_engine_crash_with_the_last_words(
+    death: str, said: str, child: Any, tmp_path: Path
+) -> None:
+    child(
+        f"""
+        sys.stdin.buffer.read()
+        for n in range(9):
+            print("line", n, file=sys.stderr, flush=True)
+        print(json.dumps({{"progress": {{"stage": "s", "done": 1, "total": 2, "unit": "u"}}}}), flush=True)
+        {death}
+        """
+    )
+    seen: list[Progress] = []
+    with pytest.raises(EngineCrash) as caught:
+        LocalExecutor().run(_step(tmp_path), seen.append)
+    assert said in caught.value.what
+    assert "step convert" in caught.value.what
+    assert caught.value.found is not None
+    assert "a bug" in caught.value.found if "bug" in death else "line 8" in caught.value.found
+    assert "line 4" not in caught.value.found
+    assert seen == [Progress("s", 1, 2, "u")]
+
+
+def test_a_child_that_dies_before_it_listens(child: Any, tmp_path: Path) -> None:
+    child("sys.stdin.close(); os._exit(9)")
+    step = QuantizeStep(
+        source=tmp_path,
+        source_sha256="",
+        type="Q8_0",
+        imatrix=None,
+        imatrix_sha256=None,
+        tensor_types=tuple((f"{n}" * 40, "F16") for n in range(5000)),
+        out=tmp_path / "x",
+    )
+    with pytest.raises(EngineCrash, match="exit code 9"):
+        LocalExecutor().run(step, silent)
+
+
+def test_what_a_dead_child_left_half_written_is_removed(child: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    child(
+        f"""
+        import pathlib
+        from bitloss.store import atomic_path
+        sys.stdin.buffer.read()
+        with atomic_path(pathlib.Path({str(out / "a.gguf")!r})) as partial:
+            partial.write_bytes(b"half")
+            print(partial.name, file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    with pytest.raises(EngineCrash, match=r"\.a\.gguf\.partial-"):
+        LocalExecutor().run(_step(out), silent)
+    assert list(out.iterdir()) == []
+
+
+def test_a_caller_that_stops_stops_the_child_too(child: Any, tmp_path: Path) -> None:
+    """As Ctrl-C does: the exception leaves through the progress callback."""
+    out, pid = tmp_path / "out", tmp_path / "pid"
+    child(
+        f"""
+        import pathlib, time
+        from bitloss.store import atomic_path
+        sys.stdin.buffer.read()
+        pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))
+        with atomic_path(pathlib.Path({str(out / "a.gguf")!r})) as partial:
+            partial.write_bytes(b"half")
+            print(json.dumps({{"progress": {{"stage": "s", "done": 1, "total": 2, "unit": "u"}}}}), flush=True)
+            time.sleep(60)
+        """
+    )
+
+    def interrupt(_: Progress) -> None:
+        assert any(out.iterdir())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalExecutor().run(_step(out), interrupt)
+    assert list(out.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), signal.SIG_DFL)
