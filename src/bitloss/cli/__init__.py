@@ -15,6 +15,8 @@ from typer.exceptions import TyperException
 
 from bitloss.errors import BitlossError
 
+_INTERRUPTED = 130
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (`bitloss` exits with it)."""
@@ -33,12 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; finished steps are kept", 130)
+        code = _INTERRUPTED
     except TyperException as failure:
         said = getattr(failure, "format_message", lambda: "")()
         return _fail(f"{said}{_found(failure)} (see bitloss --help)" if said else "see bitloss --help", 2)
     except BrokenPipeError:
         return 1
+    if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
+        return _fail("interrupted; finished steps are kept", _INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

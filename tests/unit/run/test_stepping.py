@@ -13,7 +13,8 @@ from bitloss.progress import Progress, ProgressCallback
 from bitloss.run import stepping
 from bitloss.run.executor import StepResult
 from bitloss.run.stepping import Stepper, StepProgress, step_key
-from bitloss.run.steps import MEASUREMENT_VERSION, (
+from bitloss.run.steps import (
+    MEASUREMENT_VERSION,
     BaseStep,
     ConvertStep,
     ImatrixStep,
