@@ -72,7 +72,8 @@ def test_measuring_equals_the_definition_at_every_slicing(
         told, truth = getattr(table.metrics, name), getattr(direct, name)
         assert told.dtype == dtype
         if np.dtype(dtype).kind == "f":
-            np.testing.assert_allclose(told, truth, rtol=2e-9, atol=1e-12, err_msg=name)
+            rtol = 2e-7 if name == "js" else 4e-9  # what the kernel promises: see test_metrics.py
+            np.testing.assert_allclose(told, truth, rtol=rtol, atol=1e-12, err_msg=name)
         else:
             np.testing.assert_array_equal(told, truth, err_msg=name)
     assert table.metrics.kld.min() > 1e-6
