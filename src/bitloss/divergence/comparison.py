@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from bitloss.divergence.metrics import FloatArray, TokenMetrics
 
 ALPHA: Final = 0.05
+_ROUNDING: Final = 1e-12
+"""A standard error this small beside its difference is what rounding leaves of 0."""
 
 
 class Metric(StrEnum):
@@ -101,10 +103,10 @@ def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metri
     if difference.value is None or difference.se_clustered is None:
         return Comparison(metric, difference.value, reason=difference.reason)
     value, se = difference.value, difference.se_clustered
-    if se == 0.0:
+    if se <= _ROUNDING * abs(value):
         tie = value == 0.0
         return Comparison(
-            *(metric, value, se),
+            *(metric, value, 0.0),
             verdict=Verdict.TIE if tie else None,
             reason=f"no test: the difference is {value} in every chunk",
         )

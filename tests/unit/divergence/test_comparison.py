@@ -170,3 +170,12 @@ def test_a_table_of_ten_equal_candidates_rarely_errs() -> None:
         )
         wrong += any(row.verdict is not Verdict.TIE for row in table.values())
     assert wrong <= 0.05 * 150
+
+
+def test_a_shift_known_up_to_rounding_is_not_tested() -> None:
+    chunk = np.repeat(np.arange(10), 3)
+    ahead = tokens(30, same_top=np.tile([True, False, False], 10))
+    found = compare(ahead, tokens(30), chunk, Metric.SAME_TOP)
+    assert found.difference == pytest.approx(1 / 3)
+    assert (found.verdict, found.p_value, found.ci95) == (None, None, None)
+    assert found.reason is not None
