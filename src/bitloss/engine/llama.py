@@ -41,6 +41,7 @@ from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile
 
+_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _FLASH = {FlashAttention.AUTO: -1, FlashAttention.OFF: 0, FlashAttention.ON: 1}
 _SPLIT = {SplitMode.NONE: 0, SplitMode.LAYER: 1, SplitMode.ROW: 2}
 
@@ -173,7 +174,7 @@ class LlamaEngine:
         """Compute chunks; see `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = self._check_chunks(chunks)
         micro = self.options.micro_batch
-        side_by_side = max(1, min(micro // n_ctx, len(chunks)))
+        side_by_side = max(1, min(micro // n_ctx, len(chunks), _MAX_SEQUENCES))
         watch = GraphWatch(hidden=outputs is not Outputs.LOGITS, observer=observer)
         with _Context(self, n_ctx=n_ctx, n_seq=side_by_side, watch=watch) as context:
             for first in range(0, len(chunks), side_by_side):

@@ -174,3 +174,10 @@ def test_the_engine_names_its_version_and_commit() -> None:
     version, commit = engine_version().split()
     assert version == llama_cpp.__version__
     assert len(commit.strip("()")) >= 7
+
+
+def test_more_short_chunks_than_llama_cpp_has_sequences(tmp_path: Path) -> None:
+    path = random_gguf(tmp_path / "m.gguf", TIED)
+    chunks = _chunks(300, 8)
+    with LlamaEngine(path, EngineOptions(threads=2, batch=4096, ubatch=4096)) as engine:
+        assert np.isfinite(_all_rows(engine, chunks, Outputs.LOGITS)).all()
