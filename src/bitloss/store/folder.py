@@ -227,8 +227,20 @@ class RunFolder:
         return not verify or sha256_file(file, progress) == output.sha256
 
     def save(self, record: StepRecord) -> Path:
-        """Keep the record of a finished step; returns its file. Raises as :func:`atomic_path`."""
+        """Keep the record of a finished step; returns its file. Raises as :func:`atomic_path`.
+
+        Older records of the files it wrote are removed: what they describe is no longer there, and sizes may agree.
+        """
         path = self.path / "steps" / f"{record.kind}-{record.key[:16]}.json"
+        mine = {output.path for output in record.outputs}
+        for other in (self.path / "steps").glob("*.json"):
+            try:
+                theirs = StepRecord.model_validate_json(other.read_bytes())
+            except (ValidationError, OSError):
+                continue
+            if theirs.key != record.key and mine & {output.path for output in theirs.outputs}:
+                with explained(other):
+                    other.unlink(missing_ok=True)
         atomic_write_text(path, record.model_dump_json(by_alias=True, indent=2) + "\n")
         return path
 

@@ -251,3 +251,15 @@ def test_opening_clears_what_the_dead_left(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path / "candidates")) == 1
     RunFolder.open(tmp_path, KEY, {}).close()
     assert os.listdir(tmp_path / "candidates") == []
+
+
+def test_a_file_has_one_record_the_latest(tmp_path: Path) -> None:
+    """The file of an older step was replaced by one of the same size: its record would tell a wrong hash."""
+    with RunFolder.open(tmp_path, KEY, SETTINGS) as folder:
+        done(folder)
+        newer = content_key("quantize", {"type": "Q4_0"})
+        done(folder, key=newer)
+        done(folder, name="other.gguf", key=OTHER)
+        assert folder.find(STEP) is None
+        assert folder.find(newer) is not None
+        assert folder.find(OTHER) is not None
