@@ -503,3 +503,19 @@ def test_damaged_results_are_refused(cli: Cli, inputs: Inputs, out: Path) -> Non
     for verb in ("compare", "report"):
         refused(cli(verb, out), 1, "results.json")
     assert path.stat().st_size == 500
+
+
+def test_a_name_that_is_not_utf8(cli: Cli, inputs: Inputs, out: Path) -> None:
+    odd = os.fsdecode(b"odd\xff.txt")
+    for command in (
+        ("base", inputs.source, "--text", odd, *TINY, "-o", out),
+        ("run", odd, *TINY, "-o", out),
+        ("measure", odd, "--base", inputs.source, "--text", inputs.text, *TINY, "-o", out),
+    ):
+        refused(cli(*command), 2, "not UTF-8", "odd")
+    assert not out.exists()
+
+
+def test_micro_batches_too_small_for_an_importance_matrix(cli: Cli, inputs: Inputs, out: Path) -> None:
+    done = cli("imatrix", inputs.source, "--text", inputs.text, *TINY, "-ub", 8, "-o", out)
+    refused(done, 1, "fewer than 16 rows", "--ubatch-size")

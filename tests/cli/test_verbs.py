@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -348,3 +349,54 @@ def test_engine_flags_reach_the_engine(cli: Cli, inputs: Inputs, tmp_path: Path)
         "--json",
     )
     assert _document(done)["options"] == {"ubatch": 16, "flash_attn": "off", "n_gpu_layers": 0}
+
+
+def test_a_terminal_without_the_signs_of_a_table(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "measured"
+    done = cli(
+        *("measure", inputs.source, "--base", inputs.source, "--text", inputs.text, *TINY, "-o", out, "-q")
+    )
+    assert done.code == 0, done.err
+    command = ["measure", inputs.source, "--base", inputs.source, "--text", inputs.text, *TINY, "-o", out]
+    for name, more in (("ascii", []), ("latin-1", []), ("ascii", ["--json"])):
+        again = subprocess.run(
+            [sys.executable, "-m", "bitloss", *map(str, command), "-q", *more],
+            env={**os.environ, "PYTHONIOENCODING": name},
+            capture_output=True,
+            check=False,
+        )
+        assert again.returncode == 0, again.stderr
+        assert b"Traceback" not in again.stderr
+        if more:
+            Results.model_validate_json(again.stdout)
+
+
+def test_a_run_goes_on_after_its_gguf_was_moved(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    def run(model: Path) -> Done:
+        settings = ("--text", inputs.text, "--calibration", inputs.text, "--quants", "Q8_0", *TINY)
+        return cli("run", model, *settings, "--imatrix-chunks", 2, "-o", tmp_path / "run", "-q", "--json")
+
+    first = _document(run(inputs.source))
+    moved = tmp_path / "elsewhere" / inputs.source.name
+    moved.parent.mkdir()
+    inputs.source.rename(moved)
+    for tokens in (tmp_path / "run" / "tokens").iterdir():
+        tokens.unlink()
+    assert _document(run(moved))["candidates"] == first["candidates"]
+
+
+def test_the_hash_told_is_the_files_after_going_back_to_another_calibration(
+    cli: Cli, inputs: Inputs, tmp_path: Path
+) -> None:
+    """The same text under a name of the same length: candidates of the same size with other bytes."""
+    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for text in texts:
+        shutil.copy(inputs.text, text)
+    for text in (*texts, texts[0]):
+        settings = ("--text", inputs.text, "--calibration", text, "--quants", "Q8_0", *TINY)
+        done = cli(
+            *("run", inputs.source, *settings, "--imatrix-chunks", 2, "-o", tmp_path / "run", "-q", "--json")
+        )
+        (candidate,) = _document(done)["candidates"]
+        file = tmp_path / "run" / "candidates" / candidate["file"]
+        assert candidate["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -7,13 +7,15 @@ traceback.
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 
 import typer
 from pydantic import ValidationError
 from typer.exceptions import TyperException
 
-from bitloss.errors import BitlossError
+from bitloss.errors import BitlossError, UsageError
 
 _INTERRUPTED = 130
 
@@ -26,7 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # hours of work must not end in a sign the terminal lacks
     try:
+        _refuse_other_than_utf8(arguments)
         code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False, obj=arguments)
     except BitlossError as error:
         if debug:
@@ -44,6 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
         return _fail("interrupted; finished steps are kept", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_other_than_utf8(arguments: list[str]) -> None:
+    """Records are JSON and TOML, which cannot hold a name that is no text."""
+    for text in (*arguments, os.getcwd()):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError("a name that is not UTF-8", where=ascii(text), mend="rename the file or folder")
 
 
 def _found(failure: BaseException) -> str:

@@ -131,4 +131,5 @@ def output_console() -> Console:
 
 def print_json(document: JsonValue) -> None:
     """The one JSON document of ``--json``, on standard output."""
-    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=plain, allow_nan=False) + "\n")

@@ -97,7 +97,12 @@ def collect_imatrix(
         _check_finite(collector)
         progress(Progress("imatrix", rows.chunk + 1, len(tokens), "chunks"))
     if not collector.sums:
-        raise EngineError("no weight of a layer was seen", where="imatrix", mend="is this a language model?")
+        raise EngineError(
+            "no weight of a layer was seen",
+            where="imatrix",
+            mend="products of fewer than 16 rows are left out, as in llama-imatrix: give a larger "
+            "--ubatch-size, or a longer text",
+        )
     return Imatrix(
         entries={
             name: ImatrixEntry(sums=collector.sums[name], counts=collector.counts[name])

@@ -132,13 +132,16 @@ class Runner:
             GgufFile.open(base_source.file).tensors_sha256(),
             base_source,
             base,
+            base_source,
             noise_engine,
         )
         tokens: dict[str, Path] = {}
         for candidate in candidates:
             tensors = candidate.made["tensors_sha256"]
             if tensors not in tokens:
-                tokens[tensors] = self._measure(candidate.name, tensors, candidate, base, self.spec.engine)
+                tokens[tensors] = self._measure(
+                    candidate.name, tensors, candidate, base, base_source, self.spec.engine
+                )
         counted = [record.result for record in imatrices.values()]
         return Measured(
             sources=sources,
@@ -231,12 +234,14 @@ class Runner:
         tensors_sha256: str,
         what: Source | CandidateFile,
         base: StepRecord,
+        base_source: Source,
         engine: EngineSpec,
     ) -> Path:
         step = MeasureStep(
             candidate=what.file,
             candidate_tensors_sha256=tensors_sha256,
             base=self.folder.path / "base",
+            base_model=base_source.file.resolve(),  # a GGUF may have been moved since the base was made
             base_key=base.key,
             engine=engine,
             out=self.folder.path / "tokens" / f"{name.replace('/', '-').replace(' ', '-')}.parquet",

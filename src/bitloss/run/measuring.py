@@ -56,6 +56,7 @@ class _Base(NamedTuple):
     folder: Path
     header: BaseHeader
     key: str
+    model: Path
 
 
 def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress) -> Results:
@@ -79,7 +80,7 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
         steps = Stepper(folder, executor, progress)
         base = _base(plan, steps)
         measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
-        model = plan.base_model or (base.folder / base.header.model_path).resolve()
+        model = base.model
         facts = model_facts(model, model)
         setting = Setting(
             model=Model(
@@ -167,7 +168,8 @@ def _base_identity(plan: Measuring) -> dict[str, JsonValue]:
 def _base(plan: Measuring, steps: Stepper) -> _Base:
     if plan.base.is_dir():
         header = read_header(plan.base)
-        return _Base(plan.base.resolve(), header, sha256_file(plan.base / "base.json"))
+        model = (plan.base_model or plan.base / header.model_path).resolve()
+        return _Base(plan.base.resolve(), header, sha256_file(plan.base / "base.json"), model)
     assert plan.text is not None
     step = BaseStep(
         source=plan.base.resolve(),
@@ -180,7 +182,7 @@ def _base(plan: Measuring, steps: Stepper) -> _Base:
         out=(plan.out / "base").resolve(),
     )
     record = steps.do(step, f"base {plan.base.name}", None, [step.out])
-    return _Base(step.out, read_header(step.out), record.key)
+    return _Base(step.out, read_header(step.out), record.key, step.source)
 
 
 def _measured(plan: Measuring, path: Path, file: GgufFile, base: _Base, steps: Stepper) -> MeasuredFile:
@@ -190,7 +192,7 @@ def _measured(plan: Measuring, path: Path, file: GgufFile, base: _Base, steps: S
         candidate=path,
         candidate_tensors_sha256=computed,
         base=base.folder,
-        base_model=plan.base_model.resolve() if plan.base_model else None,
+        base_model=base.model,
         base_key=base.key,
         engine=plan.engine,
         # files that compute the same share one file of tokens, named by what was measured
