@@ -1,7 +1,8 @@
 """Record what llama.cpp's own converter makes of the test checkpoints, as hashes: tests/data/manifests.
 
     python training/make_conversion_manifests.py LLAMA.CPP/convert_hf_to_gguf.py tests/data/manifests \
-        tekken=tests/data/checkpoints/mistral-odd llama-bpe=tests/data/checkpoints/llama-tied
+        tekken=tests/data/checkpoints/mistral-odd llama-bpe=tests/data/checkpoints/llama-tied \
+        default=tests/data/checkpoints/llama-spm
 
 Needs torch, transformers and sentencepiece, as the converter does. Each checkpoint comes with the name of its
 splitting rule: the converter recognises vocabularies by a hash of a tokenized text and knows only published

@@ -14,10 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 LENGTH = 64
+
+
+def tokenize(model: Path, text: str) -> list[int]:
+    """Return the ids of `text`, BOS first, by the library of the model's tokenizer."""
+    if (model / "tokenizer.model").is_file():
+        library = SentencePieceProcessor(model_file=str(model / "tokenizer.model"))
+        return [library.bos_id(), *library.encode(text)]
+    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids)
 
 
 def write_golden_logits(model: Path, text: str, out: Path) -> None:
@@ -25,7 +34,7 @@ def write_golden_logits(model: Path, text: str, out: Path) -> None:
 
     Raises ValueError if the text is shorter than that.
     """
-    tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids[:LENGTH]
+    tokens = tokenize(model, text)[:LENGTH]
     if len(tokens) < LENGTH:
         raise ValueError(f"the text has {len(tokens)} tokens, {LENGTH} are needed")
     torch.set_num_threads(1)

@@ -6,6 +6,9 @@
   not fit and llama.cpp falls back to others.
 - `llama-tied`: the output layer is the embedding table, positions use Llama 3's frequency scaling, and the
   special tokens are added tokens after the vocabulary, as Llama 3 has them.
+- `llama-spm`: a SentencePiece vocabulary shaped as Llama 2's (BPE, byte fallback, nothing normalised), with
+  tokens added in both files that may add some, and fewer tokens than rows in the embedding. Beside it the ids the
+  sentencepiece library makes of texts in many scripts (`sentencepiece_ids.json`).
 
 Weights are normal with a spread that keeps the logits apart from each other, and norm gains differ from 1, so
 that a transposed, permuted or forgotten tensor shows in the golden logits.
@@ -14,9 +17,12 @@ that a transposed, permuted or forgotten tensor shows in the golden logits.
 from __future__ import annotations
 
 import argparse
+import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import sentencepiece
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, processors
@@ -24,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from demo_tokenizer import (
     LLAMA3,
+    MISTRAL_CHAT_TEMPLATE,
     MISTRAL_SPECIALS,
     TEKKEN,
     mistral_tokenizer_config,
@@ -87,6 +94,30 @@ LLAMA_TIED: dict[str, object] = {
     "torch_dtype": "bfloat16",
     "vocab_size": VOCAB_SIZE,
 }
+SPM_PIECES, SPM_VOCAB = 400, 408
+SPM_ADDED = {"[note]": 400}
+SPM_DECODER = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "<step>", 401: "<|tool|>", 402: "\u2581(a b)\u2581"}
+LLAMA_SPM: dict[str, object] = LLAMA_TIED | {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "head_dim": 16,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_key_value_heads": 4,
+    "pad_token_id": 401,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": SPM_VOCAB,
+}
+# Every text is tokenized whole and line by line.
+SPM_TEXT = """The quick brown fox jumped over 13 lazy dogs in 2024; they didn't care, we'LL see. I'M SURE it's "fine"...
+Größe, Übermut und Straße: naïve café, l'été à Noël. Ελληνικά γράμματα και ΚΕΦΑΛΑΙΑ. Съешь ещё этих мягких БУЛОК.
+日本語のテキストと漢字、カタカナ。 中文字符测试，一二三。 한국어 문장입니다. עברית ועוד. النص العربي ١٢٣ هنا.
+हिन्दी में पाठ और ไม่มีช่องว่าง e\u0301te\u0301 👍🏽 🤦🏼\u200d♂️ ﬁ ligature \u00a0nbsp\u2003em   three   spaces
+\tdef f(x):\n\t\treturn x**2 + 1_000_000.50 / 3  # comment //path/to/file\r\n\r\n   \n \n  end   of\t \ttext
+ leading and trailing \n   three before\n\u2581the sign itself\u2581\u2581
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +129,11 @@ class TinyModel:
     seed: int
 
 
-TINY_MODELS = (TinyModel("mistral-odd", MISTRAL_ODD, 1), TinyModel("llama-tied", LLAMA_TIED, 2))
+TINY_MODELS = (
+    TinyModel("mistral-odd", MISTRAL_ODD, 1),
+    TinyModel("llama-tied", LLAMA_TIED, 2),
+    TinyModel("llama-spm", LLAMA_SPM, 3),
+)
 
 
 def llama_tokenizer(text: str) -> Tokenizer:
@@ -116,6 +151,51 @@ def llama_tokenizer(text: str) -> Tokenizer:
         ]
     )
     return trained
+
+
+def write_sentencepiece(text: str, folder: Path) -> None:
+    """Train and write a `tokenizer.model` with its settings, and the ids the library makes of `SPM_TEXT`."""
+    written = io.BytesIO()  # given a file name, the trainer would write its path into the model
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.splitlines()),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=SPM_PIECES,
+        character_coverage=0.995,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<step>"],
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    decoder = {
+        str(number): {"content": content, "normalized": False, "special": number < 3}
+        for number, content in SPM_DECODER.items()
+    }
+    config: dict[str, object] = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": decoder,
+        "bos_token": "<s>",
+        "chat_template": MISTRAL_CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "</s>",
+        "legacy": True,
+        "model_max_length": 2048,
+        "tokenizer_class": "LlamaTokenizer",
+        "unk_token": "<unk>",
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "added_tokens.json", SPM_ADDED)
+    library = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    texts = [SPM_TEXT, *SPM_TEXT.splitlines(keepends=True)]
+    ids = [{"text": each, "ids": library.encode(each)} for each in texts]
+    lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in ids)
+    (folder / "sentencepiece_ids.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")
 
 
 def write_weights(model: TinyModel, folder: Path) -> None:
@@ -140,6 +220,8 @@ def make(model: TinyModel, text: str, root: Path) -> None:
             [text], vocab_size=VOCAB_SIZE, split=TEKKEN, specials=MISTRAL_SPECIALS, bos="<s>"
         )
         write_tokenizer(tokenizer, folder, config=mistral_tokenizer_config(2048))
+    elif model.config["vocab_size"] == SPM_VOCAB:
+        write_sentencepiece(text, folder)
     else:
         config: dict[str, object] = {
             "bos_token": LLAMA_BOS,

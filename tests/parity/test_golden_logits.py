@@ -30,6 +30,10 @@ GOLDEN = {
         DATA / "checkpoints" / "llama-tied",
         DATA / "checkpoints" / "llama-tied" / "golden_logits.npz",
     ),
+    "llama-spm": (
+        DATA / "checkpoints" / "llama-spm",
+        DATA / "checkpoints" / "llama-spm" / "golden_logits.npz",
+    ),
 }
 
 

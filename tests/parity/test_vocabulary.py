@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,35 @@ def test_models_of_this_project_tokenize_as_the_library(tmp_path: Path, folder: 
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = source_path(tmp_path, folder.name, "f16")
     assert_same_tokens(library, model, tmp_path, TEXT + "[INST] hi [/INST]<|end_of_text|>")
+
+
+def test_a_sentencepiece_model_tokenizes_as_its_library(tmp_path: Path) -> None:
+    # The ids are the sentencepiece library's, recorded by training/make_test_models.py.
+    folder = CHECKPOINTS / "llama-spm"
+    convert(folder, [SourceType.F16], tmp_path)
+    model = source_path(tmp_path, folder.name, "f16")
+    recorded = json.loads((folder / "sentencepiece_ids.json").read_text(encoding="utf-8"))
+    text = tmp_path / "text.txt"
+    for entry in recorded:
+        text.write_bytes(entry["text"].encode())
+        assert tokenize(model, text) == [1, *entry["ids"]], entry["text"]
+    seen = {number for entry in recorded for number in entry["ids"]}
+    assert len(seen & set(range(4, 260))) > 50  # bytes
+    assert len(seen & set(range(260, 353))) > 40  # joined pieces
+
+    # A model that puts no space before a text: with one written there, the ids are the same.
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    with (bare / "tokenizer.model").open("ab") as file:
+        file.write(b"\x1a\x02\x18\x00")  # normalizer_spec {add_dummy_prefix: false}, merged with the first
+    convert(bare, [SourceType.F16], tmp_path)
+    for entry in recorded[:3]:
+        text.write_bytes(b" " + entry["text"].encode())
+        assert tokenize(source_path(tmp_path, "bare", "f16"), text) == [1, *entry["ids"]]
+
+    text.write_text("go<step>on [note]<s>(a b) (a b) x", encoding="utf-8")
+    ids = tokenize(model, text)
+    assert [number for number in ids[1:] if number in {1, 3, 400, 402}] == [3, 400, 1, 402]
 
 
 def test_the_vocabulary_is_padded_to_the_embedding(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def _say(lines: Sequence[str]) -> None:
 
 @app.command(epilog="Example: bitloss convert ./Mistral-7B --to f32,f16 -o ./gguf")
 def convert(
-    model: Annotated[Path, typer.Argument(help="HF folder (config.json, safetensors, tokenizer.json).")],
+    model: Annotated[Path, typer.Argument(help="HF folder (config.json, safetensors, tokenizer).")],
     out: Out,
     to: Annotated[str, typer.Option("--to", help="Types, separated by commas: f32, f16, bf16.")] = "f32",
     name: Annotated[

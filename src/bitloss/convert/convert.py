@@ -131,7 +131,7 @@ def convert(
     """Convert an HF folder to full-precision GGUF files.
 
     Args:
-        model: HF folder with config.json, safetensors weights and tokenizer.json.
+        model: HF folder with config.json, safetensors weights and tokenizer.json or tokenizer.model.
         types: types wanted, each at least once.
         out_dir: folder for the results, made when missing.
         name: stem of the file names; the folder's name when left out.

@@ -1,8 +1,12 @@
 """Tokenizer files of an HF folder -> `tokenizer.*` keys of a GGUF, as llama.cpp's converter writes them.
 
-Follows `get_vocab_base` and `_set_vocab_gpt2` in `conversion/base.py`, `set_vocab` in `conversion/llama.py`
-and `SpecialVocab` in `gguf-py/gguf/vocab.py` of llama.cpp. Ids that the vocabulary does not use become
-`[PADi]`.
+Follows `get_vocab_base`, `_set_vocab_gpt2` and `_create_vocab_sentencepiece` in `conversion/base.py`, `set_vocab`
+in `conversion/llama.py` and `SpecialVocab` in `gguf-py/gguf/vocab.py` of llama.cpp. As there, a `tokenizer.model`
+goes before a `tokenizer.json`, of which then only the special tokens count. Ids that the vocabulary does not use
+become `[PADi]`.
+
+One key is ours: a SentencePiece model that puts no space before a text gets `add_space_prefix` false, where
+tokenizer_config.json does not say; without it llama.cpp would put one.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from gguf import TokenType
 from bitloss.errors import CheckpointError, UnsupportedError
 from bitloss.model.gguf import GgufType, GgufValue
 from bitloss.model.safetensors import read_json
-from bitloss.model.tokenizer import BpeTokenizer, read_tokenizer, written
+from bitloss.model.sentencepiece import SentencePieceModel, read_sentencepiece
+from bitloss.model.tokenizer import BpeTokenizer, SpecialRules, read_special_rules, read_tokenizer, written
 
 if TYPE_CHECKING:
     from bitloss.model.checkpoint import Checkpoint
@@ -31,52 +36,128 @@ _SPECIALS = {
     "mask": "mask_token_id",
     "eot": "eot_token_id",
 }
-# The vocabulary size by which llama.cpp's converter knows models trained without BOS in front.
+# The vocabulary sizes by which llama.cpp's converter knows models trained without BOS in front, and CodeLlama.
 _NO_BOS_VOCAB = 49152
+_INFILL_VOCAB, _INFILL = 32016, {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
+_BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+# Scores: of a token that is none of the SentencePiece model's, and of an id without a token.
+_ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
 
 
 def vocabulary(checkpoint: Checkpoint, n_vocab: int) -> dict[str, GgufValue]:
     """Return the tokenizer keys for a model with `n_vocab` rows in its embedding.
 
     Raises:
-        FileProblem: tokenizer.json is missing.
-        CheckpointError: a tokenizer file breaks its format or has ids beyond `n_vocab`.
+        FileProblem: there is neither tokenizer.model nor tokenizer.json.
+        CheckpointError: a tokenizer file breaks its format or, with tokenizer.json, has ids beyond `n_vocab`.
         UnsupportedError: a tokenizer that cannot be converted here.
     """
     folder = checkpoint.folder
-    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
-        raise UnsupportedError(
-            "SentencePiece vocabulary (tokenizer.model)",
-            where=folder,
-            expected="tokenizer.json with byte-level BPE",
-            mend="make a GGUF with llama.cpp's convert_hf_to_gguf.py and give that",
-        )
-    tokenizer = read_tokenizer(folder)
     config = _optional(checkpoint, "tokenizer_config.json")
-    texts, types = _tokens(tokenizer, n_vocab, str(folder / "tokenizer.json"))
-    keys: dict[str, GgufValue] = {}
+    rules: SpecialRules | BpeTokenizer
+    if (folder / "tokenizer.model").is_file():
+        model = read_sentencepiece(folder / "tokenizer.model")
+        keys = _sentencepiece_keys(model, _added_to(checkpoint, config), n_vocab, str(folder))
+        rules = read_special_rules(folder)
+    else:
+        rules = read_tokenizer(folder)
+        keys = _bpe_keys(rules, n_vocab, str(folder / "tokenizer.json"))
     prefix = config.get("add_prefix_space")
     if isinstance(prefix, bool):
         keys["add_space_prefix"] = GgufValue(GgufType.BOOL, prefix)
-    keys["model"] = GgufValue(GgufType.STRING, "gpt2")
-    keys["pre"] = GgufValue(GgufType.STRING, tokenizer.pre)
-    keys["tokens"] = GgufValue(GgufType.ARRAY, texts, GgufType.STRING)
-    keys["token_type"] = GgufValue(GgufType.ARRAY, np.array(types, dtype=np.int32), GgufType.INT32)
-    if tokenizer.merges:
-        keys["merges"] = GgufValue(GgufType.ARRAY, list(tokenizer.merges), GgufType.STRING)
-    ids, adds = special_tokens(tokenizer, config, checkpoint.config)
+    ids, adds = special_tokens(rules, config, checkpoint.config)
     for kind, number in ids.items():
-        if number >= n_vocab:
+        if number < n_vocab:
+            keys[_SPECIALS[kind]] = GgufValue(GgufType.UINT32, number)
+        elif isinstance(rules, BpeTokenizer):
             raise CheckpointError(
                 f"{kind} token beyond the vocabulary", where=folder, expected=f"below {n_vocab}", found=number
             )
-        keys[_SPECIALS[kind]] = GgufValue(GgufType.UINT32, number)
     if n_vocab == _NO_BOS_VOCAB:
         adds["bos"] = False
+    if n_vocab == _INFILL_VOCAB:
+        keys |= {f"{kind}_token_id": GgufValue(GgufType.UINT32, number) for kind, number in _INFILL.items()}
     for kind, value in adds.items():
         keys[f"add_{kind}_token"] = GgufValue(GgufType.BOOL, value)
     named = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     return named | _templates(checkpoint, config)
+
+
+def _bpe_keys(tokenizer: BpeTokenizer, n_vocab: int, where: str) -> dict[str, GgufValue]:
+    texts, types = _tokens(tokenizer, n_vocab, where)
+    keys = {
+        "model": GgufValue(GgufType.STRING, "gpt2"),
+        "pre": GgufValue(GgufType.STRING, tokenizer.pre),
+        "tokens": GgufValue(GgufType.ARRAY, texts, GgufType.STRING),
+        "token_type": GgufValue(GgufType.ARRAY, np.array(types, dtype=np.int32), GgufType.INT32),
+    }
+    if tokenizer.merges:
+        keys["merges"] = GgufValue(GgufType.ARRAY, list(tokenizer.merges), GgufType.STRING)
+    return keys
+
+
+def _sentencepiece_keys(
+    model: SentencePieceModel, added: Mapping[int, tuple[str, TokenType]], n_vocab: int, where: str
+) -> dict[str, GgufValue]:
+    """Return the keys of a SentencePiece vocabulary; ids from `n_vocab` on are left out.
+
+    The model's own user-defined pieces are written as normal ones, which llama.cpp makes by joining only; they
+    become user-defined tokens where tokenizer_config.json lists them, as published models do.
+    """
+    texts = [f"[PAD{number}]" for number in range(n_vocab)]
+    scores = np.full(n_vocab, _PAD_SCORE, dtype=np.float32)
+    types = np.full(n_vocab, TokenType.UNUSED, dtype=np.int32)
+    for number, piece in enumerate(model.pieces[:n_vocab]):
+        kind = TokenType.NORMAL if piece.kind is TokenType.USER_DEFINED else piece.kind
+        texts[number], scores[number], types[number] = piece.text, piece.score, kind
+    for number, (text, kind) in added.items():
+        if number < n_vocab:
+            texts[number], scores[number], types[number] = text, _ADDED_SCORE, kind
+    missing = _BYTE_PIECES.difference(texts)
+    if missing:
+        # llama.cpp writes characters without a piece as bytes, and ends the process where it cannot.
+        raise UnsupportedError(
+            "SentencePiece vocabulary without byte fallback",
+            where=where,
+            expected="all 256 byte pieces",
+            found=256 - len(missing),
+        )
+    keys = {
+        "model": GgufValue(GgufType.STRING, "llama"),
+        "pre": GgufValue(GgufType.STRING, "default"),
+        "tokens": GgufValue(GgufType.ARRAY, texts, GgufType.STRING),
+        "scores": GgufValue(GgufType.ARRAY, scores, GgufType.FLOAT32),
+        "token_type": GgufValue(GgufType.ARRAY, types, GgufType.INT32),
+    }
+    if not model.add_dummy_prefix:
+        keys["add_space_prefix"] = GgufValue(GgufType.BOOL, False)
+    return keys
+
+
+def _added_to(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[int, tuple[str, TokenType]]:
+    """Return id -> (text, type) of added_tokens.json and, over it, of tokenizer_config.json's added tokens."""
+    added: dict[int, tuple[str, TokenType]] = {}
+    for text, number in _optional(checkpoint, "added_tokens.json").items():
+        if type(number) is not int or number < 0:
+            raise CheckpointError(
+                "bad added token",
+                where=checkpoint.folder / "added_tokens.json",
+                found=f"{number} for {text!r}"[:80],
+            )
+        added[number] = text, TokenType.USER_DEFINED
+    listed = config.get("added_tokens_decoder", {})
+    where = checkpoint.folder / "tokenizer_config.json"
+    if not isinstance(listed, dict):
+        raise CheckpointError("bad added_tokens_decoder", where=where, found=str(listed)[:60])
+    for key, entry in listed.items():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and isinstance(content, str)):
+            raise CheckpointError("bad added token", where=where, found=f"{key}: {entry}"[:80])
+        if entry.get("special") or looks_special(content):
+            added[int(key)] = content, TokenType.CONTROL
+        else:
+            added[int(key)] = content.replace("\u2581", " "), TokenType.USER_DEFINED
+    return added
 
 
 def _optional(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -120,7 +201,7 @@ def looks_special(text: str) -> bool:
 
 
 def special_tokens(
-    tokenizer: BpeTokenizer, tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]
+    rules: SpecialRules | BpeTokenizer, tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, int], dict[str, bool]]:
     """Return (kind -> id, kind -> is it added to every text).
 
@@ -131,7 +212,7 @@ def special_tokens(
     kinds = [kind for kind in _SPECIALS if kind != "eot"]
     names["bos"], names["eos"] = names["bos"] or names["cls"], names["eos"] or names["sep"]
     adds: dict[str, bool] = {}
-    for step in _post_steps(tokenizer.post_processor):
+    for step in _post_steps(rules.post_processor):
         if step.get("type") == "ByteLevel":
             adds.setdefault("bos", False)
             adds.setdefault("eos", False)
@@ -155,7 +236,7 @@ def special_tokens(
         if isinstance(flag, bool):
             adds.setdefault(kind, flag)
         name = names[kind]
-        number = tokenizer.ids.get(name) if name and tokenizer_config else None
+        number = rules.ids.get(name) if name and tokenizer_config else None
         if number is None:
             number = config.get(f"{kind}_token_id")
         if type(number) is int and number >= 0:

@@ -9,7 +9,8 @@ not count as part of a word, and only ASCII capitals start a new one. Texts in D
 decomposed accents are therefore tokenized otherwise than Mistral's library does, from any GGUF file of such a
 model.
 
-Left out: SentencePiece (Llama 2, Mistral 7B), WordPiece and Unigram are refused by name.
+Left out: SentencePiece is read from `tokenizer.model` (`sentencepiece.py`); without that file its tokenizer.json
+is refused by name, as WordPiece and Unigram are.
 """
 
 from __future__ import annotations
@@ -78,6 +79,31 @@ class BpeTokenizer:
     ids: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class SpecialRules:
+    """What a tokenizer.json says about special tokens, whatever kind of vocabulary it has.
+
+    Attributes:
+        post_processor: its entry of that name, or an empty mapping.
+        ids: text of an added token -> id.
+    """
+
+    post_processor: Mapping[str, Any]
+    ids: Mapping[str, int]
+
+
+def read_special_rules(folder: Path) -> SpecialRules:
+    """Read the special tokens of `tokenizer.json`; without that file there are none.
+
+    Raises:
+        FileProblem: the file is unreadable.
+        CheckpointError: it breaks its format.
+    """
+    path = folder / "tokenizer.json"
+    data = read_json(path) if path.is_file() else {}
+    return _special_rules(data, _added(path, data.get("added_tokens")))
+
+
 def read_tokenizer(folder: Path) -> BpeTokenizer:
     """Read `tokenizer.json` of an HF folder.
 
@@ -99,10 +125,11 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
         )
     if model.get("byte_fallback"):
         raise UnsupportedError(
-            "SentencePiece vocabulary (byte_fallback)",
+            "SentencePiece vocabulary (byte_fallback) without its tokenizer.model",
             where=path,
             expected="byte-level BPE",
-            mend="make a GGUF with llama.cpp's convert_hf_to_gguf.py and give that",
+            mend="put the model's tokenizer.model beside it, or make a GGUF with llama.cpp's "
+            "convert_hf_to_gguf.py and give that",
         )
     decoder = data.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
@@ -111,14 +138,14 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
         if model.get(key):
             raise UnsupportedError(f"BPE with {key}", where=path, found=str(model[key])[:40])
     added = _added(path, data.get("added_tokens"))
-    post = data.get("post_processor")
+    rules = _special_rules(data, added)
     return BpeTokenizer(
         pre=recognise(data, path),
         tokens=_tokens(path, model.get("vocab"), added),
         added=added,
         merges=_merges(path, model.get("merges")),
-        post_processor=post if isinstance(post, dict) else {},
-        ids={token.content: number for number, token in reversed(added.items())},
+        post_processor=rules.post_processor,
+        ids=rules.ids,
     )
 
 
@@ -191,6 +218,14 @@ def _steps(entry: Any) -> list[str]:
 
 
 _BYTES = {symbol: number for number, symbol in enumerate(byte_symbols())}
+
+
+def _special_rules(data: Mapping[str, Any], added: dict[int, AddedToken]) -> SpecialRules:
+    post = data.get("post_processor")
+    return SpecialRules(
+        post_processor=post if isinstance(post, dict) else {},
+        ids={token.content: number for number, token in reversed(added.items())},
+    )
 
 
 def _added(path: Path, listed: Any) -> dict[int, AddedToken]:

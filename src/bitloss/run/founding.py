@@ -78,7 +78,7 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
         raise FileProblem(
             "no such model",
             where=spec.model,
-            mend="give an HF folder (config.json, safetensors, tokenizer.json) or a GGUF file",
+            mend="give an HF folder (config.json, safetensors, tokenizer) or a GGUF file",
         )
     for path in (spec.text, spec.calibration):
         if path is not None:
