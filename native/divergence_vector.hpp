@@ -173,8 +173,16 @@ struct Sums {
     V w{}, excess{}, w_ln_w{}, v_ln_v{}, kld{}, reverse{}, js{};
 };
 
-// Adds one vector of entries: b, its maximum, and t = c - b - L.
+// Adds one vector of entries to the sums of the base alone.
 template <class V>
+__attribute__((always_inline)) inline void add_base(Sums<V>& sums, V b, V b_max) {
+    const V w = exp(b, b_max);
+    sums.w += w;
+    sums.w_ln_w += w * (b - b_max);
+}
+
+// Adds one vector of entries: b, its maximum, and t = c - b - L; with `base`, to the sums of the base alone as well.
+template <class V, bool base>
 __attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t) {
     using P = Precision<V>;
     const V t2 = t * t;
@@ -185,8 +193,10 @@ __attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t)
     const V step = t + phi;                       // e^t - 1
     const V reverse = t2 + (t * phi - phi);       // e^t φ(-t)
     const auto far = t2 > 1;
-    sums.w += w;
-    sums.w_ln_w += w * x;
+    if constexpr (base) {
+        sums.w += w;
+        sums.w_ln_w += w * x;
+    }
     if (!any(far)) [[likely]] {
         sums.excess += w * step;
         sums.v_ln_v += (w + w * step) * (x + t);
@@ -316,10 +326,11 @@ float overlap(const Top& a, const Top& b, std::size_t k) {
 }
 
 // One vector of entries in double.
+template <bool base>
 __attribute__((noinline)) void add_head(Sums<Doubles>& sums, Floats b, Floats c, double b_max, double shift) {
     const Doubles b_low = low_half(b), b_high = high_half(b);
-    add(sums, b_low, all<Doubles>(b_max), (low_half(c) - b_low) - shift);
-    add(sums, b_high, all<Doubles>(b_max), (high_half(c) - b_high) - shift);
+    add<Doubles, base>(sums, b_low, all<Doubles>(b_max), (low_half(c) - b_low) - shift);
+    add<Doubles, base>(sums, b_high, all<Doubles>(b_max), (high_half(c) - b_high) - shift);
 }
 
 RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::size_t target) {
@@ -353,19 +364,30 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
     Sums<Doubles> sums;
     for_blocks(base, cand, n, b_fill, c_fill, [&](const Block& block) {
         Sums<Floats> part;
-        unsigned heads = 0;
+        // The sums of the base alone take no notice of the candidate, so that a base's figures are the same, bit for
+        // bit, beside every candidate.
+        unsigned heads = 0, base_heads = 0;
         for (std::size_t k = 0; k < block.vectors; ++k) {
             const Floats b = load<Floats>(block.base + k * n_float), c = load<Floats>(block.cand + k * n_float);
-            if (any((b > b_head) | (c > c_head)))
+            if (any(b > b_head)) {
                 heads |= 1U << k;
-            else
-                add<Floats>(part, b, all<Floats>(b_max), ((c - b) - shift_high) - shift_low);
+                base_heads |= 1U << k;
+            } else if (any(c > c_head)) {
+                heads |= 1U << k;
+                add_base(part, b, all<Floats>(b_max));
+            } else {
+                add<Floats, true>(part, b, all<Floats>(b_max), ((c - b) - shift_high) - shift_low);
+            }
         }
         flush(sums, part);
-        for (std::size_t k = 0; heads >> k; ++k)
-            if (heads >> k & 1U)
-                add_head(sums, load<Floats>(block.base + k * n_float), load<Floats>(block.cand + k * n_float), b_max,
-                         shift);
+        for (std::size_t k = 0; heads >> k; ++k) {
+            if (!(heads >> k & 1U)) continue;
+            const Floats b = load<Floats>(block.base + k * n_float), c = load<Floats>(block.cand + k * n_float);
+            if (base_heads >> k & 1U)
+                add_head<true>(sums, b, c, b_max, shift);
+            else
+                add_head<false>(sums, b, c, b_max, shift);
+        }
     });
 
     const double w = sum(sums.w), excess = sum(sums.excess) / w, delta = ::log1p(excess);

@@ -112,3 +112,13 @@ def test_kernel_equals_the_definition(path: str, pair: tuple[Logits, Logits]) ->
         assert getattr(found, name)[0] == pytest.approx(getattr(expected, name)[0], rel=1e-8, abs=1e-9), name
     for name in ("same_top", "top5_overlap", "top10_overlap", "nonfinite"):
         assert getattr(found, name)[0] == getattr(expected, name)[0], name
+
+
+def test_the_figures_of_the_base_take_no_notice_of_the_candidate(path: str) -> None:
+    rng = np.random.default_rng(8)
+    base = rng.normal(0, 3, (9, 5003)).astype(np.float32)
+    alone = score(path, base, base)
+    for spread in (1e-6, 0.1, 3.0):
+        beside = score(path, base, (base + rng.normal(0, spread, base.shape)).astype(np.float32))
+        for column in ("nll_base", "p_base", "entropy_base"):
+            assert np.array_equal(getattr(alone, column), getattr(beside, column)), (column, spread)
