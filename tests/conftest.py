@@ -218,11 +218,20 @@ def sample_results(sample_document: dict[str, Any]) -> Results:
 def llama_tool() -> Callable[..., str]:
     """Run a tool of llama.cpp of the installed build: `llama_tool("llama-quantize", *args)` -> what it printed.
 
-    The tools come with llama-cpp-python as this project builds it; without them a parity test fails.
+    The tools come with llama-cpp-python as this project builds it; without them a parity test fails. They print from a
+    thread of their own and may leave without waiting for it (see common_log_main in common/log.cpp), so the last lines
+    can be missing on a busy machine: with ``until`` a tool that did not print that is run again.
     """
     site = Path(llama_cpp.__file__).parent.parent
 
-    def run(name: str, *args: object, check: bool = True) -> str:
+    def run(name: str, *args: object, check: bool = True, until: str = "") -> str:
+        for _ in range(4):
+            printed = once(name, *args, check=check)
+            if until in printed:
+                return printed
+        pytest.fail(f"{name} did not print {until!r}:\n{printed[-3000:]}")
+
+    def once(name: str, *args: object, check: bool) -> str:
         tool = site / "bin" / name
         if not tool.is_file():
             pytest.fail(f"{tool} is missing: install llama-cpp-python with the CMAKE_ARGS of pyproject.toml")

@@ -157,20 +157,13 @@ def experiment(
     text = ASSETS / "texts" / "evaluation.txt" if request.param == "demo" else a_text(folder / "text.txt")
     common = ["-f", text, "-c", N_CTX, "-b", N_CTX, "-t", 2, "--chunks", CHUNKS]
     kld = folder / "base.kld"
-    first = ""
-    for _ in range(5):
-        first = llama_tool("llama-perplexity", "-m", source, *common, "--kl-divergence-base", kld)
-        if "Final estimate: PPL" in first:
-            break
-    second = ""
-    for _ in range(5):
-        # on a busy machine the tool's log thread is sometimes cut off at exit, with exit code 0: its closing tables
-        # are then missing; what it computes is the same every time
-        second = llama_tool(
-            "llama-perplexity", "-m", candidate, *common, "--kl-divergence-base", kld, "--kl-divergence"
-        )
-        if "Same top p:" in second:
-            break
+    first = llama_tool(
+        "llama-perplexity", "-m", source, *common, "--kl-divergence-base", kld, until="Final est"
+    )
+    second = llama_tool(
+        *("llama-perplexity", "-m", candidate, *common, "--kl-divergence-base", kld, "--kl-divergence"),
+        until="Same top p:",
+    )
     table = ours(source, candidate, text, folder)
     return first, second, dict(summarize(table.metrics, table.chunk))
 

@@ -185,7 +185,11 @@ def measure(
     context: typer.Context,
     candidates: Annotated[list[Path], typer.Argument(help="GGUF files to measure.")],
     base: Annotated[
-        Path, typer.Option("--base", help="Folder made by `bitloss base`, or a GGUF file with --text.")
+        Path,
+        typer.Option(
+            "--base",
+            help="Folder made by `bitloss base`, a GGUF file with --text, or a FILE.kld of llama-perplexity.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, tokens/ and report.md.")],
     engine: EngineSpec,
@@ -201,9 +205,10 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure finished files against a base: perplexity, KL divergence, Δp, same top token."""
+    from bitloss.divergence.kldfile import is_kld
     from bitloss.run.measuring import Measuring, measure_files
 
-    if base.is_file() and text is None:
+    if base.is_file() and text is None and not is_kld(base):
         raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
     plan = Measuring(
         candidates=candidates,

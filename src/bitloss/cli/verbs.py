@@ -15,7 +15,7 @@ from bitloss.cli.options import Chunks, Ctx, Json, Out, Quiet, listed, with_engi
 from bitloss.cli.show import Screen, print_json
 from bitloss.errors import FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
-from bitloss.run.steps import BaseStep, ConvertStep, ImatrixStep, QuantizeStep, Step
+from bitloss.run.steps import BaseStep, ConvertStep, ImatrixStep, KldStep, QuantizeStep, Step
 from bitloss.spec import EngineSpec
 from bitloss.store import atomic_path, sha256_file
 
@@ -213,14 +213,22 @@ def base(
     out: Out,
     engine: EngineSpec,
     text: Annotated[Path, typer.Option("--text", "-f", help="Evaluation text (UTF-8).")],
+    kld: Annotated[
+        Path | None,
+        typer.Option(
+            "--kld",
+            help="Write also FILE.kld, the base as llama-perplexity reads it (2 bytes x vocabulary a token).",
+        ),
+    ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Store a base: the hidden states candidates are measured against."""
-    if out.exists():
-        raise FileProblem("already there", where=out, mend="choose another --out, or remove it")
+    for path, option in ((out, "--out"), (kld, "--kld")):
+        if path is not None and path.exists():
+            raise FileProblem("already there", where=path, mend=f"choose another {option}, or remove it")
     source, text = _file(source, "GGUF file"), _file(text, "text")
     step = BaseStep(
         source=source,
@@ -234,11 +242,17 @@ def base(
     )
     result = _run(step, quiet=quiet).value
     assert isinstance(result, dict)
+    if kld is not None:
+        also = KldStep(base=step.out, base_key="", threads=engine.threads, out=kld.resolve())
+        _run(also, quiet=quiet)
+        result["kld"] = kld.name
     if json:
         print_json(result)
     else:
         size = sum(path.stat().st_size for path in out.iterdir())
         _say([f"{out}  ({result['n_chunks']} chunks of {result['n_ctx']} tokens, {size / 2**20:.1f} MiB)"])
+        if kld is not None:
+            _say([f"{kld}  ({kld.stat().st_size / 2**20:.1f} MiB, for llama-perplexity)"])
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -242,6 +242,8 @@ class Base:
         MismatchError: the model's file is not the one the base was made from.
     """
 
+    known_in_part = False
+
     def __init__(self, folder: Path, *, model: Path | None = None, threads: int = 0) -> None:
         self.folder = folder
         self.header = read_header(folder)

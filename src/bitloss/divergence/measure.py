@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
+from bitloss.divergence.partial import partial_metrics
 from bitloss.engine.base import Engine, Outputs, scored_positions
 from bitloss.errors import FileProblem, MismatchError, RecordError
 from bitloss.model.text import Chunks
@@ -42,6 +43,11 @@ class BaseLogits(Protocol):
     @property
     def rows_per_slice(self) -> int:
         """Most rows `logits` gives at a time."""
+        ...
+
+    @property
+    def known_in_part(self) -> bool:
+        """Whether `logits` gives rounded log-probabilities, -inf where none is known (`bitloss.divergence.partial`)."""
         ...
 
     def logits(self, chunk: int, first: int, rows: int) -> NDArray[np.float32]:
@@ -94,6 +100,7 @@ def measure(
             mend="candidate and base must be made from the same model",
         )
     scored = scored_positions(chunks.n_ctx)
+    compare = partial_metrics if base.known_in_part else token_metrics
     parts: list[TokenMetrics] = []
     done = 0
     for rows in engine.evaluate(chunks.as_computed(), Outputs.LOGITS):
@@ -102,9 +109,7 @@ def measure(
             candidate = rows.values[at : at + base.rows_per_slice]
             first = rows.start - scored.start + at
             reference = base.logits(rows.chunk, first, len(candidate))
-            parts.append(
-                token_metrics(reference, candidate, targets[at : at + len(candidate)], threads=threads)
-            )
+            parts.append(compare(reference, candidate, targets[at : at + len(candidate)], threads=threads))
         done += len(rows.values)
         if done % len(scored) == 0:
             progress(Progress("measure", done // len(scored), chunks.n_chunks, "chunks"))

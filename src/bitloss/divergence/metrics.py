@@ -21,7 +21,7 @@ Everything is evaluated in float64. The columns of :class:`TokenMetrics`, each o
 | top10_overlap  | 0..1  | the same with 10 (with V entries where the vocabulary is smaller)               |
 | entropy_base   | nats  | -Σ p ln p                                                                       |
 | entropy        | nats  | -Σ q ln q                                                                       |
-| nonfinite      | flags | 1: base logits at fault, 2: candidate logits at fault (below)                   |
+| nonfinite      | flags | 1: base logits at fault, 2: candidate logits at fault (below), 4: see `partial` |
 
 with ψ(s) = ((1+s) ln(1+s) + (1-s) ln(1-s)) / 2.
 
@@ -77,6 +77,8 @@ Isa = Literal["auto", "avx512", "avx2", "portable"]
 
 NONFINITE_BASE: Final = 1
 NONFINITE_CANDIDATE: Final = 2
+LEFT_OUT: Final = 4
+"""The base is known in part (`bitloss.divergence.partial`): kld_reverse is not defined, the rest is finite."""
 
 _LN2: Final = math.log(2.0)
 
@@ -98,7 +100,7 @@ class TokenMetrics:
         top5_overlap: share of the base's top 5 in the candidate's, 0..1.
         top10_overlap: the same for the top 10.
         same_top: whether both have the same likeliest token.
-        nonfinite: bit flags, :data:`NONFINITE_BASE` | :data:`NONFINITE_CANDIDATE`.
+        nonfinite: bit flags, :data:`NONFINITE_BASE` | :data:`NONFINITE_CANDIDATE` | :data:`LEFT_OUT`.
     """
 
     nll_base: FloatArray

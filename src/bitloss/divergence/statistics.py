@@ -25,7 +25,7 @@ correlation are plain numbers (a Δp of -0.01 is what llama-perplexity prints as
 | js_mean             | (ours)                         | mean js                                    | both   |
 | top5_overlap        | (ours)                         | mean top5_overlap                          | both   |
 | top10_overlap       | (ours)                         | mean top10_overlap                         | both   |
-| nonfinite_tokens    | (ours)                         | number of tokens with a flag set           | -      |
+| nonfinite_tokens    | (ours)                         | tokens with a fault (flag 1 or 2)          | -      |
 
 (*) llama-perplexity prints the correlation without an error.
 
@@ -61,7 +61,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bitloss.divergence.metrics import NONFINITE_BASE, NONFINITE_CANDIDATE, FloatArray, TokenMetrics
+from bitloss.divergence.metrics import (
+    LEFT_OUT,
+    NONFINITE_BASE,
+    NONFINITE_CANDIDATE,
+    FloatArray,
+    TokenMetrics,
+)
 from bitloss.errors import MismatchError
 from bitloss.records import Figure
 
@@ -127,7 +133,8 @@ def summarize(tokens: TokenMetrics, chunk_ids: ChunkIds) -> dict[str, Figure]:
         figures = {key: _figure(x, estimator, clusters, fault) for key, (x, estimator) in columns.items()}
     figures |= _quantiles("kld", tokens.kld, KLD_QUANTILES, fault)
     figures |= _quantiles("dp", dp, DP_QUANTILES, fault)
-    figures["nonfinite_tokens"] = Figure(value=float(np.count_nonzero(tokens.nonfinite)))
+    faults = tokens.nonfinite & (NONFINITE_BASE | NONFINITE_CANDIDATE)
+    figures["nonfinite_tokens"] = Figure(value=float(np.count_nonzero(faults)))
     return figures
 
 
@@ -250,4 +257,7 @@ def _fault(tokens: TokenMetrics) -> str:
     """Whose logits are at fault, for the reason of a figure that cannot be given."""
     base = np.count_nonzero(tokens.nonfinite & NONFINITE_BASE)
     cand = np.count_nonzero(tokens.nonfinite & NONFINITE_CANDIDATE)
+    left = np.count_nonzero(tokens.nonfinite & LEFT_OUT)
+    if left and not base and not cand:
+        return " (the file the base was read from leaves out improbable tokens)"
     return f" (logits NaN or infinite: candidate in {cand}, base in {base} tokens)"

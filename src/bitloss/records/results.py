@@ -155,8 +155,8 @@ class Model(Record):
     """Number of weights."""
     dtype: str
     """Type the weights are stored in, e.g. ``BF16``."""
-    sha256: Sha256
-    """Hash of its content."""
+    sha256: Sha256 | None
+    """Hash of its content; null when only a file of its log-probabilities was given."""
 
 
 class Text(Record):
@@ -164,8 +164,8 @@ class Text(Record):
 
     name: BareName
     """Name of the file."""
-    sha256: Sha256
-    """Hash of the file."""
+    sha256: Sha256 | None
+    """Hash of the file; null when only its tokens were given."""
     tokens_sha256: Sha256
     """Hash of the tokens (int32, little-endian) after cutting into chunks."""
     n_ctx: int = Field(ge=2)
@@ -204,6 +204,8 @@ class Base(Record):
     """Hash of that file."""
     stored_bytes: Count
     """Size of what was stored of its evaluation (hidden states, or a file of log-probabilities)."""
+    limits: str | None = None
+    """What this base cannot tell, in words; null when it is the engine's logits themselves."""
 
 
 class Source(Record):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from bitloss.divergence.basefile import BaseHeader, read_header
+from bitloss.divergence.kldfile import is_kld
 from bitloss.errors import FileProblem, MismatchError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts
@@ -17,6 +18,7 @@ from bitloss.quantize.types import QUANT_TYPES
 from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
 from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
+from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
 from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
 from bitloss.run.stepping import RunProgress, Stepper
 from bitloss.run.steps import BaseStep, MeasureStep, rounding
@@ -33,7 +35,7 @@ class Measuring(NamedTuple):
         candidates: GGUF files.
         out: folder for results, report and tokens.
         engine: how llama.cpp computes.
-        base: folder made by `bitloss base`, or a GGUF file.
+        base: folder made by `bitloss base`, a GGUF file, or a base file of llama-perplexity (``.kld``).
         base_model: the base's GGUF file, if it is no longer where the base says.
         text: evaluation text, when `base` is a GGUF file.
         n_ctx: tokens in a chunk, likewise.
@@ -71,42 +73,73 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
         RunFolderError: `out` holds something else.
     """
     files, out = _opened(plan.candidates), plan.out
-    _check_vocabularies(plan, files)
+    kld = _kld(plan, files)
+    if kld is None:
+        _check_vocabularies(plan, files)
     settings: dict[str, JsonValue] = {
-        "base": _base_identity(plan),
+        "base": {"kld": kld.sha256} if kld else _base_identity(plan),
         "engine": rounding(plan.engine),
     }
     with RunFolder.open(out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS) as folder:
         steps = Stepper(folder, executor, progress)
-        base = _base(plan, steps)
-        measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
-        model = base.model
-        facts = model_facts(model, model)
+        if kld:
+            measured = [_measured(plan, path, file, kld, steps) for path, file in files.items()]
+            described = kld_records(kld, next(iter(files.values())), [done for _, done in measured])
+        else:
+            base = _base(plan, steps)
+            measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
+            described = _described(base)
         setting = Setting(
-            model=Model(
-                name=facts.name,
-                architecture=facts.architecture,
-                parameters=facts.parameters,
-                dtype=facts.dtype,
-                sha256=sha256_file(model),
-            ),
-            text=text_record(base.header.model_dump()),
+            model=described.model,
+            text=described.text,
             calibration=None,
-            base=Base(
-                name=base.header.model,
-                file=base.header.model,
-                bytes=model.stat().st_size,
-                sha256=sha256_file(model),
-                stored_bytes=sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()),
-            ),
+            base=described.base,
             sources=(),
             n_gpu_layers=plan.engine.n_gpu_layers,
             commands=plan.commands,
         )
-        results = assemble(setting, measured, noise=None, costs=steps.costs)
+        results = assemble(setting, [file for file, _ in measured], noise=None, costs=steps.costs)
         write_results(results, out / RESULTS_NAME)
         write_report(results, out)
     return results
+
+
+def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
+    if not is_kld(plan.base):
+        return None
+    for option, value in (("--text", plan.text), ("--base-model", plan.base_model)):
+        if value is not None:
+            raise UsageError(
+                "does not go with a base file of llama-perplexity, which holds its own tokens and log-probabilities",
+                where=option,
+                mend=f"leave out {option}",
+            )
+    base = open_kld(plan.base)
+    check_candidates(base, files)
+    return base
+
+
+def _described(base: _Base) -> Described:
+    model = base.model
+    facts = model_facts(model, model)
+    sha256 = sha256_file(model)
+    return Described(
+        model=Model(
+            name=facts.name,
+            architecture=facts.architecture,
+            parameters=facts.parameters,
+            dtype=facts.dtype,
+            sha256=sha256,
+        ),
+        text=text_record(base.header.model_dump()),
+        base=Base(
+            name=base.header.model,
+            file=base.header.model,
+            bytes=model.stat().st_size,
+            sha256=sha256,
+            stored_bytes=sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()),
+        ),
+    )
 
 
 def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
@@ -185,20 +218,27 @@ def _base(plan: Measuring, steps: Stepper) -> _Base:
     return _Base(step.out, read_header(step.out), record.key, step.source)
 
 
-def _measured(plan: Measuring, path: Path, file: GgufFile, base: _Base, steps: Stepper) -> MeasuredFile:
+def _measured(
+    plan: Measuring, path: Path, file: GgufFile, base: _Base | KldBase, steps: Stepper
+) -> tuple[MeasuredFile, Mapping[str, JsonValue]]:
     tensors = file.tensors_sha256()
     computed = content_key("candidate", {"tensors": tensors, "graph": graph_sha256(file)})
     step = MeasureStep(
         candidate=path,
         candidate_tensors_sha256=computed,
-        base=base.folder,
-        base_model=base.model,
-        base_key=base.key,
+        base=base.path if isinstance(base, KldBase) else base.folder,
+        base_model=None if isinstance(base, KldBase) else base.model,
+        base_key=base.sha256 if isinstance(base, KldBase) else base.key,
         engine=plan.engine,
         # files that compute the same share one file of tokens, named by what was measured
         out=(plan.out / "tokens" / f"{computed[:16]}.parquet").resolve(),
     )
-    steps.do(step, f"measure {path.stem}", None, [step.out])
+    record = steps.do(step, f"measure {path.stem}", None, [step.out])
+    assert isinstance(record.result, dict)
+    return _measured_file(path, file, tensors, step.out), record.result
+
+
+def _measured_file(path: Path, file: GgufFile, tensors: str, tokens: Path) -> MeasuredFile:
     return MeasuredFile(
         name=path.stem,
         type=_type_of(file),
@@ -209,7 +249,7 @@ def _measured(plan: Measuring, path: Path, file: GgufFile, base: _Base, steps: S
         bits_per_weight=file.bits_per_weight(),
         sha256=sha256_file(path),
         tensors_sha256=tensors,
-        tokens=step.out,
+        tokens=tokens,
     )
 
 

@@ -207,8 +207,30 @@ class BaseStep(_Step):
         return header.model_dump(mode="json")
 
 
+class KldStep(_Step):
+    """Base -> file of log-probabilities as llama-perplexity reads it (``.kld``)."""
+
+    kind: Literal["kld"] = "kld"
+    base: Path
+    base_key: str
+    threads: int = 0
+    out: Path
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Parts of the content key."""
+        return {"base": self.base_key}
+
+    def execute(self, progress: ProgressCallback) -> JsonValue:
+        """See `bitloss.divergence.kldfile.write_kld`."""
+        from bitloss.divergence.basefile import Base
+        from bitloss.divergence.kldfile import write_kld
+
+        base = Base(self.base, threads=self.threads)
+        return {"bytes": write_kld(self.out, base, progress)}
+
+
 class MeasureStep(_Step):
-    """Candidate GGUF against a base -> per-token metrics (Parquet)."""
+    """Candidate GGUF against a base (folder, or ``.kld`` file) -> per-token metrics (Parquet)."""
 
     kind: Literal["measure"] = "measure"
     candidate: Path
@@ -230,13 +252,18 @@ class MeasureStep(_Step):
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.divergence.measure.measure`."""
         from bitloss.divergence.basefile import Base, check_vocabulary
+        from bitloss.divergence.kldfile import KldFile
         from bitloss.divergence.measure import measure, write_tokens
         from bitloss.engine.llama import LlamaEngine, usable_cores
 
         threads = self.engine.threads or usable_cores()
-        base = Base(self.base, model=self.base_model, threads=threads)
-        check_vocabulary(base, self.candidate)
+        base: Base | KldFile | None = None
+        if not self.base.is_file():
+            base = Base(self.base, model=self.base_model, threads=threads)
+            check_vocabulary(base, self.candidate)
         with LlamaEngine(self.candidate, engine_options(self.engine)) as engine:
+            if base is None:
+                base = KldFile(self.base, bos=engine.facts.bos if engine.facts.add_bos else None)
             table = measure(engine, base, threads=threads, progress=progress)
         facts = {
             "candidate": self.candidate.name,
@@ -244,11 +271,18 @@ class MeasureStep(_Step):
             "base": self.base_key,
         }
         write_tokens(table, self.out, facts)
-        return {"tokens": len(table), "chunks": base.chunks.n_chunks}
+        chunks = base.chunks
+        return {
+            "tokens": len(table),
+            "chunks": chunks.n_chunks,
+            "add_bos": chunks.add_bos,
+            "tokens_sha256": chunks.sha256,
+            "targets_cut": base.targets_cut if isinstance(base, KldFile) else 0,
+        }
 
 
 Step = Annotated[
-    ConvertStep | ImatrixStep | QuantizeStep | BaseStep | MeasureStep,
+    ConvertStep | ImatrixStep | QuantizeStep | BaseStep | KldStep | MeasureStep,
     Field(discriminator="kind"),
 ]
 

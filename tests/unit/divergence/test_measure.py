@@ -26,6 +26,7 @@ class _BaseInMemory:
         self.chunks = chunks
         self.n_vocab = engine.facts.n_vocab
         self.rows_per_slice = rows_per_slice
+        self.known_in_part = False
         self.all = _logits(engine, chunks)
 
     def logits(self, chunk: int, first: int, rows: int) -> NDArray[np.float32]:

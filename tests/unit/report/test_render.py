@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bitloss.errors import FileProblem
 from bitloss.explain.findings import findings
+from bitloss.records import Results
 from bitloss.report.render import render_markdown, write_report
 from bitloss.report.tables import Uncertainty
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from bitloss.records import Results
 
 
 @pytest.fixture
@@ -63,7 +62,20 @@ def test_everything_needed_to_repeat_it(explained: Results) -> None:
         "128 chunks of 512",
         "\n    bitloss run founding.toml\n",
     ):
+        assert part is not None
         assert part in text
+
+
+def test_a_base_with_limits_and_without_a_model_is_said_to_be_so(sample_document: dict[str, Any]) -> None:
+    plain = render_markdown(Results.model_validate(sample_document))
+    assert "What this base cannot tell" not in plain
+    sample_document["base"]["limits"] = "no *more* than 16 bits"
+    sample_document["model"]["sha256"] = sample_document["text"]["sha256"] = None
+    text = render_markdown(Results.model_validate(sample_document))
+    assert "\nWhat this base cannot tell: no \\*more\\* than 16 bits.\n" in text
+    assert "| Model | not known; the files measured are MistralForCausalLM of 12247782400 weights |" in text
+    assert f"which holds its tokens alone, their sha256 {sample_document['text']['tokens_sha256']}" in text
+    assert "None" not in text
 
 
 def test_the_error_that_is_shown_is_named(explained: Results) -> None:
