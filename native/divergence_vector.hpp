@@ -181,9 +181,15 @@ __attribute__((always_inline)) inline void add_base(Sums<V>& sums, V b, V b_max)
     sums.w_ln_w += w * (b - b_max);
 }
 
+// The candidate's side of a vector of floats: v = exp(c - max) * ratio. Taken from c, since x + t loses the digits of a c
+// near its maximum where b lies far below; doubles have digits to lose.
+struct Side {
+    Floats c, max, ratio;
+};
+
 // Adds one vector of entries: b, its maximum, and t = c - b - L; with `base`, to the sums of the base alone as well.
 template <class V, bool base>
-__attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t) {
+__attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t, const Side& side) {
     using P = Precision<V>;
     const V t2 = t * t;
     const V x = b - b_max;
@@ -207,13 +213,19 @@ __attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t)
     }
     // Lanes with |t| > 1: closed forms in w and v = w e^t, whose terms no longer cancel.
     const V a = exp(t > 0 ? -t : t);
-    const V softplus = (t > 0 ? t : V{}) + a * evaluate(P::log1p, a);  // ln(1 + e^t)
-    const V v = far ? exp(x + t) : w + w * step;
+    const V above = t > 0 ? t : V{}, rest = a * evaluate(P::log1p, a);  // ln(1 + e^t) = above + rest
+    V v_far;
+    if constexpr (sizeof(typename P::Scalar) == sizeof(float))
+        v_far = exp(side.c, side.max) * side.ratio;
+    else
+        v_far = exp(x + t);
+    const V v = far ? v_far : w + w * step;
     sums.excess += far ? v - w : w * step;
     sums.v_ln_v += v * (x + t);
     sums.kld += far ? v - w - w * t : w * phi;
     sums.reverse += far ? w - v + v * t : w * reverse;
-    sums.js += far ? (v * t - (w + v) * (softplus - static_cast<typename P::Scalar>(ln2))) / 2 : w * js;
+    // v t - (w + v) (ln(1 + e^t) - ln 2), with v·above taken out of both
+    sums.js += far ? (v * (t - above) - w * above - (w + v) * (rest - static_cast<typename P::Scalar>(ln2))) / 2 : w * js;
 }
 
 void flush(Sums<Doubles>& into, Sums<Floats>& from) {
@@ -329,8 +341,8 @@ float overlap(const Top& a, const Top& b, std::size_t k) {
 template <bool base>
 __attribute__((noinline)) void add_head(Sums<Doubles>& sums, Floats b, Floats c, double b_max, double shift) {
     const Doubles b_low = low_half(b), b_high = high_half(b);
-    add<Doubles, base>(sums, b_low, all<Doubles>(b_max), (low_half(c) - b_low) - shift);
-    add<Doubles, base>(sums, b_high, all<Doubles>(b_max), (high_half(c) - b_high) - shift);
+    add<Doubles, base>(sums, b_low, all<Doubles>(b_max), (low_half(c) - b_low) - shift, Side{});
+    add<Doubles, base>(sums, b_high, all<Doubles>(b_max), (high_half(c) - b_high) - shift, Side{});
 }
 
 RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::size_t target) {
@@ -358,6 +370,7 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
     });
     const double b_log = ::log(sum(b_sum)), c_log = ::log(sum(c_sum));
     const double shift = (static_cast<double>(c_max) - b_max) + (c_log - b_log);
+    const float ratio = static_cast<float>(::exp(b_log - c_log));
     const float shift_high = static_cast<float>(shift), shift_low = static_cast<float>(shift - shift_high);
     const float b_head = b_max + static_cast<float>(b_log) - head, c_head = c_max + static_cast<float>(c_log) - head;
 
@@ -376,7 +389,8 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
                 heads |= 1U << k;
                 add_base(part, b, all<Floats>(b_max));
             } else {
-                add<Floats, true>(part, b, all<Floats>(b_max), ((c - b) - shift_high) - shift_low);
+                add<Floats, true>(part, b, all<Floats>(b_max), ((c - b) - shift_high) - shift_low,
+                                  {c, all<Floats>(c_max), all<Floats>(ratio)});
             }
         }
         flush(sums, part);

@@ -17,6 +17,10 @@ from bitloss.divergence.metrics import TokenMetrics, token_metrics, token_metric
 Logits = npt.NDArray[np.float32]
 PATHS = ["reference", *_native.divergence_isas()]
 
+# Relative error of a divergence that consists of entries below e^-10 alone, which the kernel takes in float: an exponent
+# of -20 has an error of up to 2e-6 there. Rows like a model's are at 1e-9 (tests/unit/divergence/test_metrics.py).
+UNLIKELY = 5e-6
+
 pytestmark = pytest.mark.parametrize("path", PATHS)
 
 
@@ -73,11 +77,11 @@ def test_zero_on_equal_logits(path: str, pair: tuple[Logits, Logits]) -> None:
 def test_exchange(path: str, pair: tuple[Logits, Logits]) -> None:
     """Exchanging the sides exchanges KLD with its reverse, and leaves Jensen-Shannon alone."""
     there, back = score(path, *pair), score(path, *pair[::-1])
-    assert there.kld_reverse[0] == pytest.approx(back.kld[0], rel=1e-6, abs=1e-20)
-    assert there.kld[0] == pytest.approx(back.kld_reverse[0], rel=1e-6, abs=1e-20)
-    assert there.js[0] == pytest.approx(back.js[0], rel=1e-6, abs=1e-20)
+    assert there.kld_reverse[0] == pytest.approx(back.kld[0], rel=UNLIKELY, abs=1e-20)
+    assert there.kld[0] == pytest.approx(back.kld_reverse[0], rel=UNLIKELY, abs=1e-20)
+    assert there.js[0] == pytest.approx(back.js[0], rel=UNLIKELY, abs=1e-20)
     assert there.nll[0] == pytest.approx(back.nll_base[0], rel=1e-8, abs=1e-10)
-    assert there.entropy[0] == pytest.approx(back.entropy_base[0], rel=1e-7, abs=1e-9)
+    assert there.entropy[0] == pytest.approx(back.entropy_base[0], rel=1e-6, abs=1e-9)
     assert there.same_top[0] == back.same_top[0]
     assert there.top5_overlap[0] == back.top5_overlap[0]
 
@@ -89,7 +93,9 @@ def test_adding_a_constant_changes_nothing(path: str, pair: tuple[Logits, Logits
     base, cand = ((np.round(np.clip(row, -1000, 1000) * 1024) / 1024).astype(np.float32) for row in pair)
     plain, moved = score(path, base, cand), score(path, base, cand + np.float32(shift))
     for name in ("kld", "kld_reverse", "js"):
-        assert getattr(moved, name)[0] == pytest.approx(getattr(plain, name)[0], rel=1e-6, abs=1e-20), name
+        assert getattr(moved, name)[0] == pytest.approx(getattr(plain, name)[0], rel=UNLIKELY, abs=1e-20), (
+            name
+        )
     assert moved.nll[0] == pytest.approx(plain.nll[0], rel=1e-8, abs=1e-10)
 
 
@@ -99,7 +105,7 @@ def test_order_of_the_vocabulary_does_not_matter(path: str, pair: tuple[Logits, 
     order = np.random.default_rng(seed).permutation(pair[0].shape[1])
     plain, moved = score(path, *pair), score(path, *(row[:, order] for row in pair))
     for name in ("kld", "kld_reverse", "js", "entropy", "entropy_base"):
-        assert getattr(moved, name)[0] == pytest.approx(getattr(plain, name)[0], rel=1e-6, abs=1e-9), name
+        assert getattr(moved, name)[0] == pytest.approx(getattr(plain, name)[0], rel=UNLIKELY, abs=1e-9), name
 
 
 @EXAMPLES
@@ -107,7 +113,9 @@ def test_order_of_the_vocabulary_does_not_matter(path: str, pair: tuple[Logits, 
 def test_kernel_equals_the_definition(path: str, pair: tuple[Logits, Logits]) -> None:
     found, expected = score(path, *pair), score("reference", *pair)
     for name in ("kld", "kld_reverse", "js"):
-        assert getattr(found, name)[0] == pytest.approx(getattr(expected, name)[0], rel=1e-6, abs=1e-20), name
+        assert getattr(found, name)[0] == pytest.approx(
+            getattr(expected, name)[0], rel=UNLIKELY, abs=1e-20
+        ), name
     for name in ("nll", "nll_base", "entropy", "entropy_base"):
         assert getattr(found, name)[0] == pytest.approx(getattr(expected, name)[0], rel=1e-8, abs=1e-9), name
     for name in ("same_top", "top5_overlap", "top10_overlap", "nonfinite"):

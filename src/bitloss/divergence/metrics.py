@@ -184,7 +184,7 @@ def token_metrics(
     Rows are shared out to threads; the value of a row depends neither on their number nor on the other rows.
     Entries with a probability above e^-10 on either side are evaluated in double, the others in float with sums
     in double. Relative error against the definition: around 1e-10 and below 4e-9 where many entries add up; if
-    a single unlikely entry makes up the whole divergence, 3e-7 (js: 1e-7, then 1e-6). Exact zeros stay exact.
+    unlikely entries (below e^-10) make up the whole divergence, 5e-6 (js: 1e-7, then 5e-6). Exact zeros stay exact.
 
     Args:
         base: float32 [rows, n_vocab], logits of the base.
