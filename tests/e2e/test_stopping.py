@@ -191,3 +191,23 @@ def test_rules_that_make_no_sense(
     assert code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_base_file_of_llama_perplexity_is_measured_whole(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base.kld").write_bytes(b"_logits_" + bytes(12))
+    code = main(
+        [
+            "measure",
+            str(model),
+            "--base",
+            str(tmp_path / "base.kld"),
+            "-o",
+            str(tmp_path / "out"),
+            "--precision",
+            "2%",
+        ]
+    )
+    assert code == 2
+    assert "--stop-when" in capsys.readouterr().err

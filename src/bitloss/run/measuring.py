@@ -43,7 +43,8 @@ class Measuring(NamedTuple):
         n_ctx: tokens in a chunk, likewise.
         chunks: chunks at most, likewise.
         commands: commands that repeat it, for the report.
-        stop: when to stop before the text is at its end (the base is computed on the whole text all the same).
+        stop: when to stop before the text is at its end (a base is computed on the whole text all the same;
+            not with a ``.kld`` file).
     """
 
     candidates: Sequence[Path]
