@@ -263,7 +263,7 @@ class KldStep(_Step):
 
 
 class MeasureStep(_Step):
-    """Candidate GGUF against a base (folder, or ``.kld`` file), or some of its chunks -> per-token metrics (Parquet)."""
+    """Candidate GGUF against a base (folder, or ``.kld`` file), or some of its chunks -> per-token metrics."""
 
     kind: Literal["measure"] = "measure"
     candidate: Path
