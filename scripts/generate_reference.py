@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bitloss.records import json_schema
-from bitloss.spec import EngineSpec, ExperimentSpec, TensorTypeSpec
+from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec, TensorTypeSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
@@ -26,10 +26,16 @@ EXPERIMENT_INTRO = """`bitloss run EXPERIMENT.toml` reads what to make from a mo
 another type are refused; numbers are written without quotes."""
 TABLES: dict[str, type[BaseModel]] = {
     "": ExperimentSpec,
+    "stop": StopSpec,
     "engine": EngineSpec,
     "tensor_types": TensorTypeSpec,
 }
-HEADINGS = {"": "Keys", "engine": "Table `[engine]`", "tensor_types": "Tables `[[tensor_types]]`"}
+HEADINGS = {
+    "": "Keys",
+    "stop": "Table `[stop]`",
+    "engine": "Table `[engine]`",
+    "tensor_types": "Tables `[[tensor_types]]`",
+}
 
 
 def experiment_page() -> str:
@@ -51,7 +57,7 @@ def experiment_page() -> str:
                 default = "has to be given"
             else:
                 default = "nothing" if field["default"] is None else f"`{json.dumps(field['default'])}`"
-            meaning = field["description"].replace("``", "`").replace("|", "\\|")
+            meaning = " ".join(field["description"].split()).replace("``", "`").replace("|", "\\|")
             lines.append(f"| `{key}` | {_value(field)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
@@ -68,6 +74,8 @@ def _value(field: dict[str, Any]) -> str:
     least, most = option.get("minimum"), option.get("maximum")
     bounds = [f"at least {least}"] if least is not None else []
     bounds += [f"at most {most}"] if most is not None else []
+    bounds += [f"above {option['exclusiveMinimum']:g}"] if "exclusiveMinimum" in option else []
+    bounds += [f"below {option['exclusiveMaximum']:g}"] if "exclusiveMaximum" in option else []
     word = "path" if option.get("format") == "path" else words[option["type"]]
     return ", ".join([word, *bounds])
 

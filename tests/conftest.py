@@ -151,6 +151,7 @@ def sample_document() -> dict[str, Any]:
             "sha256": sha("base"),
             "stored_bytes": 3_353_000_000,
         },
+        "stopping": None,
         "noise_floor": {"how": "micro-batch of 128 instead of 512 tokens", "metrics": figures(FLOOR)},
         "candidates": (
             candidate("Q4_K_M/f32", 7_477_208_192, 4.88, Q4_F32, "q4 f32"),

@@ -13,7 +13,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
     JsonValue,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from bitloss.errors import FileProblem, UsageError
@@ -115,6 +116,30 @@ class TensorTypeSpec(_Part):
     """The type those tensors get."""
 
 
+class StopSpec(_Part):
+    """When to stop measuring before the text is at its end; see `bitloss.divergence.stopping`."""
+
+    when: Literal["decided", "precise"] = "decided"
+    """``decided``: every pair of candidates is told apart by mean KLD, or equivalent; ``precise``: every mean KLD is
+    known to within `precision`."""
+    margin: float | None = Field(default=None, gt=0, lt=1)
+    """With ``decided``: candidates whose mean KLD differs by less than this share of it are equivalent (0.05: 5 %)."""
+    precision: float | None = Field(default=None, gt=0, lt=1)
+    """With ``precise``: half-width of the confidence sequence over the mean (0.02: 2 %)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random order the chunks are taken in."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.when == "precise" and self.precision is None:
+            raise ValueError("precise needs a precision")
+        if self.when == "precise" and self.margin is not None:
+            raise ValueError("a margin belongs to decided, not to precise")
+        if self.when == "decided" and self.precision is not None:
+            raise ValueError("a precision belongs to precise, not to decided")
+        return self
+
+
 class ExperimentSpec(_Part):
     """One experiment."""
 
@@ -146,6 +171,8 @@ class ExperimentSpec(_Part):
     """Type of the token embedding, where it shall not be the plan's."""
     pure: bool = False
     """Quantize every tensor to the type itself, no mixture."""
+    stop: StopSpec | None = None
+    """When to stop measuring; the whole text is measured when left out."""
     engine: EngineSpec = EngineSpec()
     """How llama.cpp computes."""
 
@@ -159,7 +186,8 @@ class ExperimentSpec(_Part):
 
     def settings(self) -> dict[str, JsonValue]:
         """Return everything that makes this experiment what it is: all but `out`, as JSON."""
-        values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude={"out"})
+        left_out = {"out"} if self.stop else {"out", "stop"}
+        values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         return values
 
     def key(self, **contents: str | None) -> str:
@@ -218,6 +246,20 @@ def make_spec(values: Mapping[str, Any], *, where: str, folder: Path | None = No
         raise _refusal(error, where) from error
 
 
+def make_stop(values: Mapping[str, Any] | None, *, where: str) -> StopSpec | None:
+    """Check the values of a table ``[stop]`` that stands alone.
+
+    Raises:
+        UsageError: as :func:`make_spec`.
+    """
+    if values is None:
+        return None
+    try:
+        return StopSpec.model_validate(values, strict=True)
+    except ValidationError as error:
+        raise _refusal(error, where) from error
+
+
 def read_spec(path: Path) -> ExperimentSpec:
     """Read an experiment file.
 
@@ -249,6 +291,7 @@ def known_keys() -> tuple[str, ...]:
     top = [field.alias or name for name, field in ExperimentSpec.model_fields.items()]
     return (
         *top,
+        *(f"stop.{name}" for name in StopSpec.model_fields),
         *(f"engine.{name}" for name in EngineSpec.model_fields),
         *(f"tensor_types.{name}" for name in TensorTypeSpec.model_fields),
     )

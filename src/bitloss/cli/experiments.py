@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 import bitloss
-from bitloss.cli.options import Chunks, Ctx, Json, Quiet, listed, with_engine
+from bitloss.cli.options import (
+    Chunks,
+    Ctx,
+    Json,
+    Margin,
+    Precision,
+    Quiet,
+    StopWhen,
+    listed,
+    stop_rule,
+    with_engine,
+)
 from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app, command_line
 from bitloss.errors import UsageError
@@ -18,7 +29,7 @@ from bitloss.report.render import write_report
 from bitloss.report.tables import comparisons_table, founding_table, to_rich
 from bitloss.run.executor import LocalExecutor
 from bitloss.run.founding import run_experiment
-from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, read_spec
+from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
 
 ImatrixChunks = Annotated[
     int | None,
@@ -94,6 +105,9 @@ def run(
     ctx: Ctx = 512,
     chunks: Chunks = None,
     imatrix_chunks: ImatrixChunks = None,
+    stop_when: StopWhen = None,
+    margin: Margin = None,
+    precision: Precision = None,
     out: OutFolder = None,
     engine: EngineSpec,
     json: Json = False,
@@ -123,6 +137,7 @@ def run(
         "ctx": ctx,
         "chunks": chunks,
         "imatrix_chunks": imatrix_chunks,
+        "stop": stop_rule(stop_when, margin, precision),
         "engine": engine.model_dump(),
     }
     spec = make_spec(values, where="bitloss run")
@@ -201,6 +216,9 @@ def measure(
     ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
+    stop_when: StopWhen = None,
+    margin: Margin = None,
+    precision: Precision = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -220,6 +238,7 @@ def measure(
         n_ctx=ctx,
         chunks=chunks,
         commands=(command_line(context.obj),),
+        stop=make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure"),
     )
     with Screen(quiet=quiet) as screen:
         results = measure_files(plan, executor=LocalExecutor(), progress=screen.step)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,14 @@ from bitloss.errors import UsageError
 from bitloss.run.steps import engine_options
 from bitloss.spec import EngineSpec
 
+
+class Rule(StrEnum):
+    """What `--stop-when` takes."""
+
+    DECIDED = "decided"
+    PRECISE = "precise"
+
+
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output; progress on standard error.")
 ]
@@ -23,6 +32,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output.", show_default=False)]
 Ctx = Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk; the second half is scored.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks at most. [default: all]")]
+
+StopWhen = Annotated[
+    Rule | None,
+    typer.Option(
+        "--stop-when", help="Stop before the text is at its end, once every pair of candidates is decided."
+    ),
+]
+Margin = Annotated[
+    str | None,
+    typer.Option("--margin", help="With decided: mean KLD that differs by less is equivalent, e.g. 5%."),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="Stop once every mean KLD is known to within this, e.g. 2%."),
+]
 
 R = TypeVar("R")
 
@@ -138,6 +162,37 @@ def _shares(text: str) -> tuple[float, ...]:
             "not a list of shares", where="--tensor-split", expected="numbers like 3,1", found=text
         )
     return shares
+
+
+def stop_rule(when: Rule | None, margin: str | None, precision: str | None) -> dict[str, Any] | None:
+    """The table ``[stop]`` of an experiment from its flags; None when the whole text is to be measured.
+
+    Raises:
+        UsageError: no shares, or flags that do not go together.
+    """
+    if when is None and precision is None:
+        if margin is not None:
+            raise UsageError("nothing to stop by", where="--margin", mend="add --stop-when decided")
+        return None
+    values = {
+        "when": (when or Rule.PRECISE).value,
+        "margin": _share(margin, "--margin"),
+        "precision": _share(precision, "--precision"),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _share(text: str | None, option: str) -> float | None:
+    if text is None:
+        return None
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100.0 if number != text.strip() else 1.0)
+    except ValueError:
+        share = math.nan
+    if not 0.0 < share < 1.0:
+        raise UsageError("not a share", where=option, expected="a share such as 5% or 0.05", found=text)
+    return share
 
 
 def listed(text: str, option: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
+from itertools import combinations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from bitloss.errors import MismatchError
 from bitloss.records import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from bitloss.divergence.metrics import FloatArray, TokenMetrics
 
@@ -78,6 +79,25 @@ class Pair(NamedTuple):
 
     a: str
     b: str
+
+
+def table_pairs(measured_as: Mapping[str, Hashable]) -> tuple[Pair, ...]:
+    """Every pair of different candidates, and each twin with its first, in the order of the table.
+
+    A twin against others would repeat its first's comparisons word for word, and weaken the adjustment by them.
+
+    Args:
+        measured_as: by candidate, what it was measured as; equal for twins (equal tensors).
+    """
+    first: dict[Hashable, str] = {}
+    for name, key in measured_as.items():
+        first.setdefault(key, name)
+    firsts = set(first.values())
+    return tuple(
+        Pair(a, b)
+        for a, b in combinations(measured_as, 2)
+        if a in firsts and (b in firsts or measured_as[a] == measured_as[b])
+    )
 
 
 def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metric) -> Comparison:

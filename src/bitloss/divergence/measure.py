@@ -7,6 +7,7 @@ pair goes to the kernel. Nothing of size n_ctx x vocabulary exists at any time.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +56,26 @@ class BaseLogits(Protocol):
         ...
 
 
+class Picked:
+    """Some chunks of a base, in the order given.
+
+    Args:
+        base: the whole base.
+        which: indices of its chunks.
+    """
+
+    def __init__(self, base: BaseLogits, which: NDArray[np.int64]) -> None:
+        self._base, self._which = base, which
+        self.chunks = base.chunks.pick(which)
+        self.n_vocab = base.n_vocab
+        self.rows_per_slice = base.rows_per_slice
+        self.known_in_part = base.known_in_part
+
+    def logits(self, chunk: int, first: int, rows: int) -> NDArray[np.float32]:
+        """See `BaseLogits.logits`."""
+        return self._base.logits(int(self._which[chunk]), first, rows)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenTable:
     """Metrics of every scored token, in order of the text.
@@ -73,6 +94,28 @@ class TokenTable:
 
     def __len__(self) -> int:
         return len(self.chunk)
+
+    def in_order(self, chunks: NDArray[np.int64]) -> TokenTable:
+        """Take its chunks in another order: the k-th becomes what is chunk ``chunks[k]`` here (all of one length)."""
+        length = len(self) // max(1, len(chunks))
+        rows = (chunks[:, None] * length + np.arange(length)).reshape(-1)
+        return TokenTable(
+            np.repeat(np.arange(len(chunks), dtype=np.int32), length),
+            self.position[rows],
+            self.target[rows],
+            self.metrics[rows],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[TokenTable], which: NDArray[np.int64]) -> TokenTable:
+        """Join tables of chunks that follow one another in ``which``, the chunks' indices in the text."""
+        length = sum(map(len, parts)) // len(which)
+        return cls(
+            np.repeat(which.astype(np.int32), length),
+            np.concatenate([part.position for part in parts]),
+            np.concatenate([part.target for part in parts]),
+            TokenMetrics.concat([part.metrics for part in parts]),
+        )
 
 
 def measure(
@@ -120,6 +163,23 @@ def measure(
         target=np.ascontiguousarray(chunks.tokens[:, scored.start + 1 : scored.stop + 1]).reshape(-1),
         metrics=TokenMetrics.concat(parts),
     )
+
+
+def measure_picked(
+    engine: Engine,
+    base: BaseLogits,
+    which: NDArray[np.int64],
+    *,
+    threads: int,
+    progress: ProgressCallback = silent,
+) -> TokenTable:
+    """As `measure`, of the base's chunks ``which`` alone, in that order; chunk k of the result is ``which[k]``.
+
+    They are computed in the order of the text, because the base is stored in that order.
+    """
+    sorted_ = np.sort(which)
+    table = measure(engine, Picked(base, sorted_), threads=threads, progress=progress)
+    return table.in_order(np.searchsorted(sorted_, which))
 
 
 _PLACES = ("chunk", "position", "target")

@@ -51,7 +51,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from itertools import combinations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -63,7 +62,7 @@ from bitloss.errors import MismatchError
 from bitloss.records import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Mapping, Sequence
 
     from bitloss.divergence.metrics import FloatArray, TokenMetrics
     from bitloss.divergence.statistics import ChunkIds
@@ -331,9 +330,9 @@ def table_size(pairs: Sequence[Pair], identical: Collection[Pair]) -> int:
     return max(1, sum(pair not in identical for pair in pairs) * len(Metric))
 
 
-def all_pairs(names: Sequence[str]) -> tuple[Pair, ...]:
-    """Every pair, in the order of the table."""
-    return tuple(Pair(a, b) for a, b in combinations(names, 2))
+def same_files(pairs: Sequence[Pair], measured_as: Mapping[str, Hashable]) -> frozenset[Pair]:
+    """Pairs of twins; ``measured_as`` as for `table_pairs`."""
+    return frozenset(pair for pair in pairs if measured_as[pair.a] == measured_as[pair.b])
 
 
 def _settle(

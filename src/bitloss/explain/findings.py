@@ -8,7 +8,7 @@ varies.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from bitloss.display import decimal, duration, percent, probability, size
@@ -23,6 +23,7 @@ from bitloss.records import (
     NoiseFloor,
     Results,
     Source,
+    Stopping,
     Text,
     Verdict,
 )
@@ -53,6 +54,7 @@ def _all(results: Results) -> Iterator[Finding | None]:
         pairs[comparison.a, comparison.b].append(comparison)
     for (a, b), group in pairs.items():
         yield same_type_pair(by_name[a], by_name[b], group, results.text.scored_tokens)
+    yield stopped(results.stopping, results.text.chunks)
     yield engine_noise(results.noise_floor, results.candidates)
     twins = twin_verdicts(by_name, results.comparisons)
     yield route_costs(results.costs, twins, base=results.base.name, sources=results.sources)
@@ -60,6 +62,44 @@ def _all(results: Results) -> Iterator[Finding | None]:
 
 def _sources(a: str | None, b: str | None) -> str:
     return f"{a or 'none'} and {b or 'none'}"
+
+
+# --------------------------------------------------------------------------------------------- stopping
+
+
+def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
+    """Say where measuring stopped and what was settled by then; fires when there was a rule.
+
+    Args:
+        stopping: the rule and its answer.
+        chunks: chunks measured.
+    """
+    if stopping is None:
+        return None
+    counts = Counter(each.outcome.value for each in stopping.settled)
+    said = ", ".join(f"{n} {name}" for name, n in counts.items())
+    what = {
+        "decided": f"Pairs by mean KLD: {said}.",
+        "precise": f"Asked for was mean KLD to within {percent(stopping.precision or 0.0)}.",
+    }[stopping.rule]
+    return Finding(
+        id="stopped-by-rule",
+        title=(
+            f"{chunks} of {stopping.chunks_available} chunks were enough"
+            if stopping.met
+            else f"The text of {stopping.chunks_available} chunks was not enough to meet the rule"
+        ),
+        text=f"{what} Chunks were taken in random order (seed {stopping.seed}); bounds and verdicts hold although one "
+        f"looked after every block (confidence sequences, {percent(stopping.alpha)} for the whole table). Standard "
+        "errors of single figures are those of the chunks measured.",
+        evidence={
+            "rule": stopping.rule,
+            "chunks": chunks,
+            "chunks_available": stopping.chunks_available,
+            **({"pairs": dict(counts)} if counts else {}),
+        },
+        confidence=Confidence.MEASURED,
+    )
 
 
 # ------------------------------------------------------------------------------------ identical tensors

@@ -52,6 +52,10 @@ class Chunks:
         header = f"{self.n_chunks} {self.n_ctx} {self.bos if self.add_bos else -1}\n".encode()
         return hashlib.sha256(header + np.ascontiguousarray(self.tokens, "<i4").tobytes()).hexdigest()
 
+    def pick(self, which: NDArray[np.int64]) -> Chunks:
+        """Some of the chunks, in the order given."""
+        return Chunks(np.ascontiguousarray(self.tokens[which]), self.add_bos, self.bos)
+
     def as_computed(self) -> NDArray[np.int32]:
         """The tokens the engine is given: BOS put in where the vocabulary adds it."""
         tokens = self.tokens.copy()

@@ -167,13 +167,14 @@ class Text(Record):
     sha256: Sha256 | None
     """Hash of the file; null when only its tokens were given."""
     tokens_sha256: Sha256
-    """Hash of the tokens (int32, little-endian) after cutting into chunks."""
+    """Hash of the tokens (int32, little-endian) after cutting into chunks; of all chunks, also where measuring stopped
+    early."""
     n_ctx: int = Field(ge=2)
     """Tokens per chunk; the second half is scored."""
     chunks: int = Field(ge=1)
-    """Number of chunks."""
+    """Number of chunks measured."""
     scored_tokens: int = Field(ge=1)
-    """Number of tokens scored."""
+    """Number of tokens scored in them."""
     add_bos: bool
     """Whether the first token of each chunk was replaced by BOS."""
 
@@ -290,6 +291,59 @@ class Comparison(Record):
         return self
 
 
+class Settled(Record):
+    """What was settled about two candidates by mean KLD, before or when measuring stopped."""
+
+    a: str
+    """Name of the first candidate."""
+    b: str
+    """Name of the second candidate."""
+    outcome: Outcome
+    """What is settled of `a`."""
+    chunks: int | None = Field(ge=0)
+    """Chunks that settled it; 0 for equal tensors, null where it is open or undefined."""
+    low: float | None
+    """Lower bound of the difference a - b in nats after all chunks, at the level split over the table; null without."""
+    high: float | None
+    """Upper bound, likewise."""
+
+
+class Known(Record):
+    """How well one candidate's mean KLD is known."""
+
+    candidate: str
+    """Name of the candidate."""
+    low: float | None
+    """Lower bound of its mean KLD, at the level split over the candidates; null without."""
+    high: float | None
+    """Upper bound, likewise."""
+    relative: float | None = Field(ge=0)
+    """Half the width over the mean; null without."""
+
+
+class Stopping(Record):
+    """The rule measuring stopped by. Bounds and verdicts hold although one looked after every block."""
+
+    rule: Literal["decided", "precise"]
+    """``decided``: every pair settled; ``precise``: every mean KLD known well enough."""
+    met: bool
+    """Whether the rule was met; false when the text came to its end first."""
+    alpha: float = Field(gt=0, lt=1)
+    """Chance that any of its statements is wrong."""
+    margin: float | None
+    """Difference of mean KLD, as a share of it, below which candidates are equivalent; null without."""
+    precision: float | None
+    """Half-width over the mean that was asked for; null without."""
+    seed: int = Field(ge=0)
+    """Seed of the random order the chunks were taken in."""
+    chunks_available: int = Field(ge=1)
+    """Chunks of the text; `text.chunks` of them were measured."""
+    settled: tuple[Settled, ...] = ()
+    """Every pair, with ``decided``."""
+    known: tuple[Known, ...] = ()
+    """Every candidate, with ``precise``."""
+
+
 class Finding(Record):
     """Something the run shows, in words, with the numbers it rests on."""
 
@@ -343,6 +397,8 @@ class Results(Record):
     """What the candidates were measured against."""
     sources: tuple[Source, ...] = ()
     """The full-precision files of this run; empty when finished files were measured."""
+    stopping: Stopping | None = None
+    """Why measuring stopped where it did; null when the whole text was to be measured."""
     noise_floor: NoiseFloor | None
     """Arithmetic noise of the engine; null when it was not measured."""
     candidates: tuple[Candidate, ...]
@@ -371,8 +427,14 @@ class Results(Record):
                 raise ValueError(f"identical_to of {candidate.name!r} names no earlier candidate")
             if self.candidates[names.index(twin)].tensors_sha256 != candidate.tensors_sha256:
                 raise ValueError(f"{candidate.name!r} is not identical to {twin!r}: their tensors differ")
-        for comparison in self.comparisons:
-            for name in (comparison.a, comparison.b):
+        stopping = self.stopping
+        for known in stopping.known if stopping else ():
+            if known.candidate not in names:
+                raise ValueError(f"stopping names {known.candidate!r}, which is no candidate")
+        pairs = [(each.a, each.b) for each in self.comparisons]
+        pairs += [(each.a, each.b) for each in stopping.settled] if stopping else []
+        for pair in pairs:
+            for name in pair:
                 if name not in names:
                     raise ValueError(f"a comparison names {name!r}, which is no candidate")
         return self

@@ -11,19 +11,22 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
+from bitloss.divergence.measure import TokenTable, read_tokens, write_tokens
 from bitloss.errors import UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Cost
 from bitloss.run.executor import Executor
+from bitloss.run.sequential import MeasuredBlock, Stopped, measure_until, part_label
 from bitloss.run.stepping import RunProgress, Stepper
 from bitloss.run.steps import (
     BaseStep,
     ConvertStep,
     ImatrixStep,
     MeasureStep,
+    Part,
     QuantizeStep,
 )
-from bitloss.spec import EngineSpec, ExperimentSpec
+from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec
 from bitloss.store import RunFolder, StepRecord, sha256_file
 
 NOISE = "noise floor"
@@ -71,24 +74,46 @@ class Measured(NamedTuple):
     Attributes:
         sources: by name.
         base_source: what candidates are measured against.
-        base: record of the base step.
+        header: of the base, of the whole text.
+        stored_bytes: what the base takes on the disk.
         candidates: in the order of the table.
         tokens: tensors_sha256 -> Parquet of per-token metrics (candidates with equal tensors share one).
         noise_tokens: Parquet of the base measured against itself, computed in another order.
         noise_engine: the engine's settings for that.
         imatrix_chunks: chunks of the calibration text used; None when no importance matrix was made.
         costs: of every step.
+        stopped: the rule measuring stopped by; None when the whole text was measured.
     """
 
     sources: dict[str, Source]
     base_source: Source
-    base: StepRecord
+    header: dict[str, Any]
+    stored_bytes: int
     candidates: list[CandidateFile]
     tokens: dict[str, Path]
     noise_tokens: Path
     noise_engine: EngineSpec
     imatrix_chunks: int | None
     costs: list[Cost]
+    stopped: Stopped | None = None
+
+
+class _Base(NamedTuple):
+    """The base, or what was computed of it on a part of the text."""
+
+    record: StepRecord
+    folder: Path
+    source: Source
+    part: Part | None
+
+
+class _Evaluated(NamedTuple):
+    """Base and candidates, measured on the same chunks."""
+
+    bases: list[_Base]
+    tokens: dict[str, Path]
+    noise: Path
+    stopped: Stopped | None = None
 
 
 class Runner:
@@ -125,34 +150,24 @@ class Runner:
             for name, source in sources.items()
         ]
         base_source = next(iter(sources.values()))
-        base = self._base(base_source)
-        noise_engine = other_arithmetic(self.spec.engine, self.spec.ctx)
-        noise = self._measure(
-            NOISE,
-            GgufFile.open(base_source.file).tensors_sha256(),
-            base_source,
-            base,
-            base_source,
-            noise_engine,
+        found = (
+            self._whole(base_source, candidates)
+            if self.spec.stop is None
+            else self._until(self.spec.stop, base_source, candidates)
         )
-        tokens: dict[str, Path] = {}
-        for candidate in candidates:
-            tensors = candidate.made["tensors_sha256"]
-            if tensors not in tokens:
-                tokens[tensors] = self._measure(
-                    candidate.name, tensors, candidate, base, base_source, self.spec.engine
-                )
         counted = [record.result for record in imatrices.values()]
         return Measured(
             sources=sources,
             base_source=base_source,
-            base=base,
+            header=_object(found.bases[0].record.result),
+            stored_bytes=sum(output.bytes for base in found.bases for output in base.record.outputs),
             candidates=candidates,
-            tokens=tokens,
-            noise_tokens=noise,
-            noise_engine=noise_engine,
+            tokens=found.tokens,
+            noise_tokens=found.noise,
+            noise_engine=self._noise_engine(),
             imatrix_chunks=_field(counted[0], "chunks") if counted else None,
             costs=self.steps.costs,
+            stopped=found.stopped,
         )
 
     # ---------------------------------------------------------------------------------------------- stages
@@ -215,7 +230,54 @@ class Runner:
             name, kind, source, source.name if imatrix else None, step.out, made, record.outputs[0].sha256
         )
 
-    def _base(self, source: Source) -> StepRecord:
+    def _whole(self, source: Source, candidates: list[CandidateFile]) -> _Evaluated:
+        """Measure on the whole text."""
+        base = self._base(source, None)
+        noise = self._noise(base)
+        return _Evaluated([base], self._measure_all(candidates, base), noise)
+
+    def _until(self, stop: StopSpec, source: Source, candidates: list[CandidateFile]) -> _Evaluated:
+        """Measure block by block until the rule is met; base and noise floor are computed on those chunks only."""
+        bases: list[_Base] = []
+
+        def block(part: Part) -> MeasuredBlock:
+            bases.append(self._base(source, part))
+            available = _field(bases[-1].record.result, "n_chunks")
+            return MeasuredBlock(available, self._measure_all(candidates, bases[-1]))
+
+        measured_as = {each.name: str(each.made["tensors_sha256"]) for each in candidates}
+        stopped = measure_until(stop, measured_as, block)
+        noise = TokenTable.join([read_tokens(self._noise(base))[0] for base in bases], stopped.which)
+        tokens = {
+            tensors: self._join(candidate.name, stopped.tables[tensors])
+            for tensors, candidate in _distinct(candidates).items()
+        }
+        return _Evaluated(bases, tokens, self._join(NOISE, noise), stopped)
+
+    def _measure_all(self, candidates: list[CandidateFile], base: _Base) -> dict[str, Path]:
+        return {
+            tensors: self._measure(candidate.name, tensors, candidate, base, self.spec.engine)
+            for tensors, candidate in _distinct(candidates).items()
+        }
+
+    def _join(self, name: str, table: TokenTable) -> Path:
+        path = self._tokens_path("tokens", name)
+        path.parent.mkdir(exist_ok=True)
+        write_tokens(table, path, {"candidate": name})
+        return path
+
+    def _tokens_path(self, folder: str, name: str) -> Path:
+        return self.folder.path / folder / f"{name.replace('/', '-').replace(' ', '-')}.parquet"
+
+    def _noise_engine(self) -> EngineSpec:
+        return other_arithmetic(self.spec.engine, self.spec.ctx)
+
+    def _noise(self, base: _Base) -> Path:
+        tensors = GgufFile.open(base.source.file).tensors_sha256()
+        return self._measure(NOISE, tensors, base.source, base, self._noise_engine())
+
+    def _base(self, source: Source, part: Part | None) -> _Base:
+        folder = self.folder.path / "base"
         step = BaseStep(
             source=source.file,
             source_sha256=source.sha256,
@@ -223,31 +285,35 @@ class Runner:
             text_sha256=self._hash(self.spec.text),
             n_ctx=self.spec.ctx,
             chunks=self.spec.chunks,
+            part=part,
             engine=self.spec.engine,
-            out=self.folder.path / "base",
+            out=folder / part.tag if part else folder,
         )
-        return self.steps.do(step, f"base {source.name}", None, [step.out])
+        record = self.steps.do(step, part_label(f"base {source.name}", part), None, [step.out])
+        return _Base(record, step.out, source, part)
 
     def _measure(
         self,
         name: str,
         tensors_sha256: str,
         what: Source | CandidateFile,
-        base: StepRecord,
-        base_source: Source,
+        base: _Base,
         engine: EngineSpec,
     ) -> Path:
+        part = base.part
         step = MeasureStep(
             candidate=what.file,
             candidate_tensors_sha256=tensors_sha256,
-            base=self.folder.path / "base",
-            base_model=base_source.file.resolve(),  # a GGUF may have been moved since the base was made
-            base_key=base.key,
+            base=base.folder,
+            base_model=base.source.file.resolve(),  # a GGUF may have been moved since the base was made
+            base_key=base.record.key,
             engine=engine,
-            out=self.folder.path / "tokens" / f"{name.replace('/', '-').replace(' ', '-')}.parquet",
+            out=self._tokens_path("parts", f"{name}-{part.tag}")
+            if part
+            else self._tokens_path("tokens", name),
         )
         route = what.source.name if isinstance(what, CandidateFile) else None
-        self.steps.do(step, f"measure {name}", route, [step.out])
+        self.steps.do(step, part_label(f"measure {name}", part), route, [step.out])
         return step.out
 
     def _hash(self, path: Path) -> str:
@@ -289,6 +355,18 @@ def precision(file: GgufFile) -> str:
     return kind.lower()
 
 
-def _field(result: JsonValue, name: str) -> Any:
+def _distinct(candidates: list[CandidateFile]) -> dict[str, CandidateFile]:
+    """The first candidate with each tensors' hash."""
+    found: dict[str, CandidateFile] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.made["tensors_sha256"], candidate)
+    return found
+
+
+def _object(result: JsonValue) -> dict[str, Any]:
     assert isinstance(result, dict)
-    return result[name]
+    return result
+
+
+def _field(result: JsonValue, name: str) -> Any:
+    return _object(result)[name]

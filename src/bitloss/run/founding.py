@@ -17,6 +17,7 @@ from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
 from bitloss.run.experiment import Measured, Runner, precision
 from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
+from bitloss.run.sequential import check_rule
 from bitloss.run.stepping import RunProgress
 from bitloss.spec import ExperimentSpec, dump_toml
 from bitloss.store import RunFolder, atomic_write_text, sha256_file
@@ -89,6 +90,7 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
     if len(set(quants)) != len(quants):
         raise UsageError("a quantization type is named twice", where="--quants", found=",".join(spec.quants))
     _check_model(model, spec)
+    check_rule(spec.stop, len(quants) * len(spec.sources))
     return spec.model_copy(update={"quants": quants, "model": str(model.resolve())})
 
 
@@ -134,8 +136,7 @@ def _check_model(model: Path, spec: ExperimentSpec) -> None:
 def _results(
     spec: ExperimentSpec, measured: Measured, contents: dict[str, str | None], commands: Sequence[str]
 ) -> Results:
-    header = measured.base.result
-    assert isinstance(header, dict)
+    stopped = measured.stopped
     source = measured.base_source
     facts = model_facts(Path(spec.model), source.file)
     calibration = None
@@ -154,14 +155,14 @@ def _results(
             dtype=facts.dtype,
             sha256=str(contents["model"]),
         ),
-        text=text_record(header),
+        text=text_record(measured.header, len(stopped.which) if stopped else None),
         calibration=calibration,
         base=Base(
             name=source.name,
             file=source.file.name,
             bytes=source.file.stat().st_size,
             sha256=source.sha256,
-            stored_bytes=sum(output.bytes for output in measured.base.outputs),
+            stored_bytes=measured.stored_bytes,
         ),
         sources=tuple(
             Source(name=each.name, file=each.file.name, bytes=each.file.stat().st_size, sha256=each.sha256)
@@ -169,6 +170,7 @@ def _results(
         ),
         n_gpu_layers=spec.engine.n_gpu_layers,
         commands=tuple(commands),
+        stopping=stopped.record if stopped else None,
     )
     files = [
         MeasuredFile(

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from bitloss.divergence.basefile import BaseHeader, read_header
 from bitloss.divergence.kldfile import is_kld
+from bitloss.divergence.measure import write_tokens
 from bitloss.errors import FileProblem, MismatchError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts
@@ -20,9 +21,10 @@ from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
 from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
+from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
 from bitloss.run.stepping import RunProgress, Stepper
-from bitloss.run.steps import BaseStep, MeasureStep, rounding
-from bitloss.spec import EngineSpec
+from bitloss.run.steps import BaseStep, MeasureStep, Part, rounding
+from bitloss.spec import EngineSpec, StopSpec
 from bitloss.store import RunFolder, content_key, sha256_file
 
 _LOCK_SECONDS = 2.0
@@ -41,6 +43,8 @@ class Measuring(NamedTuple):
         n_ctx: tokens in a chunk, likewise.
         chunks: chunks at most, likewise.
         commands: commands that repeat it, for the report.
+        stop: when to stop before the text is at its end (a base is computed on the whole text all the same;
+            not with a ``.kld`` file).
     """
 
     candidates: Sequence[Path]
@@ -52,6 +56,7 @@ class Measuring(NamedTuple):
     n_ctx: int = 512
     chunks: int | None = None
     commands: tuple[str, ...] = ()
+    stop: StopSpec | None = None
 
 
 class _Base(NamedTuple):
@@ -80,6 +85,10 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
         "base": {"kld": kld.sha256} if kld else _base_identity(plan),
         "engine": rounding(plan.engine),
     }
+    check_rule(plan.stop, len(files))
+    if plan.stop is not None:
+        settings["stop"] = plan.stop.model_dump(mode="json")
+    stopped: Stopped | None = None
     with RunFolder.open(out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS) as folder:
         steps = Stepper(folder, executor, progress)
         if kld:
@@ -87,8 +96,12 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
             described = kld_records(kld, next(iter(files.values())), [done for _, done in measured])
         else:
             base = _base(plan, steps)
-            measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
-            described = _described(base)
+            if plan.stop is None:
+                measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
+            else:
+                stopped, tokens = _until(plan, plan.stop, files, base, steps)
+                measured = [(_measured_file(path, file, tokens[path]), {}) for path, file in files.items()]
+            described = _described(base, len(stopped.which) if stopped else None)
         setting = Setting(
             model=described.model,
             text=described.text,
@@ -97,6 +110,7 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
             sources=(),
             n_gpu_layers=plan.engine.n_gpu_layers,
             commands=plan.commands,
+            stopping=stopped.record if stopped else None,
         )
         results = assemble(setting, [file for file, _ in measured], noise=None, costs=steps.costs)
         write_results(results, out / RESULTS_NAME)
@@ -107,7 +121,11 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
 def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
     if not is_kld(plan.base):
         return None
-    for option, value in (("--text", plan.text), ("--base-model", plan.base_model)):
+    for option, value in (
+        ("--text", plan.text),
+        ("--base-model", plan.base_model),
+        ("--stop-when", plan.stop),
+    ):
         if value is not None:
             raise UsageError(
                 "does not go with a base file of llama-perplexity, which holds its own tokens and log-probabilities",
@@ -119,7 +137,7 @@ def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
     return base
 
 
-def _described(base: _Base) -> Described:
+def _described(base: _Base, chunks: int | None) -> Described:
     model = base.model
     facts = model_facts(model, model)
     sha256 = sha256_file(model)
@@ -131,7 +149,7 @@ def _described(base: _Base) -> Described:
             dtype=facts.dtype,
             sha256=sha256,
         ),
-        text=text_record(base.header.model_dump()),
+        text=text_record(base.header.model_dump(), chunks),
         base=Base(
             name=base.header.model,
             file=base.header.model,
@@ -218,27 +236,64 @@ def _base(plan: Measuring, steps: Stepper) -> _Base:
     return _Base(step.out, read_header(step.out), record.key, step.source)
 
 
-def _measured(
-    plan: Measuring, path: Path, file: GgufFile, base: _Base | KldBase, steps: Stepper
-) -> tuple[MeasuredFile, Mapping[str, JsonValue]]:
-    tensors = file.tensors_sha256()
-    computed = content_key("candidate", {"tensors": tensors, "graph": graph_sha256(file)})
-    step = MeasureStep(
+def _computed(file: GgufFile) -> str:
+    """Hash of what a file computes: its tensors, and the parameters of its graph."""
+    return content_key("candidate", {"tensors": file.tensors_sha256(), "graph": graph_sha256(file)})
+
+
+def _tokens(plan: Measuring, computed: str, part: Part | None = None) -> Path:
+    """Files that compute the same share one file of tokens, named by what was measured."""
+    folder, name = ("parts", f"{computed[:16]}-{part.tag}") if part else ("tokens", computed[:16])
+    return (plan.out / folder / f"{name}.parquet").resolve()
+
+
+def _measure_step(
+    plan: Measuring, path: Path, computed: str, base: _Base | KldBase, part: Part | None = None
+) -> MeasureStep:
+    return MeasureStep(
         candidate=path,
         candidate_tensors_sha256=computed,
         base=base.path if isinstance(base, KldBase) else base.folder,
         base_model=None if isinstance(base, KldBase) else base.model,
         base_key=base.sha256 if isinstance(base, KldBase) else base.key,
+        part=part,
         engine=plan.engine,
-        # files that compute the same share one file of tokens, named by what was measured
-        out=(plan.out / "tokens" / f"{computed[:16]}.parquet").resolve(),
+        out=_tokens(plan, computed, part),
     )
+
+
+def _measured(
+    plan: Measuring, path: Path, file: GgufFile, base: _Base | KldBase, steps: Stepper
+) -> tuple[MeasuredFile, Mapping[str, JsonValue]]:
+    step = _measure_step(plan, path, _computed(file), base)
     record = steps.do(step, f"measure {path.stem}", None, [step.out])
     assert isinstance(record.result, dict)
-    return _measured_file(path, file, tensors, step.out), record.result
+    return _measured_file(path, file, step.out), record.result
 
 
-def _measured_file(path: Path, file: GgufFile, tensors: str, tokens: Path) -> MeasuredFile:
+def _until(
+    plan: Measuring, stop: StopSpec, files: Mapping[Path, GgufFile], base: _Base, steps: Stepper
+) -> tuple[Stopped, dict[Path, Path]]:
+    """Measure block by block until the rule is met; returns each file's per-token results as well."""
+    computed = {path: _computed(file) for path, file in files.items()}
+    first: dict[str, Path] = {}
+    for path, key in computed.items():
+        first.setdefault(key, path)
+
+    def block(part: Part) -> MeasuredBlock:
+        todo = {key: _measure_step(plan, path, key, base, part) for key, path in first.items()}
+        for key, step in todo.items():
+            steps.do(step, part_label(f"measure {first[key].stem}", part), None, [step.out])
+        return MeasuredBlock(base.header.n_chunks, {key: step.out for key, step in todo.items()})
+
+    stopped = measure_until(stop, {path.stem: key for path, key in computed.items()}, block)
+    (plan.out / "tokens").mkdir(exist_ok=True)
+    for key, path in first.items():
+        write_tokens(stopped.tables[key], _tokens(plan, key), {"candidate": path.name})
+    return stopped, {path: _tokens(plan, key) for path, key in computed.items()}
+
+
+def _measured_file(path: Path, file: GgufFile, tokens: Path) -> MeasuredFile:
     return MeasuredFile(
         name=path.stem,
         type=_type_of(file),
@@ -248,7 +303,7 @@ def _measured_file(path: Path, file: GgufFile, tensors: str, tokens: Path) -> Me
         bytes=path.stat().st_size,
         bits_per_weight=file.bits_per_weight(),
         sha256=sha256_file(path),
-        tensors_sha256=tensors,
+        tensors_sha256=file.tensors_sha256(),
         tokens=tokens,
     )
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitloss.divergence.comparison import Pair, compare_all
+from bitloss.divergence.comparison import compare_all, table_pairs
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.divergence.statistics import summarize
+from bitloss.divergence.stopping import compare_all_anytime, same_files, table_size
 from bitloss.engine.base import scored_positions
 from bitloss.errors import RecordError
 from bitloss.explain.findings import findings
@@ -27,6 +28,7 @@ from bitloss.records import (
     NoiseFloor,
     Results,
     Source,
+    Stopping,
     Text,
 )
 from bitloss.run.machine import this_llama_cpp, this_machine
@@ -71,6 +73,7 @@ class Setting(NamedTuple):
         sources: the full-precision files of the run.
         n_gpu_layers: layers kept on the GPU.
         commands: commands that repeat the run.
+        stopping: the rule measuring stopped by; None when the whole text was to be measured.
     """
 
     model: Model
@@ -80,6 +83,7 @@ class Setting(NamedTuple):
     sources: tuple[Source, ...]
     n_gpu_layers: int
     commands: tuple[str, ...]
+    stopping: Stopping | None = None
 
 
 def assemble(
@@ -116,9 +120,10 @@ def assemble(
         calibration=setting.calibration,
         base=setting.base,
         sources=setting.sources,
+        stopping=setting.stopping,
         noise_floor=floor,
         candidates=tuple(candidates),
-        comparisons=tuple(_comparisons(files, tables)),
+        comparisons=tuple(_comparisons(files, tables, anytime=setting.stopping is not None)),
         audit=None,
         findings=(),
         costs=tuple(costs),
@@ -127,15 +132,21 @@ def assemble(
     return results.model_copy(update={"findings": findings(results)})
 
 
-def text_record(header: Mapping[str, Any]) -> Text:
-    """The evaluation text, from a base's header (`bitloss.divergence.basefile.BaseHeader` as JSON)."""
+def text_record(header: Mapping[str, Any], chunks: int | None = None) -> Text:
+    """The evaluation text, from a base's header (`bitloss.divergence.basefile.BaseHeader` as JSON).
+
+    Args:
+        header: of the base.
+        chunks: how many of its chunks were measured; None for all.
+    """
+    chunks = chunks or int(header["n_chunks"])
     return Text(
         name=header["text"],
         sha256=header["text_sha256"],
         tokens_sha256=header["tokens_sha256"],
         n_ctx=header["n_ctx"],
-        chunks=header["n_chunks"],
-        scored_tokens=header["n_chunks"] * len(scored_positions(header["n_ctx"])),
+        chunks=chunks,
+        scored_tokens=chunks * len(scored_positions(header["n_ctx"])),
         add_bos=header["add_bos"],
     )
 
@@ -181,24 +192,21 @@ def _candidates(files: Sequence[MeasuredFile], figures: Mapping[Path, Metrics]) 
     return made
 
 
-def _comparisons(files: Sequence[MeasuredFile], tables: Mapping[Path, TokenTable]) -> list[Comparison]:
-    """Every pair of different candidates, and each twin with its first, Holm-adjusted over all of them.
-
-    A twin against others would repeat its first's comparisons word for word, and weaken the adjustment by them.
-    """
+def _comparisons(
+    files: Sequence[MeasuredFile], tables: Mapping[Path, TokenTable], *, anytime: bool
+) -> list[Comparison]:
+    """Compare the pairs of the table, Holm-adjusted over all of them; valid at any time if asked for."""
     tokens = {file.name: tables[file.tokens].metrics for file in files}
-    first: dict[Path, str] = {}
-    for file in files:
-        first.setdefault(file.tokens, file.name)
-    pairs = [
-        Pair(a.name, b.name)
-        for i, a in enumerate(files)
-        for b in files[i + 1 :]
-        if first[a.tokens] == a.name and (first[b.tokens] == b.name or a.tokens == b.tokens)
-    ]
+    measured_as = {file.name: file.tokens for file in files}
+    pairs = table_pairs(measured_as)
     if not pairs:
         return []
     chunks: NDArray[np.int32] = tables[files[0].tokens].chunk
+    if anytime:
+        family = table_size(pairs, same_files(pairs, measured_as))
+        rows = compare_all_anytime(tokens, pairs, chunks, family=family)
+    else:
+        rows = compare_all(tokens, pairs, chunks)
     return [
         Comparison(
             a=pair.a,
@@ -211,5 +219,5 @@ def _comparisons(files: Sequence[MeasuredFile], tables: Mapping[Path, TokenTable
             verdict=row.verdict,
             reason=row.reason,
         )
-        for (pair, metric), row in compare_all(tokens, pairs, chunks).items()
+        for (pair, metric), row in rows.items()
     ]

@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from bitloss.engine.base import EngineOptions, FlashAttention, SplitMode, chunks_of_text
@@ -167,8 +169,36 @@ class QuantizeStep(_Step):
         return quantize(spec, progress).as_json()
 
 
+class Part(BaseModel):
+    """Chunks ``first .. last-1`` of a text in a seeded random order (`bitloss.divergence.stopping.chunk_order`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    seed: int = Field(ge=0)
+    first: int = Field(ge=0)
+    last: int
+
+    @property
+    def tag(self) -> str:
+        """Name of its files."""
+        return f"{self.first:06d}-{self.last:06d}"
+
+    def of(self, n_chunks: int) -> NDArray[np.int64]:
+        """Indices of its chunks in a text of that many; fewer at the text's end."""
+        from bitloss.divergence.stopping import chunk_order
+
+        return chunk_order(n_chunks, self.seed)[self.first : self.last]
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Parts of a step's content key."""
+        return {"part": self.model_dump()}
+
+
 class BaseStep(_Step):
-    """Base model + evaluation text -> hidden states."""
+    """Base model + evaluation text -> hidden states.
+
+    With a part, the folder holds those chunks in their order; the result tells of the whole text (its ``n_chunks`` and
+    ``tokens_sha256``).
+    """
 
     kind: Literal["base"] = "base"
     source: Path
@@ -177,6 +207,7 @@ class BaseStep(_Step):
     text_sha256: str
     n_ctx: int
     chunks: int | None
+    part: Part | None = None
     engine: EngineSpec
     out: Path
 
@@ -188,6 +219,7 @@ class BaseStep(_Step):
             "n_ctx": self.n_ctx,
             "chunks": self.chunks,
             "engine": rounding(self.engine),
+            **(self.part.identity() if self.part else {}),
         }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
@@ -199,12 +231,13 @@ class BaseStep(_Step):
             chunks = chunks_of_text(engine, self.text, n_ctx=self.n_ctx, n_chunks=self.chunks)
             header = write_base(
                 engine,
-                chunks,
+                chunks.pick(self.part.of(chunks.n_chunks)) if self.part else chunks,
                 text=TextSource(self.text.name, self.text_sha256),
                 out=self.out,
                 progress=progress,
             )
-        return header.model_dump(mode="json")
+        told = header.model_copy(update={"n_chunks": chunks.n_chunks, "tokens_sha256": chunks.sha256})
+        return told.model_dump(mode="json")
 
 
 class KldStep(_Step):
@@ -230,7 +263,7 @@ class KldStep(_Step):
 
 
 class MeasureStep(_Step):
-    """Candidate GGUF against a base (folder, or ``.kld`` file) -> per-token metrics (Parquet)."""
+    """Candidate GGUF against a base (folder, or ``.kld`` file), or some of its chunks -> per-token metrics."""
 
     kind: Literal["measure"] = "measure"
     candidate: Path
@@ -238,6 +271,7 @@ class MeasureStep(_Step):
     base: Path
     base_model: Path | None = None
     base_key: str
+    part: Part | None = None
     engine: EngineSpec
     out: Path
 
@@ -247,13 +281,14 @@ class MeasureStep(_Step):
             "candidate": self.candidate_tensors_sha256,
             "base": self.base_key,
             "engine": rounding(self.engine),
+            **(self.part.identity() if self.part else {}),
         }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.divergence.measure.measure`."""
         from bitloss.divergence.basefile import Base, check_vocabulary
         from bitloss.divergence.kldfile import KldFile
-        from bitloss.divergence.measure import measure, write_tokens
+        from bitloss.divergence.measure import measure, measure_picked, write_tokens
         from bitloss.engine.llama import LlamaEngine, usable_cores
 
         threads = self.engine.threads or usable_cores()
@@ -264,7 +299,11 @@ class MeasureStep(_Step):
         with LlamaEngine(self.candidate, engine_options(self.engine)) as engine:
             if base is None:
                 base = KldFile(self.base, bos=engine.facts.bos if engine.facts.add_bos else None)
-            table = measure(engine, base, threads=threads, progress=progress)
+            if self.part is None:
+                table = measure(engine, base, threads=threads, progress=progress)
+            else:
+                which = self.part.of(base.chunks.n_chunks)
+                table = measure_picked(engine, base, which, threads=threads, progress=progress)
         facts = {
             "candidate": self.candidate.name,
             "tensors_sha256": self.candidate_tensors_sha256,

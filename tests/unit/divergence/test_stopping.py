@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from bitloss.divergence.comparison import Metric, Pair
+from bitloss.divergence.comparison import Metric, Pair, table_pairs
 from bitloss.divergence.metrics import COLUMNS, TokenMetrics
 from bitloss.divergence.stopping import (
     BURN_IN,
     Rule,
-    all_pairs,
     anytime_p_values,
     chunk_means,
     chunk_order,
@@ -34,6 +33,10 @@ if TYPE_CHECKING:
     from bitloss.divergence.metrics import FloatArray
 
 KLD = Metric.KLD_MEAN
+
+
+def all_pairs(names: list[str]) -> tuple[Pair, ...]:
+    return table_pairs({name: name for name in names})
 
 
 def misses(x: FloatArray, mean: float, *, alpha: float = 0.05) -> float:
@@ -330,3 +333,8 @@ def test_the_table_of_few_chunks_is_undecided() -> None:
         family=3,
     )
     assert rows[Pair("a", "b"), KLD].verdict is None
+
+
+def test_twins_are_compared_with_their_first_alone() -> None:
+    pairs = table_pairs({"a": 1, "b": 1, "c": 2, "d": 2, "e": 3})
+    assert pairs == (("a", "b"), ("a", "c"), ("a", "e"), ("c", "d"), ("c", "e"))

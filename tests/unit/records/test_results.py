@@ -147,9 +147,21 @@ def test_the_json_schema_describes_every_field(sample_document: dict[str, Any]) 
     schema = json_schema()
     classes = [schema, *schema["$defs"].values()]
     objects = [c for c in classes if c.get("type") == "object"]
-    assert len(objects) == 14
+    assert len(objects) == 17
     for entry in objects:
         assert entry["additionalProperties"] is False
         for name, field in entry["properties"].items():
             assert field.get("description", "").endswith("."), name
     assert set(schema["properties"]) == set(sample_document)
+
+
+def test_stopping_names_candidates_only(sample_document: dict[str, Any]) -> None:
+    stopping = {"rule": "decided", "met": True, "alpha": 0.05, "margin": None, "precision": None, "seed": 0,
+                "chunks_available": 564}  # fmt: skip
+    pair = {"a": "Q8_0/f32", "b": "Q8_0/f16", "outcome": "identical", "chunks": 0, "low": None, "high": None}
+    known = {"candidate": "Q8_0/f32", "low": 0.1, "high": 0.2, "relative": 0.3}
+    good = sample_document | {"stopping": stopping | {"settled": (pair,), "known": (known,)}}
+    assert Results.model_validate(good).stopping is not None
+    for bad in ({"settled": (pair | {"b": "Q2_K"},)}, {"known": (known | {"candidate": "Q2_K"},)}):
+        with pytest.raises(ValidationError, match="Q2_K"):
+            Results.model_validate(sample_document | {"stopping": stopping | bad})

@@ -1,0 +1,161 @@
+"""Measure block by block until a rule is met (`bitloss.divergence.stopping`).
+
+Chunks are taken in a seeded random order of the text. After every block all candidates have been measured on the same
+chunks, and the rule is asked. The number of chunks doubles, 16, 32, 64, ...: models are loaded a few times only, and
+at most about half of what is measured comes after the rule could have been met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitloss.divergence.comparison import ALPHA, Metric, table_pairs
+from bitloss.divergence.measure import TokenTable, read_tokens
+from bitloss.divergence.metrics import FloatArray
+from bitloss.divergence.stopping import Rule, chunk_means, decided, precise, same_files, table_size
+from bitloss.errors import UsageError
+from bitloss.records import Known, Settled, Stopping
+from bitloss.run.steps import Part
+from bitloss.spec import StopSpec
+
+FIRST_BLOCK: Final = 16
+"""Chunks of the first block: a little above the burn-in."""
+
+
+class MeasuredBlock(NamedTuple):
+    """What one block left.
+
+    Attributes:
+        available: chunks of the whole text.
+        tokens: per-token results of the block's chunks, by what was measured.
+    """
+
+    available: int
+    tokens: Mapping[str, Path]
+
+
+class Stopped(NamedTuple):
+    """What was measured until the rule was met or the text was over.
+
+    Attributes:
+        record: the rule, and what it says.
+        which: indices in the text of the chunks measured, in their order.
+        parts: the blocks.
+        tables: per-token results in that order, by what was measured.
+    """
+
+    record: Stopping
+    which: NDArray[np.int64]
+    parts: tuple[Part, ...]
+    tables: dict[str, TokenTable]
+
+
+def check_rule(stop: StopSpec | None, candidates: int) -> None:
+    """Refuse a rule that has nothing to decide.
+
+    Raises:
+        UsageError: a single candidate, and the rule is about pairs.
+    """
+    if stop is not None and stop.when == "decided" and candidates < 2:
+        raise UsageError(
+            "nothing to decide between",
+            where="--stop-when decided",
+            expected="two candidates or more",
+            found=candidates,
+            mend="stop by precision instead: --precision 2%",
+        )
+
+
+def part_label(step: str, part: Part | None) -> str:
+    """What to call a step, or that step on a part of the text."""
+    return f"{step}, chunks {part.first}..{part.last - 1}" if part else step
+
+
+def measure_until(
+    stop: StopSpec, measured_as: Mapping[str, str], measure: Callable[[Part], MeasuredBlock]
+) -> Stopped:
+    """Measure block after block.
+
+    Args:
+        stop: the rule.
+        measured_as: by candidate, what it is measured as; equal for candidates with equal tensors.
+        measure: measures everything on a block.
+
+    Raises:
+        BitlossError: a block failed.
+    """
+    parts: list[Part] = []
+    tables: dict[str, list[TokenTable]] = {}
+    last = 0
+    while True:
+        part = Part(seed=stop.seed, first=last, last=2 * last or FIRST_BLOCK)
+        last = part.last
+        block = measure(part)
+        parts.append(part)
+        for key, path in block.tokens.items():
+            tables.setdefault(key, []).append(read_tokens(path)[0])
+        which = Part(seed=stop.seed, first=0, last=last).of(block.available)
+        joined = {key: TokenTable.join(each, which) for key, each in tables.items()}
+        record = ask(stop, measured_as, joined, block.available)
+        if record.met or len(which) == block.available:
+            return Stopped(record, which, tuple(parts), joined)
+
+
+def ask(
+    stop: StopSpec, measured_as: Mapping[str, str], tables: Mapping[str, TokenTable], available: int
+) -> Stopping:
+    """Ask the rule what the chunks measured so far say."""
+    means = {key: chunk_means(table.metrics.kld, table.chunk) for key, table in tables.items()}
+    klds = {name: means[key] for name, key in measured_as.items()}
+    met, settled, known = (
+        _decided(stop, measured_as, klds) if stop.when == "decided" else _precise(stop, measured_as, klds)
+    )
+    return Stopping(
+        rule=stop.when,
+        met=met,
+        alpha=ALPHA,
+        margin=stop.margin,
+        precision=stop.precision,
+        seed=stop.seed,
+        chunks_available=available,
+        settled=settled,
+        known=known,
+    )
+
+
+_Answer = tuple[bool, tuple[Settled, ...], tuple[Known, ...]]
+
+
+def _decided(stop: StopSpec, measured_as: Mapping[str, str], klds: Mapping[str, FloatArray]) -> _Answer:
+    """The level is split over all comparisons of the results, so that the table never calls a settled pair a tie."""
+    pairs = table_pairs(measured_as)
+    identical = same_files(pairs, measured_as)
+    margins = {} if stop.margin is None else {Metric.KLD_MEAN: stop.margin}
+    rule = Rule(margins=margins, family=table_size(pairs, identical))
+    done, judgements = decided({Metric.KLD_MEAN: klds}, pairs, rule, identical=identical)
+    settled = tuple(
+        Settled(
+            a=each.pair.a, b=each.pair.b, outcome=each.outcome, chunks=each.at, low=each.low, high=each.high
+        )
+        for each in judgements
+    )
+    return done, settled, ()
+
+
+def _precise(stop: StopSpec, measured_as: Mapping[str, str], klds: Mapping[str, FloatArray]) -> _Answer:
+    """Twins are known alike, and count once."""
+    assert stop.precision is not None
+    first: dict[str, str] = {}
+    for name, key in measured_as.items():
+        first.setdefault(key, name)
+    done, found = precise({name: klds[name] for name in first.values()}, stop.precision)
+    known = []
+    for name, key in measured_as.items():
+        each = found[first[key]]
+        known.append(Known(candidate=name, low=each.low, high=each.high, relative=each.relative))
+    return done, (), tuple(known)
