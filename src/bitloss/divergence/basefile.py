@@ -40,6 +40,7 @@ from bitloss.store import atomic_dir, atomic_write_text, sha256_file
 
 SCHEMA = "bitloss/base@1"
 _SHARD_BYTES = 64 << 20
+_SHARDS_HELD = 4
 _CHECKED_TOKENS = 64  # whether logits are the product of output weight and hidden states shows on any tokens
 _HEADER_CAP = 64 << 20
 
@@ -211,21 +212,24 @@ def _write_shards(
     scored = scored_positions(n_ctx)
     width = engine.facts.n_embd
     per_shard = max(1, min(n_chunks, _SHARD_BYTES // (4 * len(scored) * width)))
-    hidden = np.empty((per_shard, len(scored), width), np.float32)
-    first, filled = 0, 0
+    open_chunks: dict[int, tuple[NDArray[np.float32], int]] = {}  # chunks computed side by side, rows filled
+    shard: list[NDArray[np.float32]] = []
+    done = 0
     for rows in engine.evaluate(tokens, Outputs.HIDDEN):
+        states, filled = open_chunks.get(rows.chunk) or (np.empty((len(scored), width), np.float32), 0)
         at = rows.start - scored.start
-        hidden[rows.chunk - first, at : at + len(rows.values)] = rows.values
-        filled += len(rows.values)
-        if filled % len(scored):
-            continue
-        done = filled // len(scored)
-        progress(Progress("base", done, n_chunks, "chunks"))
-        if done - first == per_shard or done == n_chunks:
-            path = folder / f"hidden-{first:06d}.safetensors"
-            save_file({"hidden": hidden[: done - first]}, path)
-            yield Shard(file=path.name, first=first, chunks=done - first, sha256=sha256_file(path))
-            first = done
+        states[at : at + len(rows.values)] = rows.values
+        open_chunks[rows.chunk] = states, filled + len(rows.values)
+        while done in open_chunks and open_chunks[done][1] == len(scored):
+            shard.append(open_chunks.pop(done)[0])
+            done += 1
+            progress(Progress("base", done, n_chunks, "chunks"))
+            if len(shard) == per_shard or done == n_chunks:
+                first = done - len(shard)
+                path = folder / f"hidden-{first:06d}.safetensors"
+                save_file({"hidden": np.stack(shard)}, path)
+                yield Shard(file=path.name, first=first, chunks=len(shard), sha256=sha256_file(path))
+                shard.clear()
 
 
 class Base:
@@ -264,7 +268,8 @@ class Base:
         self.chunks = Chunks(self._tokens(), self.header.add_bos, self.header.bos)
         if self.chunks.sha256 != self.header.tokens_sha256:
             raise BaseError("tokens do not match the header", where=folder / "tokens.safetensors")
-        self._loaded: tuple[Shard, NDArray[np.float32]] | None = None
+        # chunks computed side by side may lie in neighbouring shards
+        self._loaded: dict[int, NDArray[np.float32]] = {}
 
     def _tokens(self) -> NDArray[np.int32]:
         tokens = _load(self.folder / "tokens.safetensors", "tokens")
@@ -276,23 +281,27 @@ class Base:
 
     def hidden(self, chunk: int) -> NDArray[np.float32]:
         """Hidden states of one chunk: float32 [scored, n_embd]."""
-        if self._loaded is None or not 0 <= chunk - self._loaded[0].first < self._loaded[0].chunks:
-            shard = next(s for s in self.header.shards if s.first <= chunk < s.first + s.chunks)
-            path = self.folder / shard.file
-            if path.is_file() and sha256_file(path) != shard.sha256:
-                raise BaseError(
-                    "shard is damaged (its hash is not the header's)",
-                    where=path,
-                    mend="make the base again with `bitloss base`",
-                )
-            states = _load(path, "hidden")
-            expected = (shard.chunks, len(scored_positions(self.header.n_ctx)), self.header.n_embd)
-            if states.dtype != np.float32 or states.shape != expected:
-                raise BaseError("shard of another shape", where=path, expected=expected, found=states.shape)
-            self._loaded = (shard, states)
-        shard, states = self._loaded
-        rows: NDArray[np.float32] = states[chunk - shard.first]
+        shard = next(s for s in self.header.shards if s.first <= chunk < s.first + s.chunks)
+        if shard.first not in self._loaded:
+            while len(self._loaded) >= _SHARDS_HELD:
+                del self._loaded[min(self._loaded)]
+            self._loaded[shard.first] = self._load_shard(shard)
+        rows: NDArray[np.float32] = self._loaded[shard.first][chunk - shard.first]
         return rows
+
+    def _load_shard(self, shard: Shard) -> NDArray[np.float32]:
+        path = self.folder / shard.file
+        if path.is_file() and sha256_file(path) != shard.sha256:
+            raise BaseError(
+                "shard is damaged (its hash is not the header's)",
+                where=path,
+                mend="make the base again with `bitloss base`",
+            )
+        states = _load(path, "hidden")
+        expected = (shard.chunks, len(scored_positions(self.header.n_ctx)), self.header.n_embd)
+        if states.dtype != np.float32 or states.shape != expected:
+            raise BaseError("shard of another shape", where=path, expected=expected, found=states.shape)
+        return states
 
     @property
     def n_vocab(self) -> int:

@@ -144,7 +144,9 @@ def measure(
         )
     scored = scored_positions(chunks.n_ctx)
     compare = partial_metrics if base.known_in_part else token_metrics
-    parts: list[TokenMetrics] = []
+    parts: dict[
+        tuple[int, int], TokenMetrics
+    ] = {}  # by chunk and scored row: chunks side by side come in turn
     done = 0
     for rows in engine.evaluate(chunks.as_computed(), Outputs.LOGITS):
         targets = chunks.tokens[rows.chunk, rows.start + 1 : rows.start + 1 + len(rows.values)]
@@ -152,16 +154,18 @@ def measure(
             candidate = rows.values[at : at + base.rows_per_slice]
             first = rows.start - scored.start + at
             reference = base.logits(rows.chunk, first, len(candidate))
-            parts.append(compare(reference, candidate, targets[at : at + len(candidate)], threads=threads))
+            parts[rows.chunk, first] = compare(
+                reference, candidate, targets[at : at + len(candidate)], threads=threads
+            )
         done += len(rows.values)
-        if done % len(scored) == 0:
+        if done % len(scored) < len(rows.values):
             progress(Progress("measure", done // len(scored), chunks.n_chunks, "chunks"))
     n = chunks.n_chunks
     return TokenTable(
         chunk=np.repeat(np.arange(n, dtype=np.int32), len(scored)),
         position=np.tile(np.arange(scored.start, scored.stop, dtype=np.int32), n),
         target=np.ascontiguousarray(chunks.tokens[:, scored.start + 1 : scored.stop + 1]).reshape(-1),
-        metrics=TokenMetrics.concat(parts),
+        metrics=TokenMetrics.concat([parts[place] for place in sorted(parts)]),
     )
 
 

@@ -164,7 +164,10 @@ class Engine(Protocol):
     def evaluate(
         self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
     ) -> Iterator[Rows]:
-        """Compute chunks and yield what was asked for, chunk by chunk in order, positions ascending.
+        """Compute chunks and yield what was asked for.
+
+        Rows of one chunk come in ascending order of position, none twice and none left out; rows of chunks that are
+        computed side by side come in turn. No row of a later group comes before a group is complete.
 
         Args:
             chunks: int32 [n_chunks, n_ctx] token ids as they are to be computed (BOS already put in).

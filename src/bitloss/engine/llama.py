@@ -4,7 +4,7 @@ Logits come from ``llama_get_logits`` and are the engine's own. Hidden states ar
 graph node ``result_norm``, the final norm's output for just the rows asked for (what ``output.weight`` is applied
 to); the graph is stopped there, so a base or an importance matrix does not pay for the product with the vocabulary.
 
-Chunks are computed one micro-batch at a time (several short chunks side by side), so memory is O(micro-batch x
+Chunks are computed one micro-batch at a time (as many side by side as fit into a batch), so memory is O(micro-batch x
 vocabulary) and does not grow with n_ctx beyond the KV cache.
 
 Source: include/llama.h; tools/perplexity/perplexity.cpp (how chunks are fed); tools/imatrix/imatrix.cpp (which inputs
@@ -173,30 +173,34 @@ class LlamaEngine:
     ) -> Iterator[Rows]:
         """Compute chunks; see `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = self._check_chunks(chunks)
-        micro = self.options.micro_batch
-        side_by_side = max(1, min(micro // n_ctx, len(chunks), _MAX_SEQUENCES))
+        # Several chunks side by side, as llama-perplexity feeds them: a micro-batch then holds a stretch of each, and
+        # the stretches before the scored half skip the last layer's feed-forward and most of the attention.
+        side_by_side = max(
+            1, min(self.options.batch // n_ctx, len(chunks), _MAX_SEQUENCES, self.options.micro_batch)
+        )
         watch = GraphWatch(hidden=outputs is not Outputs.LOGITS, observer=observer)
         with _Context(self, n_ctx=n_ctx, n_seq=side_by_side, watch=watch) as context:
             for first in range(0, len(chunks), side_by_side):
                 group = chunks[first : first + side_by_side]
                 context.clear()
-                for begin in range(0, n_ctx, micro):
-                    yield from self._micro_batch(context, group, first, begin, outputs)
+                width = self.options.micro_batch // len(group)
+                for begin in range(0, n_ctx, width):
+                    tokens = group[:, begin : begin + width]
+                    yield from self._micro_batch(context, tokens, first, begin, outputs)
 
     def _micro_batch(
-        self, context: _Context, group: NDArray[np.int32], first: int, begin: int, outputs: Outputs
+        self, context: _Context, tokens: NDArray[np.int32], first: int, begin: int, outputs: Outputs
     ) -> Iterator[Rows]:
-        n_ctx = group.shape[1]
-        tokens = group[:, begin : begin + self.options.micro_batch]
-        width = tokens.shape[1]
-        scored = scored_positions(n_ctx)
+        """Compute [chunks side by side, width] tokens at positions begin.."""
+        n_chunks, width = tokens.shape
+        scored = scored_positions(context.n_ctx)
         low, high = max(scored.start, begin) - begin, min(scored.stop, begin + width) - begin
         wanted = np.zeros(tokens.shape, np.int8)
         if outputs is Outputs.NOTHING:
             wanted[:] = 1  # else the last layer's feed-forward would see only the scored rows
             low, high = 0, width
         elif high > low:
-            if len(group) == 1 and high - low == 1 and width > 1:
+            if n_chunks == 1 and high - low == 1 and width > 1:
                 # ggml multiplies a single row with another kernel, which rounds differently: never ask for just one
                 low, spare = (low - 1, 1) if low > 0 else (low, 0)
                 high += 1 - spare
@@ -207,12 +211,12 @@ class LlamaEngine:
             wanted[:, low:high] = 1
         rows = context.decode(tokens, begin, wanted, outputs)
         if outputs is Outputs.NOTHING:
-            yield Rows(first + len(group) - 1, begin, rows)  # a sign of progress
+            yield Rows(first + n_chunks - 1, begin, rows)  # a sign of progress
             return
         if high <= low:
             return
         per_chunk = high - low
-        for i in range(len(group)):
+        for i in range(n_chunks):
             yield Rows(first + i, begin + low, rows[i * per_chunk : (i + 1) * per_chunk])
 
     def hidden_and_logits(self, chunk: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -282,6 +286,7 @@ class _Context:
 
     def __init__(self, engine: LlamaEngine, *, n_ctx: int, n_seq: int, watch: GraphWatch) -> None:
         self.engine = engine
+        self.n_ctx = n_ctx
         self.watch = watch
         options = engine.options
         params = llama_cpp.llama_context_default_params()

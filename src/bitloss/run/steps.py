@@ -44,6 +44,7 @@ def rounding(engine: EngineSpec) -> dict[str, JsonValue]:
         "flash_attn": engine.flash_attn,
         "split_mode": engine.split_mode,
         "tensor_split": list(engine.tensor_split),
+        "batch": engine.batch,
         "ubatch": min(engine.ubatch, engine.batch),
     }
 
