@@ -30,6 +30,9 @@ from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec
 from bitloss.store import RunFolder, StepRecord, sha256_file
 
 NOISE = "noise floor"
+NOISE_CHUNKS = 32
+"""Chunks of a text the noise floor is measured on at most, drawn at random: it is a mean far below all others, and a
+pass of the full-precision model is the dearest of a run."""
 
 
 class Source(NamedTuple):
@@ -274,7 +277,10 @@ class Runner:
 
     def _noise(self, base: _Base) -> Path:
         tensors = GgufFile.open(base.source.file).tensors_sha256()
-        return self._measure(NOISE, tensors, base.source, base, self._noise_engine())
+        few = None
+        if base.part is None and _field(base.record.result, "n_chunks") > NOISE_CHUNKS:
+            few = Part(seed=0, first=0, last=NOISE_CHUNKS)
+        return self._measure(NOISE, tensors, base.source, base, self._noise_engine(), few)
 
     def _base(self, source: Source, part: Part | None) -> _Base:
         folder = self.folder.path / "base"
@@ -299,7 +305,9 @@ class Runner:
         what: Source | CandidateFile,
         base: _Base,
         engine: EngineSpec,
+        few: Part | None = None,
     ) -> Path:
+        """Measure on all chunks of the base (those of its part), or on a ``few`` of a whole base."""
         part = base.part
         step = MeasureStep(
             candidate=what.file,
@@ -307,6 +315,7 @@ class Runner:
             base=base.folder,
             base_model=base.source.file.resolve(),  # a GGUF may have been moved since the base was made
             base_key=base.record.key,
+            part=few,
             engine=engine,
             out=self._tokens_path("parts", f"{name}-{part.tag}")
             if part

@@ -110,7 +110,11 @@ def assemble(
     floor = None
     if noise is not None:
         how, path = noise
-        floor = NoiseFloor(how=how, metrics=_metrics(_read(path, setting.text)))
+        table, _ = read_tokens(path)
+        few = len(np.unique(table.chunk))
+        if few < setting.text.chunks:
+            how = f"{how}, on {few} of its {setting.text.chunks} chunks drawn at random"
+        floor = NoiseFloor(how=how, metrics=_metrics(table))
     results = Results(
         bitloss=importlib.metadata.version("bitloss"),
         llama_cpp=this_llama_cpp(),
