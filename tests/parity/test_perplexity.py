@@ -36,7 +36,7 @@ pytestmark = pytest.mark.parity
 STEP = 16 / 65535
 N_CTX = 128
 CHUNKS = 12
-OPTIONS = EngineOptions(threads=2, ubatch=N_CTX)
+OPTIONS = EngineOptions(threads=2, batch=N_CTX, ubatch=N_CTX)
 
 SHAPES = {
     "dense": RandomShape(

@@ -175,15 +175,15 @@ class LlamaEngine:
         n_ctx = self._check_chunks(chunks)
         # Several chunks side by side, as llama-perplexity feeds them: a micro-batch then holds a stretch of each, and
         # the stretches before the scored half skip the last layer's feed-forward and most of the attention.
-        side_by_side = max(
-            1, min(self.options.batch // n_ctx, len(chunks), _MAX_SEQUENCES, self.options.micro_batch)
-        )
+        side_by_side = max(1, min(self.options.batch // n_ctx, _MAX_SEQUENCES, self.options.micro_batch))
+        # The same for every group, a smaller last one too: a row's rounding then does not depend on its neighbours.
+        width = self.options.micro_batch // side_by_side
+        side_by_side = min(side_by_side, len(chunks))
         watch = GraphWatch(hidden=outputs is not Outputs.LOGITS, observer=observer)
         with _Context(self, n_ctx=n_ctx, n_seq=side_by_side, watch=watch) as context:
             for first in range(0, len(chunks), side_by_side):
                 group = chunks[first : first + side_by_side]
                 context.clear()
-                width = self.options.micro_batch // len(group)
                 for begin in range(0, n_ctx, width):
                     tokens = group[:, begin : begin + width]
                     yield from self._micro_batch(context, tokens, first, begin, outputs)
