@@ -2,7 +2,8 @@
 
 With keys and values kept in F32, and without flash attention (whose CPU kernel rounds to F16 inside), the two differ
 only in the order of float32 sums: the tolerance is 1e-4 absolute (seen: 7e-6). With llama.cpp's defaults they agree to
-about 2^-11 of what passes through F16: the tolerance is 1 % of the logits' standard deviation.
+about 2^-11 of what passes through F16: the tolerance is 2 % of the logits' standard
+deviation.
 """
 
 from __future__ import annotations
@@ -53,4 +54,4 @@ def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
         return float(np.abs(np.concatenate(rows) - expected).max())
 
     assert worst(EngineOptions(threads=1, cache_f32=True, flash_attn=FlashAttention.OFF)) < 1e-4
-    assert worst(EngineOptions(threads=1)) < 0.01 * expected.std()
+    assert worst(EngineOptions(threads=1)) < 0.02 * expected.std()
