@@ -45,6 +45,7 @@ ROUNDING: list[dict[str, Any]] = [
     {"engine": EngineSpec(tensor_split=(1.0, 2.0))},
     {"engine": EngineSpec(ubatch=256)},
     {"engine": EngineSpec(batch=128)},  # lowers the micro-batch
+    {"engine": EngineSpec(batch=512)},  # fewer chunks side by side
 ]
 TEXT: list[dict[str, Any]] = [{"source_sha256": B}, {"text_sha256": B}, {"n_ctx": 65}, {"chunks": None}]
 MATTERS: list[tuple[Step, list[dict[str, Any]]]] = [
@@ -61,7 +62,6 @@ ELSEWHERE: list[tuple[Step, dict[str, Any]]] = [
     (CONVERT, {"model": Path("/elsewhere/x"), "out": Path("/p")}),
     (IMATRIX, {"source": Path("/z"), "text": Path("/z/t.txt"), "out": Path("/p")}),
     (IMATRIX, {"engine": EngineSpec(threads=7)}),
-    (IMATRIX, {"engine": EngineSpec(batch=512)}),
     (QUANTIZE, {"source": Path("/z"), "imatrix": Path("/z/i.gguf"), "threads": 3, "out": Path("/p")}),
     (BASE, {"source": Path("/z"), "out": Path("/p"), "engine": EngineSpec(threads=7)}),
     (MEASURE, {"candidate": Path("/z"), "base": Path("/z"), "base_model": Path("/z"), "out": Path("/p")}),
