@@ -1,30 +1,25 @@
 """What bitloss writes down and reads again: the results of a run."""
 
 from bitloss.records.files import RESULTS_NAME, json_schema, read_results, write_results
+from bitloss.records.parts import Confidence, Figure, Metrics, Outcome, Record, Verdict
 from bitloss.records.results import (
     SCHEMA,
     Base,
     Calibration,
     Candidate,
     Comparison,
-    Confidence,
     Cost,
-    Figure,
     Finding,
     Known,
     LlamaCpp,
     Machine,
-    Metrics,
     Model,
     NoiseFloor,
-    Outcome,
-    Record,
     Results,
     Settled,
     Source,
     Stopping,
     Text,
-    Verdict,
 )
 
 __all__ = [
