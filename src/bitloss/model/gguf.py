@@ -1,6 +1,7 @@
 """GGUF files, versions 2 and 3, little-endian: a strict reader over a memory map.
 
-The format and what is refused: `bitloss.model.gguf_header`. Writing: `bitloss.model.gguf_writer`.
+The format and what is refused: `bitloss.model.gguf_header`. Writing: `bitloss.model.gguf_writer`. Models in
+several files: `bitloss.model.gguf_split`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import mmap
 import os
 import stat
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -30,7 +32,7 @@ from bitloss.model.gguf_header import (
 from bitloss.progress import Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "GgufType",
     "GgufValue",
     "TensorInfo",
+    "join_tensor_hashes",
     "tensor_bytes",
     "type_name",
 ]
@@ -50,30 +53,37 @@ class GgufFile:
     """An open GGUF file: metadata in memory, tensor data mapped from disk.
 
     Attributes:
-        path: the file.
+        path: the file; the first of a split model.
+        paths: all files, one but for a split model.
         version: 2 or 3.
-        size: bytes of the file.
+        size: bytes of the file, or of all files together.
         metadata: key -> `GgufValue`, in file order.
         tensors: name -> `TensorInfo`, in file order.
         alignment: of the data section.
         data_offset: where the data section begins.
     """
 
-    def __init__(self, path: Path, data: memoryview) -> None:
+    def __init__(self, path: Path, data: memoryview, *, part_of_split: bool = False) -> None:
         """Read the header of `data`; use `GgufFile.open`."""
         self.path = path
+        self.paths: tuple[Path, ...] = (path,)
         self.size = len(data)
-        self._data = data
-        header = read_header(path, data)
+        self._data = [data]
+        header = read_header(path, data, part_of_split=part_of_split)
         self.version = header.version
         self.metadata = header.metadata
         self.tensors = header.tensors
         self.alignment = header.alignment
         self.data_offset = header.data_offset
+        self._spans = header.spans
 
     @classmethod
-    def open(cls, path: Path) -> GgufFile:
+    def open(cls, path: Path, *, part_of_split: bool = False) -> GgufFile:
         """Open and check a GGUF file; tensor data is mapped, not read.
+
+        Args:
+            path: the file.
+            part_of_split: read a part of a split model for itself (else it is refused).
 
         Raises:
             FileProblem: the file is missing, unreadable or no regular file.
@@ -91,7 +101,22 @@ class GgufFile:
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
             raise FileProblem(f"cannot be opened ({_reason(error)})", where=path) from error
-        return cls(path, data)
+        return cls(path, data, part_of_split=part_of_split)
+
+    def join(self, parts: Sequence[GgufFile]) -> None:
+        """Add the tensors of the other parts of a split model, in their order; metadata stays that of the first.
+
+        Raises:
+            GgufError: two parts have a tensor of the same name.
+        """
+        for index, part in enumerate(parts, start=1):
+            for name, info in part.tensors.items():
+                if name in self.tensors:
+                    raise GgufError("duplicate tensor", where=f"{part.path}[{name}]", found="in two parts")
+                self.tensors[name] = replace(info, part=index)
+            self.size += part.size
+            self._data += part._data
+        self.paths = (self.path, *(part.path for part in parts))
 
     @property
     def architecture(self) -> str:
@@ -124,6 +149,11 @@ class GgufFile:
             )
         return value
 
+    def key_bytes(self, key: str) -> bytes:
+        """Return a key with its type and value as the file has them; the key must be there."""
+        start, end = self._spans[key]
+        return bytes(self._data[0][start:end])
+
     def info(self, name: str) -> TensorInfo:
         """Return a tensor's facts; `GgufError` if the file has none of that name."""
         try:
@@ -134,7 +164,17 @@ class GgufFile:
     def tensor_bytes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return the stored bytes of a tensor: uint8 [n_bytes], read-only, mapped from the file."""
         info = self.info(name)
-        return np.frombuffer(self._data, dtype=np.uint8, count=info.n_bytes, offset=info.offset)
+        data = self._data[info.part]
+        return np.frombuffer(data, dtype=np.uint8, count=info.n_bytes, offset=info.offset)
+
+    def forget(self, name: str) -> None:
+        """Tell the system that a tensor's pages are not needed any more: they leave this process's memory."""
+        info = self.info(name)
+        mapped = self._data[info.part].obj
+        page = mmap.PAGESIZE
+        start = info.offset // page * page
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and info.n_bytes:
+            mapped.madvise(mmap.MADV_DONTNEED, start, info.offset + info.n_bytes - start)
 
     def tensor_f32(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return a tensor's values as float32 in NumPy order (`shape[::-1]`).
@@ -167,23 +207,21 @@ class GgufFile:
     def tensors_sha256(self, progress: ProgressCallback = silent) -> str:
         """Return the hash of what the file computes with: the tensors, metadata left out.
 
-        SHA-256 over the tensors sorted by name (as UTF-8); each adds its name (u64 length, bytes), ggml type
-        (u32), number of dimensions (u32), dimensions (u64 each, ggml order), u64 byte count, bytes. Order in
-        the file, alignment and padding do not matter.
+        That of `join_tensor_hashes` over all tensors; order in the file, alignment and padding do not matter.
         """
-        digest = hashlib.sha256()
+        hashes: dict[str, tuple[TensorInfo, bytes]] = {}
         done, total = 0, sum(info.n_bytes for info in self.tensors.values())
-        for name, info in sorted(self.tensors.items(), key=lambda item: item[0].encode()):
-            label = name.encode()
-            digest.update(struct.pack("<Q", len(label)) + label)
-            digest.update(struct.pack("<II", info.ggml_type, len(info.shape)))
-            digest.update(struct.pack(f"<{len(info.shape)}QQ", *info.shape, info.n_bytes))
+        for name, info in self.tensors.items():
+            digest, data = hashlib.sha256(), self._data[info.part]
             for at in range(info.offset, info.offset + info.n_bytes, _HASH_PIECE):
-                piece = self._data[at : min(at + _HASH_PIECE, info.offset + info.n_bytes)]
+                piece = data[at : min(at + _HASH_PIECE, info.offset + info.n_bytes)]
                 digest.update(piece)
                 done += len(piece)
                 progress(Progress(f"hash {self.path.name}", done, total, "bytes"))
-        return digest.hexdigest()
+            hashes[name] = info, digest.digest()
+        return join_tensor_hashes(
+            (info.name, info.ggml_type, info.shape, own) for info, own in hashes.values()
+        )
 
     def bits_per_weight(self) -> float:
         """Return 8 x tensor bytes / weights, over all tensors; metadata and padding are not counted.
@@ -195,6 +233,22 @@ class GgufFile:
         if weights == 0:
             raise GgufError("the file has no weights", where=self.path)
         return 8 * sum(info.n_bytes for info in self.tensors.values()) / weights
+
+
+def join_tensor_hashes(tensors: Iterable[tuple[str, int, tuple[int, ...], bytes]]) -> str:
+    """Return the hash of a set of tensors from (name, ggml type, shape in ggml order, SHA-256 of the data) of each.
+
+    SHA-256 over the tensors sorted by name (as UTF-8); each adds its name (u64 length, bytes), ggml type (u32),
+    number of dimensions (u32), dimensions (u64 each), u64 byte count, and the 32 bytes of its own hash, so that
+    a writer needs no second look at what it wrote, whatever the order.
+    """
+    digest = hashlib.sha256()
+    for name, kind, shape, own in sorted(tensors, key=lambda tensor: tensor[0].encode()):
+        label = name.encode()
+        digest.update(struct.pack("<Q", len(label)) + label)
+        digest.update(struct.pack("<II", kind, len(shape)))
+        digest.update(struct.pack(f"<{len(shape)}QQ", *shape, tensor_bytes(shape, kind)) + own)
+    return digest.hexdigest()
 
 
 _PLAIN_DTYPES: Mapping[GGMLQuantizationType, np.dtype[Any]] = {

@@ -12,7 +12,8 @@ exception.
 
 Stricter than llama.cpp: keys and tensor names must be UTF-8, tensors must not overlap and must lie in the
 file. Looser than llama.cpp: gaps between tensors and tensors stored in another order than listed are
-accepted. Left out: version 1, big-endian files and split models are refused by name.
+accepted. Left out: version 1 and big-endian files are refused by name. One part of a split model is read like
+any other file when the caller asks for it (`bitloss.model.gguf_split` joins them), and refused by name else.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class TensorInfo:
         ggml_type: a value of `gguf.GGMLQuantizationType`.
         offset: absolute position of its first byte in the file.
         n_bytes: bytes of data, padding left out.
+        part: index of the file it lies in, 0 but for split models.
     """
 
     name: str
@@ -106,6 +108,7 @@ class TensorInfo:
     ggml_type: int
     offset: int
     n_bytes: int
+    part: int = 0
 
     @property
     def n_elements(self) -> int:
@@ -153,31 +156,37 @@ def tensor_bytes(shape: tuple[int, ...], ggml_type: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the data section; the attributes are those of `GgufFile`."""
+    """What stands before the data section; the attributes are those of `GgufFile`.
+
+    `spans` says where each key stands, with its type and value: key -> (first byte, byte after the last).
+    """
 
     version: int
     metadata: dict[str, GgufValue]
     tensors: dict[str, TensorInfo]
     alignment: int
     data_offset: int
+    spans: dict[str, tuple[int, int]]
 
 
-def read_header(path: Path, data: memoryview) -> Header:
+def read_header(path: Path, data: memoryview, *, part_of_split: bool = False) -> Header:
     """Read and check the header of the file mapped at `data`; `path` is for messages.
 
     Raises:
         GgufError: the file breaks the format.
-        UnsupportedError: version 1, a newer version, big-endian, split, or a tensor type of unknown size.
+        UnsupportedError: version 1, a newer version, big-endian, a tensor type of unknown size, or, without
+            `part_of_split`, a part of a split model.
     """
     reader = _Reader(path, data)
     version, n_tensors, n_keys = _read_start(reader)
-    metadata = _read_metadata(reader, n_keys)
-    _refuse_split(path, metadata)
+    metadata, spans = _read_metadata(reader, n_keys)
+    if not part_of_split:
+        _refuse_split(path, metadata)
     alignment = _alignment(path, metadata)
     listed = [_read_tensor(reader) for _ in range(n_tensors)]
     data_offset = -(-reader.at // alignment) * alignment
     tensors = _place_tensors(reader, listed, alignment, data_offset)
-    return Header(version, metadata, tensors, alignment, data_offset)
+    return Header(version, metadata, tensors, alignment, data_offset, spans)
 
 
 class _Reader:
@@ -247,10 +256,12 @@ def _read_start(reader: _Reader) -> tuple[int, int, int]:
     return version, n_tensors, n_keys
 
 
-def _read_metadata(reader: _Reader, n_keys: int) -> dict[str, GgufValue]:
+def _read_metadata(reader: _Reader, n_keys: int) -> tuple[dict[str, GgufValue], dict[str, tuple[int, int]]]:
     metadata: dict[str, GgufValue] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for index in range(n_keys):
         reader.place = f"key {index}"
+        start = reader.at
         key = reader.name("a key", MAX_KEY_BYTES)
         if not key:
             raise reader.fail("the key is empty")
@@ -258,7 +269,8 @@ def _read_metadata(reader: _Reader, n_keys: int) -> dict[str, GgufValue]:
             raise reader.fail("duplicate key", found=key)
         reader.place = key
         metadata[key] = _read_value(reader, _value_type(reader))
-    return metadata
+        spans[key] = (start, reader.at)
+    return metadata, spans
 
 
 def _value_type(reader: _Reader) -> GgufType:

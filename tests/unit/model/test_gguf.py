@@ -186,8 +186,8 @@ def test_tensors_sha256_is_as_documented_and_ignores_metadata_and_order(tmp_path
     )
 
     expected = hashlib.sha256(
-        struct.pack("<Q", 1) + b"a" + struct.pack("<IIQQ", 0, 1, 4, 16) + a.tobytes()
-        + struct.pack("<Q", 1) + b"b" + struct.pack("<IIQQQ", 1, 2, 3, 2, 12) + b.tobytes()
+        struct.pack("<Q", 1) + b"a" + struct.pack("<IIQQ", 0, 1, 4, 16) + hashlib.sha256(a.tobytes()).digest()
+        + struct.pack("<Q", 1) + b"b" + struct.pack("<IIQQQ", 1, 2, 3, 2, 12) + hashlib.sha256(b.tobytes()).digest()
     ).hexdigest()  # fmt: skip
     assert one.tensors_sha256() == two.tensors_sha256() == expected
     plans["a"][1][0] = 1

@@ -1,0 +1,81 @@
+"""Models in several GGUF files, as llama.cpp names and marks them.
+
+    NAME-00001-of-00003.gguf, NAME-00002-of-00003.gguf, ...
+    split.no u16 (from 0), split.count u16, split.tensors.count i32 (of all parts), in each; the rest of the
+    metadata in the first only
+
+Follows llama.cpp's loader, and is stricter: it takes the tensors it finds, here their number must be that of
+`split.tensors.count`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from bitloss.errors import FileProblem, GgufError, UsageError
+from bitloss.model.gguf import GgufFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NO, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+SPLIT_KEYS = (NO, COUNT, TENSORS)
+MAX_PARTS = 65535  # split.count is u16
+_NAME = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})", re.DOTALL)
+
+
+def part_path(whole: Path, index: int, count: int) -> Path:
+    """Return where part `index` (from 0) of `count` lies, for a model that would be `whole` (NAME.gguf) in one."""
+    return whole.with_name(f"{whole.name.removesuffix('.gguf')}-{index + 1:05d}-of-{count:05d}.gguf")
+
+
+def whole_stem(path: Path) -> str:
+    """Return the stem of a model's file name, without the number of its part."""
+    match = _NAME.fullmatch(path.stem)
+    return match[1] if match else path.stem
+
+
+def open_model(path: Path) -> GgufFile:
+    """Open a GGUF model, of one file or of several; of a split one `path` is the first part.
+
+    Raises:
+        FileProblem: a part is missing or unreadable.
+        UsageError: `path` is a later part.
+        GgufError: a file breaks the format, or the parts do not belong together.
+        UnsupportedError: as `GgufFile.open`.
+    """
+    first = GgufFile.open(path, part_of_split=True)
+    count = _number(first, COUNT, 1)
+    if count <= 1:
+        return first
+    if count > MAX_PARTS:
+        raise GgufError("impossible number of parts", where=f"{path}[{COUNT}]", found=count)
+    match = _NAME.fullmatch(path.stem)
+    number = _number(first, NO)
+    whole = path.with_name(f"{match[1] if match else path.stem}.gguf")
+    if number != 0 or path.name != part_path(whole, 0, count).name:
+        expected = part_path(whole, 0, count).name
+        raise UsageError("not the first part of a split model", where=path, expected=expected)
+    first.join([_part(first, part_path(whole, index, count), index, count) for index in range(1, count)])
+    wanted = _number(first, TENSORS, len(first.tensors))
+    if wanted != len(first.tensors):
+        raise GgufError(
+            "the parts do not hold all tensors", where=path, expected=wanted, found=len(first.tensors)
+        )
+    return first
+
+
+def _part(first: GgufFile, path: Path, index: int, count: int) -> GgufFile:
+    if not path.is_file():
+        raise FileProblem("a part of a split model is missing", where=path, expected=f"{count} parts")
+    part = GgufFile.open(path, part_of_split=True)
+    for key, expected in ((NO, index), (COUNT, count), (TENSORS, _number(first, TENSORS, -1))):
+        found = _number(part, key, -1)
+        if found != expected:
+            raise GgufError("a part of another model", where=f"{path}[{key}]", expected=expected, found=found)
+    return part
+
+
+def _number(file: GgufFile, key: str, default: int | None = None) -> int:
+    return file.integer(key, default)
