@@ -105,6 +105,9 @@ class EngineSpec(_Part):
     """Tokens handed over at a time (``-b``)."""
     ubatch: int = Field(default=512, ge=2)
     """Tokens computed at a time (``-ub``)."""
+    max_memory: int | None = Field(default=None, ge=1)
+    """Bytes to stay below when several candidates are measured in one pass; four fifths of what is free when left
+    out."""
 
 
 class TensorTypeSpec(_Part):
@@ -185,8 +188,13 @@ class ExperimentSpec(_Part):
         return value
 
     def settings(self) -> dict[str, JsonValue]:
-        """Return everything that makes this experiment what it is: all but `out`, as JSON."""
-        left_out = {"out"} if self.stop else {"out", "stop"}
+        """Return everything that makes this experiment what it is, as JSON.
+
+        Left out are `out`, and how much of the machine may be used: no result depends on that.
+        """
+        left_out: dict[str, Any] = {"out": True, "engine": {"threads", "max_memory"}}
+        if not self.stop:
+            left_out["stop"] = True
         values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         return values
 

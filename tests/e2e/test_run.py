@@ -20,7 +20,7 @@ from bitloss.progress import ProgressCallback
 from bitloss.records import Results, read_results
 from bitloss.run.executor import InlineExecutor, LocalExecutor, StepResult
 from bitloss.run.founding import run_experiment
-from bitloss.run.steps import MeasureStep, Step
+from bitloss.run.steps import MeasureTogetherStep, Step
 from bitloss.spec import ExperimentSpec, make_spec, read_spec
 
 pytestmark = pytest.mark.e2e
@@ -144,13 +144,14 @@ class _CrashesOnce:
         if self.seen != self.at:
             return InlineExecutor().run(step, progress)
         # a real child, killed for real: by its first word of progress
-        assert isinstance(step, MeasureStep)
+        assert isinstance(step, MeasureTogetherStep)
 
         def kill(_: object) -> None:
             for child in _children(os.getpid()):
                 os.kill(child, signal.SIGKILL)
 
-        return LocalExecutor().run(step, kill)
+        with LocalExecutor() as executor:
+            return executor.run(step, kill)
 
 
 def _children(parent: int) -> list[int]:
@@ -174,7 +175,7 @@ def test_a_step_whose_process_dies_costs_that_step_only(text: Path, tmp_path: Pa
     model = random_gguf(tmp_path / "m.gguf", DENSE, dtype="f16")
     out = tmp_path / "run"
     spec = _spec(model, text, **{"from": ["f16"], "chunks": 10, "ctx": 32})
-    with pytest.raises(EngineCrash, match=r"step measure died \(signal SIGKILL"):
+    with pytest.raises(EngineCrash, match=r"step measure-together died \(signal SIGKILL"):
         run_experiment(spec, out=out, executor=_CrashesOnce(5), progress=lambda _: None)
     done = _started(out)
     assert len(done) == 5

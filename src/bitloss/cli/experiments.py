@@ -170,11 +170,11 @@ def _gguf_precision(path: Path) -> str:
 
 
 def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json: bool, quiet: bool) -> None:
-    with Screen(quiet=quiet) as screen:
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
         results = run_experiment(
             spec,
             out=out,
-            executor=LocalExecutor(),
+            executor=executor,
             progress=screen.step,
             commands=(command_line(context.obj),),
         )
@@ -240,8 +240,8 @@ def measure(
         commands=(command_line(context.obj),),
         stop=make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure"),
     )
-    with Screen(quiet=quiet) as screen:
-        results = measure_files(plan, executor=LocalExecutor(), progress=screen.step)
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
+        results = measure_files(plan, executor=executor, progress=screen.step)
     _show(results, out, json=json)
 
 

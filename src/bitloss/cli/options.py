@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -113,6 +114,29 @@ _ENGINE: dict[str, tuple[Any, Any]] = {
         ],
         512,
     ),
+    "max_memory": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--max-memory",
+                help="Memory for candidates measured in one pass, e.g. 8GiB. [default: 4/5 of what is free]",
+                show_default=False,
+                rich_help_panel="Engine",
+            ),
+        ],
+        None,
+    ),
+}
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 1 << 10,
+    "MI": 1 << 20,
+    "GI": 1 << 30,
+    "TI": 1 << 40,
 }
 
 
@@ -147,9 +171,23 @@ def _settings(flags: dict[str, Any]) -> EngineSpec:
         threads=flags["threads"],
         batch=flags["batch_size"],
         ubatch=flags["ubatch_size"],
+        max_memory=None if flags["max_memory"] is None else size(flags["max_memory"], "--max-memory"),
     )
     engine_options(settings)  # checks the values
     return settings
+
+
+def size(text: str, option: str) -> int:
+    """A number of bytes: ``8GiB``, ``500M``, ``1.5 GB``.
+
+    Raises:
+        UsageError: no such number.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
+    value = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
+    if not 1 <= value < 2**63:
+        raise UsageError("not a size", where=option, expected="a size like 8GiB or 500MB", found=text)
+    return int(value)
 
 
 def _shares(text: str) -> tuple[float, ...]:

@@ -38,8 +38,8 @@ def _file(path: Path, what: str) -> Path:
 
 
 def _run(step: Step, *, quiet: bool) -> StepResult:
-    with Screen(quiet=quiet) as screen:
-        return LocalExecutor().run(step, screen.stage)
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
+        return executor.run(step, screen.stage)
 
 
 def _pairs(overrides: Sequence[str]) -> tuple[tuple[str, str], ...]:

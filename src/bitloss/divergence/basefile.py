@@ -30,9 +30,9 @@ from safetensors.numpy import load, save_file
 
 from bitloss.engine.base import Engine, Outputs, scored_positions
 from bitloss.engine.llama import LlamaEngine, usable_cores
-from bitloss.engine.output_layer import OutputLayer
+from bitloss.engine.output_layer import SLICE_BYTES, OutputLayer, output_weight_name
 from bitloss.errors import BaseError, FileProblem, MismatchError, UnsupportedError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf import GgufFile, tensor_bytes
 from bitloss.model.text import Chunks
 from bitloss.model.vocabulary import vocabulary_sha256
 from bitloss.progress import Progress, ProgressCallback, silent
@@ -43,6 +43,13 @@ _SHARD_BYTES = 64 << 20
 _SHARDS_HELD = 4
 _CHECKED_TOKENS = 64  # whether logits are the product of output weight and hidden states shows on any tokens
 _HEADER_CAP = 64 << 20
+
+
+def base_bytes(model: Path) -> int:
+    """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, a slice of logits."""
+    file = GgufFile.open(model)
+    info = file.tensors[output_weight_name(file)]
+    return tensor_bytes(info.shape, info.ggml_type) + _SHARDS_HELD * _SHARD_BYTES + 2 * SLICE_BYTES
 
 
 class Shard(BaseModel):
@@ -121,7 +128,7 @@ class TextSource(NamedTuple):
 
 def output_weight_sha256(file: GgufFile) -> str:
     """Hash of the bytes of the weight that makes logits (``output.weight``, or tied ``token_embd.weight``)."""
-    name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+    name = output_weight_name(file)
     return hashlib.sha256(file.tensor_bytes(name).data).hexdigest()
 
 

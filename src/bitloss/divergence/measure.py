@@ -6,11 +6,13 @@ pair goes to the kernel. Nothing of size n_ctx x vocabulary exists at any time.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +21,8 @@ from numpy.typing import NDArray
 
 from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from bitloss.divergence.partial import partial_metrics
-from bitloss.engine.base import Engine, Outputs, scored_positions
-from bitloss.errors import FileProblem, MismatchError, RecordError
+from bitloss.engine.base import Engine, Outputs, Rows, scored_positions
+from bitloss.errors import EngineError, FileProblem, MismatchError, RecordError
 from bitloss.model.text import Chunks
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path
@@ -118,72 +120,141 @@ class TokenTable:
         )
 
 
+class Measured(NamedTuple):
+    """What `measure_together` found out about one candidate.
+
+    Attributes:
+        table: per token.
+        seconds: spent on it: its own time in engine and kernel, and an equal share of the base logits'.
+    """
+
+    table: TokenTable
+    seconds: float
+
+
 def measure(
     engine: Engine, base: BaseLogits, *, threads: int, progress: ProgressCallback = silent
 ) -> TokenTable:
-    """Run the candidate over the base's text and compare.
+    """Run one candidate over the base's text and compare; see `measure_together`."""
+    return measure_together([engine], base, threads=threads, progress=progress)[0].table
+
+
+def measure_together(
+    engines: Sequence[Engine],
+    base: BaseLogits,
+    *,
+    which: NDArray[np.int64] | None = None,
+    threads: int,
+    progress: ProgressCallback = silent,
+) -> list[Measured]:
+    """Run candidates side by side over the base's text and compare; base logits are made once for all.
+
+    The numbers are those of measuring each alone. Memory: every engine's model, cache and logits of one micro-batch,
+    and one slice of base logits.
 
     Args:
-        engine: holds the candidate.
-        base: what it is measured against.
+        engines: hold the candidates; they must hand out rows alike (the same batch and micro-batch).
+        base: what they are measured against.
+        which: indices of the base's chunks to measure on, all when None; chunk k of the results is ``which[k]``. They
+            are computed in the order of the text, because the base is stored in that order.
         threads: of the kernel; the result does not depend on it.
         progress: told after every chunk.
 
     Raises:
         MismatchError: the vocabularies differ in size.
-        EngineError: the engine failed.
+        EngineError: an engine failed.
     """
-    chunks = base.chunks
-    if engine.facts.n_vocab != base.n_vocab:
-        raise MismatchError(
-            "vocabulary differs from the base's",
-            where=str(getattr(engine, "path", "candidate")),
-            expected=f"{base.n_vocab} entries",
-            found=engine.facts.n_vocab,
-            mend="candidate and base must be made from the same model",
-        )
-    scored = scored_positions(chunks.n_ctx)
-    compare = partial_metrics if base.known_in_part else token_metrics
-    parts: dict[
-        tuple[int, int], TokenMetrics
-    ] = {}  # by chunk and scored row: chunks side by side come in turn
-    done = 0
-    for rows in engine.evaluate(chunks.as_computed(), Outputs.LOGITS):
-        targets = chunks.tokens[rows.chunk, rows.start + 1 : rows.start + 1 + len(rows.values)]
-        for at in range(0, len(rows.values), base.rows_per_slice):
-            candidate = rows.values[at : at + base.rows_per_slice]
-            first = rows.start - scored.start + at
-            reference = base.logits(rows.chunk, first, len(candidate))
-            parts[rows.chunk, first] = compare(
-                reference, candidate, targets[at : at + len(candidate)], threads=threads
+    for engine in engines:
+        if engine.facts.n_vocab != base.n_vocab:
+            raise MismatchError(
+                "vocabulary differs from the base's",
+                where=str(getattr(engine, "path", "candidate")),
+                expected=f"{base.n_vocab} entries",
+                found=engine.facts.n_vocab,
+                mend="candidate and base must be made from the same model",
             )
-        done += len(rows.values)
-        if done % len(scored) < len(rows.values):
-            progress(Progress("measure", done // len(scored), chunks.n_chunks, "chunks"))
-    n = chunks.n_chunks
+    picked = base if which is None else Picked(base, np.sort(which))
+    pass_ = _Pass(picked, len(engines), threads)
+    chunks, scored = picked.chunks, scored_positions(picked.chunks.n_ctx)
+    tokens = chunks.as_computed()
+    done = 0
+    with contextlib.ExitStack() as stack:
+        # closed before the engines are: a generator holds the engine's context
+        runs = [
+            stack.enter_context(contextlib.closing(engine.evaluate(tokens, Outputs.LOGITS)))
+            for engine in engines
+        ]
+        while (rows := pass_.next_rows(runs)) is not None:
+            pass_.compare(rows)
+            n = len(rows[0].values)
+            done += n
+            if done % len(scored) < n:
+                progress(Progress("measure", done // len(scored), chunks.n_chunks, "chunks"))
+    tables = [_table(chunks, parts) for parts in pass_.parts]
+    if which is not None:
+        order = np.searchsorted(np.sort(which), which)
+        tables = [table.in_order(order) for table in tables]
+    return [Measured(table, seconds) for table, seconds in zip(tables, pass_.seconds, strict=True)]
+
+
+class _Pass:
+    """Rows of several engines in step, compared with the same base logits; keeps the time of each."""
+
+    def __init__(self, base: BaseLogits, n_engines: int, threads: int) -> None:
+        self.base = base
+        self.threads = threads
+        self.seconds = [0.0] * n_engines
+        # by chunk and scored row: chunks computed side by side come in turn
+        self.parts: list[dict[tuple[int, int], TokenMetrics]] = [{} for _ in range(n_engines)]
+        self._first_scored = scored_positions(base.chunks.n_ctx).start
+        self._compare = partial_metrics if base.known_in_part else token_metrics
+
+    def next_rows(self, runs: Sequence[Iterator[Rows]]) -> list[Rows] | None:
+        """The next rows of each, the same place of the text for all; None when all are through."""
+        found: list[Rows | None] = []
+        for i, run in enumerate(runs):
+            with self._timed(i):
+                found.append(next(run, None))
+        places = {(rows.chunk, rows.start, len(rows.values)) if rows else None for rows in found}
+        if len(places) != 1:
+            raise EngineError(
+                "engines measured together do not hand out the same rows", found=sorted(map(str, places))
+            )
+        return None if None in places else [rows for rows in found if rows is not None]
+
+    def compare(self, rows: Sequence[Rows]) -> None:
+        """Score one stretch of all candidates."""
+        chunk, start = rows[0].chunk, rows[0].start
+        n = len(rows[0].values)
+        targets = self.base.chunks.tokens[chunk, start + 1 : start + 1 + n]
+        for at in range(0, n, self.base.rows_per_slice):
+            first = start - self._first_scored + at
+            end = min(n, at + self.base.rows_per_slice)
+            began = time.perf_counter()
+            reference = self.base.logits(chunk, first, end - at)
+            share = (time.perf_counter() - began) / len(rows)
+            for i, each in enumerate(rows):
+                with self._timed(i):
+                    self.parts[i][chunk, first] = self._compare(
+                        reference, each.values[at:end], targets[at:end], threads=self.threads
+                    )
+                self.seconds[i] += share
+
+    @contextlib.contextmanager
+    def _timed(self, i: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[i] += time.perf_counter() - began
+
+
+def _table(chunks: Chunks, parts: dict[tuple[int, int], TokenMetrics]) -> TokenTable:
+    scored, n = scored_positions(chunks.n_ctx), chunks.n_chunks
     return TokenTable(
         chunk=np.repeat(np.arange(n, dtype=np.int32), len(scored)),
         position=np.tile(np.arange(scored.start, scored.stop, dtype=np.int32), n),
         target=np.ascontiguousarray(chunks.tokens[:, scored.start + 1 : scored.stop + 1]).reshape(-1),
         metrics=TokenMetrics.concat([parts[place] for place in sorted(parts)]),
     )
-
-
-def measure_picked(
-    engine: Engine,
-    base: BaseLogits,
-    which: NDArray[np.int64],
-    *,
-    threads: int,
-    progress: ProgressCallback = silent,
-) -> TokenTable:
-    """As `measure`, of the base's chunks ``which`` alone, in that order; chunk k of the result is ``which[k]``.
-
-    They are computed in the order of the text, because the base is stored in that order.
-    """
-    sorted_ = np.sort(which)
-    table = measure(engine, Picked(base, sorted_), threads=threads, progress=progress)
-    return table.in_order(np.searchsorted(sorted_, which))
 
 
 _PLACES = ("chunk", "position", "target")

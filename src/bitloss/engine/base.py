@@ -9,7 +9,7 @@ Implementations: ``engine.llama.LlamaEngine`` (llama.cpp) and ``engine.fake.Fake
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bitloss.errors import UsageError
 from bitloss.model.text import Chunks, cut_chunks, read_text
 
+_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _INT_MAX = 2**31 - 1  # llama.cpp takes int32; a larger number would be cut without a word
 
 
@@ -87,6 +88,14 @@ class EngineOptions:
     def micro_batch(self) -> int:
         """Tokens computed at a time."""
         return min(self.batch, self.ubatch)
+
+    def side_by_side(self, n_ctx: int) -> int:
+        """Chunks computed side by side, as llama-perplexity feeds them.
+
+        A micro-batch then holds a stretch of each, and the stretches before the scored half skip the last layer's
+        feed-forward and most of the attention.
+        """
+        return max(1, min(self.batch // n_ctx, _MAX_SEQUENCES, self.micro_batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +172,7 @@ class Engine(Protocol):
 
     def evaluate(
         self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
-    ) -> Iterator[Rows]:
+    ) -> Generator[Rows, None, None]:
         """Compute chunks and yield what was asked for.
 
         Rows of one chunk come in ascending order of position, none twice and none left out; rows of chunks that are

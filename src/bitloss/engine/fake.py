@@ -7,7 +7,7 @@ are independent) holds here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import TracebackType
 from typing import Self
 
@@ -53,7 +53,7 @@ class FakeEngine:
 
     def evaluate(
         self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
-    ) -> Iterator[Rows]:
+    ) -> Generator[Rows, None, None]:
         """See `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = chunks.shape[1]
         scored = scored_positions(n_ctx)

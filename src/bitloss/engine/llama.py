@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +41,6 @@ from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile
 
-_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _FLASH = {FlashAttention.AUTO: -1, FlashAttention.OFF: 0, FlashAttention.ON: 1}
 _SPLIT = {SplitMode.NONE: 0, SplitMode.LAYER: 1, SplitMode.ROW: 2}
 
@@ -170,12 +169,10 @@ class LlamaEngine:
 
     def evaluate(
         self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
-    ) -> Iterator[Rows]:
+    ) -> Generator[Rows, None, None]:
         """Compute chunks; see `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = self._check_chunks(chunks)
-        # Several chunks side by side, as llama-perplexity feeds them: a micro-batch then holds a stretch of each, and
-        # the stretches before the scored half skip the last layer's feed-forward and most of the attention.
-        side_by_side = max(1, min(self.options.batch // n_ctx, _MAX_SEQUENCES, self.options.micro_batch))
+        side_by_side = self.options.side_by_side(n_ctx)
         # The same for every group, a smaller last one too: a row's rounding then does not depend on its neighbours.
         width = self.options.micro_batch // side_by_side
         side_by_side = min(side_by_side, len(chunks))

@@ -21,7 +21,7 @@ from bitloss.errors import GgufError, MismatchError, UnsupportedError
 from bitloss.model.gguf import GgufFile
 
 _ROOM_FOR_GRAPH = 1 << 20
-_SLICE_BYTES = 32 << 20  # logits of one slice; large enough that a product is worth its threads
+SLICE_BYTES = 32 << 20  # logits of one slice; large enough that a product is worth its threads
 
 
 class OutputLayer:
@@ -41,8 +41,7 @@ class OutputLayer:
         self._threads = threads
         file = GgufFile.open(path)
         refuse_what_follows_the_product(file)
-        name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
-        info = file.tensors.get(name)
+        info = file.tensors.get(output_weight_name(file))
         if info is None:
             raise GgufError("no output.weight and no token_embd.weight", where=path)
         self.n_embd, self.n_vocab = info.shape[0], info.shape[1]
@@ -55,7 +54,7 @@ class OutputLayer:
         )
         base = ct.addressof(ct.c_char.from_buffer(self._map))
         self._weight.contents.data = base + info.offset
-        self.rows_per_slice = max(2, min(512, _SLICE_BYTES // (4 * self.n_vocab)))
+        self.rows_per_slice = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
         room = 4 * self.rows_per_slice * (self.n_vocab + 6 * self.n_embd)
         self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
 
@@ -104,6 +103,11 @@ class OutputLayer:
         if self._weight_context:
             self._g.ggml_free(self._weight_context)
             self._weight_context = None
+
+
+def output_weight_name(file: GgufFile) -> str:
+    """The weight that makes logits: ``output.weight``, or ``token_embd.weight`` where the two are tied."""
+    return "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
 
 
 def refuse_what_follows_the_product(file: GgufFile) -> None:

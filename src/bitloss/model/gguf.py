@@ -69,6 +69,7 @@ class GgufFile:
         self.paths: tuple[Path, ...] = (path,)
         self.size = len(data)
         self._data = [data]
+        self._tensors_sha256: str | None = None
         header = read_header(path, data, part_of_split=part_of_split)
         self.version = header.version
         self.metadata = header.metadata
@@ -207,8 +208,14 @@ class GgufFile:
     def tensors_sha256(self, progress: ProgressCallback = silent) -> str:
         """Return the hash of what the file computes with: the tensors, metadata left out.
 
-        That of `join_tensor_hashes` over all tensors; order in the file, alignment and padding do not matter.
+        That of `join_tensor_hashes` over all tensors; order in the file, alignment and padding do not matter. Computed
+        once as long as the file is open.
         """
+        if self._tensors_sha256 is None:
+            self._tensors_sha256 = self._hash_tensors(progress)
+        return self._tensors_sha256
+
+    def _hash_tensors(self, progress: ProgressCallback) -> str:
         hashes: dict[str, tuple[TensorInfo, bytes]] = {}
         done, total = 0, sum(info.n_bytes for info in self.tensors.values())
         for name, info in self.tensors.items():

@@ -1,15 +1,19 @@
-"""The process a step runs in: ``python -m bitloss.run.child``.
+"""The process steps run in: ``python -m bitloss.run.child``.
 
-Standard input: one step as JSON. Standard output: one JSON object a line, ``{"progress": ...}``, then
-``{"result": ...}`` or ``{"error": ...}``. C libraries print to descriptors 1 and 2; both are kept away from this
-channel.
+Standard input: one step a line, as JSON. Standard output, for each: one JSON object a line, ``{"progress": ...}``,
+then ``{"result": ...}`` or ``{"error": ...}``. It ends with its input, or with the first step that fails. C libraries
+print to descriptors 1 and 2; both are kept away from this channel.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes as ct
+import gc
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,23 +27,49 @@ _PROGRESS_SECONDS = 0.1
 
 
 def main() -> int:
-    """Run the step read from standard input; returns the exit code."""
+    """Run the steps read from standard input; returns the exit code."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the C libraries print goes to standard error
-    step = step_from_json(sys.stdin.buffer.read())
-    reporter = _Reporter(channel)
-    try:
-        result = step.execute(reporter)
-    except BitlossError as error:
-        fields = {name: getattr(error, name) for name in ("what", "where", "expected", "found", "mend")}
-        _say(channel, {"error": {"type": type(error).__name__, **fields}})
-        return 1
-    _say(channel, {"result": result, "peak_bytes": peak_bytes()})
+    _die_with_parent()
+    for line in sys.stdin.buffer:
+        _forget_peak()
+        step = step_from_json(line)
+        try:
+            result = step.execute(_Reporter(channel))
+        except BitlossError as error:
+            fields = {name: getattr(error, name) for name in ("what", "where", "expected", "found", "mend")}
+            _say(channel, {"error": {"type": type(error).__name__, **fields}})
+            return 1
+        _say(channel, {"result": result, "peak_bytes": peak_bytes()})
+        _give_back()
     return 0
 
 
+def _libc() -> ct.CDLL:
+    return ct.CDLL(None, use_errno=True)
+
+
+def _die_with_parent() -> None:
+    """Have Linux end this process when the one that started it is gone, however it went."""
+    with contextlib.suppress(AttributeError, OSError):
+        _libc().prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _give_back() -> None:
+    """Return what a step has freed to the system; the next one may need all of it."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        _libc().malloc_trim(0)  # of glibc
+
+
+def _forget_peak() -> None:
+    """Start the count of `peak_bytes` anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_bytes() -> int:
-    """Largest resident memory of this process."""
+    """Largest resident memory of this process since the step began (since its own start, off Linux)."""
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss of Linux is at least that of the process that started this one
         for line in status.read_text().splitlines():

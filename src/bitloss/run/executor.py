@@ -1,7 +1,8 @@
 """The second seam: steps in, results out.
 
-`LocalExecutor` runs each step in a child process, so that a crash in the C library fails one step and not the run, and
-every step's memory is given back. `InlineExecutor` runs it in this process (tests, debugging).
+`LocalExecutor` runs steps in a child process, so that a crash in the C library fails one step and not the run. The
+child is kept for the next step (starting one and importing takes about a second), unless a step failed in it.
+`InlineExecutor` runs steps in this process (tests, debugging). Both are context managers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
 
 from pydantic import JsonValue
 
@@ -35,7 +37,7 @@ class StepResult:
     Attributes:
         value: the step's own result.
         seconds: wall time, the child's start included.
-        peak_bytes: largest resident memory of the child; None when not known.
+        peak_bytes: largest resident memory of the child during the step; None when not known.
     """
 
     value: JsonValue
@@ -65,64 +67,101 @@ class InlineExecutor:
         value = step.execute(progress)
         return StepResult(value, time.perf_counter() - started, None)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""
+
 
 class LocalExecutor:
-    """Runs every step in a process of its own."""
+    """Runs steps in a child process, one after another."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the executor
 
     def run(self, step: Step, progress: ProgressCallback) -> StepResult:
         """See `Executor.run`."""
         started = time.perf_counter()
-        with tempfile.TemporaryFile() as log:
-            child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "bitloss.run.child",
-                ],  # -P: no module from the folder one stands in
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                # else an abort of ggml starts a debugger, where one is installed, and waits for it
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            )
-            try:
-                last = _talk(child, step, progress)
-                code = child.wait()
-            except BaseException:
-                _stop(child)
-                _clean_up(step)
-                raise
-            if "result" in last and code == 0:
+        log_begins = os.fstat(self._log.fileno()).st_size
+        child = self._child if self._child and self._child.poll() is None else self._start()
+        self._child = None  # until the step is known to have gone well
+        try:
+            last = _talk(child, step, progress)
+            if "result" in last:
+                self._child = child
                 return StepResult(last["result"], time.perf_counter() - started, last.get("peak_bytes"))
-            if "error" in last:
-                raise _error(last["error"])
+            code = child.wait()
+        except BaseException:
+            _stop(child)
             _clean_up(step)
-            raise EngineCrash(
-                f"the process of step {step.kind} died ({_cause(code)})",
-                found=_tail(log) or "no message",
-                mend="finished steps are kept; run the same command again to go on",
-            )
+            raise
+        finally:
+            if self._child is None:
+                _close_pipes(child)
+        if "error" in last:
+            raise _error(last["error"])
+        _clean_up(step)
+        raise EngineCrash(
+            f"the process of step {step.kind} died ({_cause(code)})",
+            found=_tail(self._log, log_begins) or "no message",
+            mend="finished steps are kept; run the same command again to go on",
+        )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            # -P: no module from the folder one stands in
+            [sys.executable, "-P", "-m", "bitloss.run.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            # else an abort of ggml starts a debugger, where one is installed, and waits for it
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+
+    def close(self) -> None:
+        """Let the child end. Twice is harmless."""
+        child, self._child = self._child, None
+        if child is not None:
+            _close_pipes(child)
+            child.wait()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _talk(child: subprocess.Popen[bytes], step: Step, progress: ProgressCallback) -> dict[str, Any]:
-    """Hand the step over and listen until the child closes the channel; returns its last word."""
+    """Hand the step over and listen for its last word, or until the child closes the channel."""
     assert child.stdin is not None
     assert child.stdout is not None
     with contextlib.suppress(BrokenPipeError):  # a child that dies at once is reported by its exit code
-        child.stdin.write(step.model_dump_json().encode())
-        child.stdin.close()
-    last: dict[str, Any] = {}
+        child.stdin.write(step.model_dump_json().encode() + b"\n")
+        child.stdin.flush()
     for line in child.stdout:
         try:
-            message = json.loads(line)
+            message: dict[str, Any] = json.loads(line)
         except ValueError:
             continue  # cut short by a crash
-        if "progress" in message:
-            progress(Progress(**message["progress"]))
-        else:
-            last = message
-    return last
+        if "progress" not in message:
+            return message
+        progress(Progress(**message["progress"]))
+    return {}
+
+
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what was not written to a dead child is lost on purpose
+                pipe.close()
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -137,9 +176,10 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 def _clean_up(step: Step) -> None:
     """Remove what a child that died left half-written."""
-    for folder in (step.out, step.out.parent):
-        if folder.is_dir():
-            clean_partials(folder)
+    for out in step.outs:
+        for folder in (out, out.parent):
+            if folder.is_dir():
+                clean_partials(folder)
 
 
 def _error(fields: dict[str, Any]) -> BitlossError:
@@ -156,9 +196,9 @@ def _cause(code: int) -> str:
     return f"exit code {code}"
 
 
-def _tail(log: IO[bytes]) -> str:
-    """The last lines of what the child printed, as one."""
+def _tail(log: IO[bytes], begin: int) -> str:
+    """The last lines of what the child printed from there on, as one."""
     log.seek(0, os.SEEK_END)
-    log.seek(max(0, log.tell() - 4096))
+    log.seek(max(begin, log.tell() - 4096))
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
     return " | ".join(lines[-_LAST_LINES:])

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
+from bitloss.divergence.basefile import base_bytes
 from bitloss.divergence.measure import TokenTable, read_tokens, write_tokens
 from bitloss.errors import UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Cost
 from bitloss.run.executor import Executor
+from bitloss.run.passes import measure_in_passes
 from bitloss.run.sequential import MeasuredBlock, Stopped, measure_until, part_label
-from bitloss.run.stepping import RunProgress, Stepper
+from bitloss.run.stepping import Measurement, RunProgress, Stepper
 from bitloss.run.steps import (
     BaseStep,
     ConvertStep,
@@ -30,9 +32,14 @@ from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec
 from bitloss.store import RunFolder, StepRecord, sha256_file
 
 NOISE = "noise floor"
-NOISE_CHUNKS = 32
-"""Chunks of a text the noise floor is measured on at most, drawn at random: it is a mean far below all others, and a
-pass of the full-precision model is the dearest of a run."""
+
+
+def noise_chunks(n_chunks: int) -> int:
+    """Chunks the noise floor is measured on, drawn at random: an eighth of the text, at least 8, at most 32.
+
+    It is a mean far below all others, and a pass of the full-precision model is the dearest of a run.
+    """
+    return min(n_chunks, max(8, min(n_chunks // 8, 32)))
 
 
 class Source(NamedTuple):
@@ -258,10 +265,13 @@ class Runner:
         return _Evaluated(bases, tokens, self._join(NOISE, noise), stopped)
 
     def _measure_all(self, candidates: list[CandidateFile], base: _Base) -> dict[str, Path]:
-        return {
-            tensors: self._measure(candidate.name, tensors, candidate, base, self.spec.engine)
-            for tensors, candidate in _distinct(candidates).items()
-        }
+        distinct = _distinct(candidates)
+        todo = [
+            self._measurement(candidate.name, tensors, candidate, base, self.spec.engine)
+            for tensors, candidate in distinct.items()
+        ]
+        self._measure(todo, base)
+        return {tensors: each.step.out for tensors, each in zip(distinct, todo, strict=True)}
 
     def _join(self, name: str, table: TokenTable) -> Path:
         path = self._tokens_path("tokens", name)
@@ -278,9 +288,12 @@ class Runner:
     def _noise(self, base: _Base) -> Path:
         tensors = GgufFile.open(base.source.file).tensors_sha256()
         few = None
-        if base.part is None and _field(base.record.result, "n_chunks") > NOISE_CHUNKS:
-            few = Part(seed=0, first=0, last=NOISE_CHUNKS)
-        return self._measure(NOISE, tensors, base.source, base, self._noise_engine(), few)
+        n_chunks = _field(base.record.result, "n_chunks")
+        if base.part is None and noise_chunks(n_chunks) < n_chunks:
+            few = Part(seed=0, first=0, last=noise_chunks(n_chunks))
+        noise = self._measurement(NOISE, tensors, base.source, base, self._noise_engine(), few)
+        self._measure([noise], base)
+        return noise.step.out
 
     def _base(self, source: Source, part: Part | None) -> _Base:
         folder = self.folder.path / "base"
@@ -298,7 +311,7 @@ class Runner:
         record = self.steps.do(step, part_label(f"base {source.name}", part), None, [step.out])
         return _Base(record, step.out, source, part)
 
-    def _measure(
+    def _measurement(
         self,
         name: str,
         tensors_sha256: str,
@@ -306,7 +319,7 @@ class Runner:
         base: _Base,
         engine: EngineSpec,
         few: Part | None = None,
-    ) -> Path:
+    ) -> Measurement:
         """Measure on all chunks of the base (those of its part), or on a ``few`` of a whole base."""
         part = base.part
         step = MeasureStep(
@@ -322,8 +335,16 @@ class Runner:
             else self._tokens_path("tokens", name),
         )
         route = what.source.name if isinstance(what, CandidateFile) else None
-        self.steps.do(step, part_label(f"measure {name}", part), route, [step.out])
-        return step.out
+        return Measurement(step, part_label(f"measure {name}", part), route)
+
+    def _measure(self, todo: list[Measurement], base: _Base) -> None:
+        measure_in_passes(
+            self.steps,
+            todo,
+            base_bytes=base_bytes(base.source.file),
+            n_ctx=self.spec.ctx,
+            part=part_label("", base.part),
+        )
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:

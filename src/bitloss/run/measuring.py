@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from bitloss.divergence.basefile import BaseHeader, read_header
+from bitloss.divergence.basefile import BaseHeader, base_bytes, read_header
 from bitloss.divergence.kldfile import is_kld
 from bitloss.divergence.measure import write_tokens
 from bitloss.errors import FileProblem, MismatchError, UsageError
@@ -20,9 +20,10 @@ from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
 from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
+from bitloss.run.passes import measure_in_passes
 from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
 from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
-from bitloss.run.stepping import RunProgress, Stepper
+from bitloss.run.stepping import Measurement, RunProgress, Stepper
 from bitloss.run.steps import BaseStep, MeasureStep, Part, rounding
 from bitloss.spec import EngineSpec, StopSpec
 from bitloss.store import RunFolder, content_key, sha256_file
@@ -92,12 +93,12 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
     with RunFolder.open(out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS) as folder:
         steps = Stepper(folder, executor, progress)
         if kld:
-            measured = [_measured(plan, path, file, kld, steps) for path, file in files.items()]
+            measured = _measured(plan, files, kld, steps)
             described = kld_records(kld, next(iter(files.values())), [done for _, done in measured])
         else:
             base = _base(plan, steps)
             if plan.stop is None:
-                measured = [_measured(plan, path, file, base, steps) for path, file in files.items()]
+                measured = _measured(plan, files, base, steps)
             else:
                 stopped, tokens = _until(plan, plan.stop, files, base, steps)
                 measured = [(_measured_file(path, file, tokens[path]), {}) for path, file in files.items()]
@@ -262,13 +263,46 @@ def _measure_step(
     )
 
 
+def _measure(
+    plan: Measuring,
+    files: Mapping[Path, GgufFile],
+    base: _Base | KldBase,
+    steps: Stepper,
+    part: Part | None = None,
+) -> dict[str, tuple[Path, JsonValue]]:
+    """Measure what computes differently once each; gives tokens and the step's result by `_computed`."""
+    first: dict[str, Path] = {}
+    for path, file in files.items():
+        first.setdefault(_computed(file), path)
+    todo = [
+        Measurement(
+            _measure_step(plan, path, computed, base, part), part_label(f"measure {path.stem}", part), None
+        )
+        for computed, path in first.items()
+    ]
+    records = measure_in_passes(
+        steps,
+        todo,
+        base_bytes=0 if isinstance(base, KldBase) else base_bytes(base.model),
+        n_ctx=base.n_ctx if isinstance(base, KldBase) else base.header.n_ctx,
+        part=part_label("", part),
+    )
+    return {
+        computed: (each.step.out, record.result)
+        for computed, each, record in zip(first, todo, records, strict=True)
+    }
+
+
 def _measured(
-    plan: Measuring, path: Path, file: GgufFile, base: _Base | KldBase, steps: Stepper
-) -> tuple[MeasuredFile, Mapping[str, JsonValue]]:
-    step = _measure_step(plan, path, _computed(file), base)
-    record = steps.do(step, f"measure {path.stem}", None, [step.out])
-    assert isinstance(record.result, dict)
-    return _measured_file(path, file, step.out), record.result
+    plan: Measuring, files: Mapping[Path, GgufFile], base: _Base | KldBase, steps: Stepper
+) -> list[tuple[MeasuredFile, Mapping[str, JsonValue]]]:
+    done = _measure(plan, files, base, steps)
+    measured: list[tuple[MeasuredFile, Mapping[str, JsonValue]]] = []
+    for path, file in files.items():
+        tokens, result = done[_computed(file)]
+        assert isinstance(result, dict)
+        measured.append((_measured_file(path, file, tokens), result))
+    return measured
 
 
 def _until(
@@ -276,19 +310,14 @@ def _until(
 ) -> tuple[Stopped, dict[Path, Path]]:
     """Measure block by block until the rule is met; returns each file's per-token results as well."""
     computed = {path: _computed(file) for path, file in files.items()}
-    first: dict[str, Path] = {}
-    for path, key in computed.items():
-        first.setdefault(key, path)
 
     def block(part: Part) -> MeasuredBlock:
-        todo = {key: _measure_step(plan, path, key, base, part) for key, path in first.items()}
-        for key, step in todo.items():
-            steps.do(step, part_label(f"measure {first[key].stem}", part), None, [step.out])
-        return MeasuredBlock(base.header.n_chunks, {key: step.out for key, step in todo.items()})
+        done = _measure(plan, files, base, steps, part)
+        return MeasuredBlock(base.header.n_chunks, {key: tokens for key, (tokens, _) in done.items()})
 
     stopped = measure_until(stop, {path.stem: key for path, key in computed.items()}, block)
     (plan.out / "tokens").mkdir(exist_ok=True)
-    for key, path in first.items():
+    for key, path in {key: path for path, key in reversed(computed.items())}.items():
         write_tokens(stopped.tables[key], _tokens(plan, key), {"candidate": path.name})
     return stopped, {path: _tokens(plan, key) for path, key in computed.items()}
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from bitloss.engine.llama import engine_version
 from bitloss.progress import Progress
 from bitloss.records import Cost
-from bitloss.run.executor import Executor
-from bitloss.run.steps import MEASUREMENT_VERSION, Step
+from bitloss.run.executor import Executor, StepResult
+from bitloss.run.steps import MEASUREMENT_VERSION, MeasureStep, MeasureTogetherStep, Step
 from bitloss.store import RunFolder, StepRecord, content_key
 
 
@@ -37,6 +38,20 @@ class StepProgress:
 
 
 RunProgress = Callable[[StepProgress], None]
+
+
+class Measurement(NamedTuple):
+    """A candidate to be measured.
+
+    Attributes:
+        step: what to do.
+        label: how to call it.
+        route: source the candidate was made from; None when not known.
+    """
+
+    step: MeasureStep
+    label: str
+    route: str | None
 
 
 class Stepper:
@@ -69,31 +84,73 @@ class Stepper:
         Raises:
             BitlossError: the step failed; nothing of it is kept.
         """
-        key = step_key(step)
-        index = len(self.costs) + 1
+        record = self.found(step, outputs)
+        if record is not None:
+            self._count(record, label, route, reused=True)
+            return record
+        started, done = self._execute(step, label, outputs)
+        record = self._keep(step, outputs, started, done)
+        self.folder.event("step-finished", step=label, seconds=done.seconds, peak_bytes=done.peak_bytes)
+        self._count(record, label, route, reused=False)
+        return record
+
+    def measure(self, todo: Sequence[Measurement], label: str, plan: str) -> list[StepRecord]:
+        """Run measurements that share a pass, and keep each as if it had been done alone.
+
+        Args:
+            todo: of one base, one part of it and one setting of the engine; none has a record (see `found`).
+            label: how to call the pass.
+            plan: what it will take, for people.
+
+        Raises:
+            BitlossError: the pass failed; nothing of it is kept.
+        """
+        outputs = [each.step.out for each in todo]
+        step = MeasureTogetherStep(steps=tuple(each.step for each in todo))
+        started, done = self._execute(step, label, outputs, plan)
+        assert isinstance(done.value, list)
+        records = []
+        # what is not a candidate's own (start, opening of the base) is shared out evenly
+        own = [_seconds(result) for result in done.value]
+        rest = max(0.0, done.seconds - sum(own)) / len(own)
+        for each, result, seconds in zip(todo, done.value, own, strict=True):
+            alone = StepResult(result, seconds + rest, done.peak_bytes)
+            records.append(self._keep(each.step, [each.step.out], started, alone))
+        self.folder.event("step-finished", step=label, seconds=done.seconds, peak_bytes=done.peak_bytes)
+        for each, record in zip(todo, records, strict=True):
+            self._count(record, each.label, each.route, reused=False)
+        return records
+
+    def found(self, step: Step, outputs: list[Path]) -> StepRecord | None:
+        """The record of a step that was done before and whose outputs are there."""
         # what is small and read in this process is hashed again; a model file is only compared in size
-        record = self.folder.find(key, verify=step.kind in ("imatrix", "measure"))
+        record = self.folder.find(step_key(step), verify=step.kind in ("imatrix", "measure"))
         # a key says what a step makes, not where: what lies elsewhere than expected is made again
-        reused = record is not None and all(path.exists() for path in outputs)
-        if record is None or not reused:
-            record = self._execute(step, key, label, outputs)
+        return record if record is not None and all(path.exists() for path in outputs) else None
+
+    def reuse(self, each: Measurement, record: StepRecord) -> None:
+        """Count a measurement that was `found`."""
+        self._count(record, each.label, each.route, reused=True)
+
+    def _count(self, record: StepRecord, label: str, route: str | None, *, reused: bool) -> None:
         self.costs.append(
             Cost(
                 step=label,
-                kind=step.kind,
+                kind=record.kind,
                 route=route,
                 seconds=record.seconds,
                 bytes=sum(output.bytes for output in record.outputs),
                 reused=reused,
             )
         )
-        self.progress(StepProgress(label, index, reused=reused, seconds=record.seconds))
-        return record
+        self.progress(StepProgress(label, len(self.costs), reused=reused, seconds=record.seconds))
 
-    def _execute(self, step: Step, key: str, label: str, outputs: list[Path]) -> StepRecord:
+    def _execute(
+        self, step: Step, label: str, outputs: list[Path], plan: str | None = None
+    ) -> tuple[datetime, StepResult]:
         index = len(self.costs) + 1
-        self.progress(StepProgress(label, index))
-        self.folder.event("step-started", step=label, key=key)
+        self.progress(StepProgress(f"{label} ({plan})" if plan else label, index))
+        self.folder.event("step-started", step=label, **({"plan": plan} if plan else {}))
         started = datetime.now(UTC)
         for path in outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,17 +159,26 @@ class Stepper:
         except BaseException as error:
             self.folder.event("step-failed", step=label, error=str(error) or type(error).__name__)
             raise
+        return started, done
+
+    def _keep(self, step: Step, outputs: list[Path], started: datetime, done: StepResult) -> StepRecord:
         record = StepRecord(
             kind=step.kind,
-            key=key,
+            key=step_key(step),
             outputs=self.folder.outputs(outputs),
             result=done.value,
             seconds=done.seconds,
             started=started,
         )
         self.folder.save(record)
-        self.folder.event("step-finished", step=label, seconds=done.seconds, peak_bytes=done.peak_bytes)
         return record
+
+
+def _seconds(result: JsonValue) -> float:
+    assert isinstance(result, dict)
+    seconds = result["seconds"]
+    assert isinstance(seconds, float)
+    return seconds
 
 
 def step_key(step: Step) -> str:

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from bitloss.divergence.measure import TokenTable, measure, read_tokens, write_tokens
+from bitloss.divergence.measure import TokenTable, measure, measure_together, read_tokens, write_tokens
 from bitloss.divergence.metrics import COLUMNS, token_metrics_reference
 from bitloss.engine.base import Outputs, scored_positions
 from bitloss.engine.fake import FakeEngine
-from bitloss.errors import FileProblem, MismatchError, RecordError
+from bitloss.errors import EngineError, FileProblem, MismatchError, RecordError
 from bitloss.model.text import Chunks, cut_chunks
 from bitloss.progress import Progress
 
@@ -87,6 +87,47 @@ def test_a_model_against_itself_diverges_by_exactly_zero() -> None:
     assert (metrics.kld == 0).all()
     assert (metrics.dp == 0).all()
     assert metrics.same_top.all()
+
+
+class _Counting(_BaseInMemory):
+    calls = 0
+
+    def logits(self, chunk: int, first: int, rows: int) -> NDArray[np.float32]:
+        self.calls += 1
+        return super().logits(chunk, first, rows)
+
+
+def test_measuring_together_gives_what_measuring_alone_does_and_asks_the_base_once() -> None:
+    base = _Counting(FakeEngine(), _chunks(), 5)
+    noises = (0.0, 0.1, 0.3)
+    alone = [measure(FakeEngine(noise=noise, micro_batch=7), base, threads=1) for noise in noises]
+    calls, base.calls = base.calls, 0
+    together = measure_together([FakeEngine(noise=noise, micro_batch=7) for noise in noises], base, threads=1)
+    assert base.calls == calls // 3
+    for one, each in zip(alone, together, strict=True):
+        assert each.table.metrics.equals(one.metrics)
+        np.testing.assert_array_equal(each.table.target, one.target)
+        assert each.seconds > 0
+
+
+def test_chosen_chunks_come_in_the_order_asked_for() -> None:
+    base = _BaseInMemory(FakeEngine(), _chunks(), 5)
+    whole = measure(FakeEngine(noise=0.3), base, threads=1)
+    which = np.array([2, 0, 3])
+    (few,) = measure_together([FakeEngine(noise=0.3)], base, which=which, threads=1)
+    length = len(whole) // 4
+    for k, chunk in enumerate(which):
+        mine, theirs = (
+            few.table.metrics[np.s_[k * length : (k + 1) * length]],
+            whole.metrics[np.s_[chunk * length : (chunk + 1) * length]],
+        )
+        assert mine.equals(theirs)
+
+
+def test_engines_out_of_step_are_refused() -> None:
+    base = _BaseInMemory(FakeEngine(), _chunks(), 5)
+    with pytest.raises(EngineError, match="same rows"):
+        measure_together([FakeEngine(micro_batch=4), FakeEngine(micro_batch=8)], base, threads=1)
 
 
 def test_another_vocabulary_is_refused() -> None:

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue, ValidationError
 
 from bitloss.errors import EngineError
 from bitloss.progress import Progress, ProgressCallback
 from bitloss.run import stepping
 from bitloss.run.executor import StepResult
-from bitloss.run.stepping import Stepper, StepProgress, step_key
+from bitloss.run.stepping import Measurement, Stepper, StepProgress, step_key
 from bitloss.run.steps import (
     MEASUREMENT_VERSION,
     BaseStep,
     ConvertStep,
     ImatrixStep,
     MeasureStep,
+    MeasureTogetherStep,
     QuantizeStep,
     Step,
     step_from_json,
@@ -66,6 +68,7 @@ ELSEWHERE: list[tuple[Step, dict[str, Any]]] = [
     (BASE, {"source": Path("/z"), "out": Path("/p"), "engine": EngineSpec(threads=7)}),
     (MEASURE, {"candidate": Path("/z"), "base": Path("/z"), "base_model": Path("/z"), "out": Path("/p")}),
     (MEASURE, {"engine": EngineSpec(threads=7)}),
+    (MEASURE, {"engine": EngineSpec(max_memory=7)}),
 ]
 
 
@@ -107,7 +110,13 @@ class _Writer:
         if self.fails:
             raise EngineError("gone wrong")
         progress(Progress("measure", 1, 1, "chunks"))
-        step.out.write_bytes(b"tokens")
+        for out in step.outs:
+            out.write_bytes(b"tokens")
+        if isinstance(step, MeasureTogetherStep):
+            results: list[JsonValue] = [
+                {"call": self.calls, "seconds": 0.5 + i} for i in range(len(step.steps))
+            ]
+            return StepResult(results, 5.0, 1000)
         return StepResult({"call": self.calls}, 1.5, 1000)
 
 
@@ -159,3 +168,33 @@ def test_a_failed_step_leaves_no_record_and_is_tried_again(tmp_path: Path) -> No
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["step-started", "step-failed", "step-started", "step-finished"]
     assert events[1]["error"] == "gone wrong"
+
+
+def test_measurements_of_one_pass_are_kept_one_by_one(tmp_path: Path) -> None:
+    writer = _Writer()
+    tokens = tmp_path / "run" / "tokens"
+    todo = [
+        Measurement(
+            MEASURE.model_copy(update={"candidate_tensors_sha256": c * 64, "out": tokens / f"{c}.parquet"}),
+            f"measure {c}",
+            "f16",
+        )
+        for c in "abc"
+    ]
+    with RunFolder.open(tmp_path / "run", A, {}) as folder:
+        stepper = Stepper(folder, writer, lambda _: None)
+        records = stepper.measure(todo[:2], "measure a, b", "one pass")
+        # 5 s in all, 0.5 and 1.5 s of it the candidates' own
+        assert [record.seconds for record in records] == [0.5 + 1.5, 1.5 + 1.5]
+        assert [cost.step for cost in stepper.costs] == ["measure a", "measure b"]
+        assert [stepper.found(each.step, [each.step.out]) for each in todo] == [*records, None]
+        todo[0].step.out.unlink()
+        assert [stepper.found(each.step, [each.step.out]) is None for each in todo] == [True, False, True]
+
+
+def test_steps_of_one_pass_have_one_base() -> None:
+    other = MEASURE.model_copy(update={"base_key": B})
+    with pytest.raises(ValidationError, match="one base"):
+        MeasureTogetherStep(steps=(MEASURE, other))
+    together = MeasureTogetherStep(steps=(MEASURE, MEASURE.model_copy(update={"candidate": Path("/d")})))
+    assert step_from_json(together.model_dump_json()) == together

@@ -1,0 +1,47 @@
+"""The steps an experiment is made of.
+
+A step is a small pydantic model: what to do, in absolute paths and settings, nothing else. It is what crosses to the
+child process that runs it (`bitloss.run.child`), and `identity` is what its content key is made of: hashes of contents
+and settings, never paths or times. Running a step gives a JSON-able result.
+
+Heavy imports happen inside `execute`: a parent that only plans stays light.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from bitloss.run.steps.common import MEASUREMENT_VERSION, engine_options, rounding
+from bitloss.run.steps.evaluating import BaseStep, KldStep, MeasureStep, MeasureTogetherStep, Part
+from bitloss.run.steps.making import ConvertStep, ImatrixStep, QuantizeStep
+
+__all__ = [
+    "MEASUREMENT_VERSION",
+    "BaseStep",
+    "ConvertStep",
+    "ImatrixStep",
+    "KldStep",
+    "MeasureStep",
+    "MeasureTogetherStep",
+    "Part",
+    "QuantizeStep",
+    "Step",
+    "engine_options",
+    "rounding",
+    "step_from_json",
+]
+
+Step = Annotated[
+    ConvertStep | ImatrixStep | QuantizeStep | BaseStep | KldStep | MeasureStep | MeasureTogetherStep,
+    Field(discriminator="kind"),
+]
+
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Step)
+
+
+def step_from_json(data: str | bytes) -> Step:
+    """Read a step that crossed to this process."""
+    step: Step = _ADAPTER.validate_json(data)
+    return step
