@@ -1,7 +1,8 @@
 """The engine on our conversion against `transformers` on the checkpoint: golden logits made by `training/`.
 
 With keys and values kept in F32, and without flash attention (whose CPU kernel rounds to F16 inside), the two differ
-only in the order of float32 sums: the tolerance is 1e-4 absolute (seen: 7e-6). With llama.cpp's defaults they agree to
+only in the order of float32 sums: the tolerance is 1e-4 absolute (seen: 2e-5). Gemma's GELU comes from a table of F16
+in ggml: 1e-3 there. With llama.cpp's defaults they agree to
 about 2^-11 of what passes through F16: the tolerance is 2 % of the logits' standard
 deviation.
 """
@@ -23,18 +24,10 @@ pytestmark = pytest.mark.parity
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = {
     "demo-model": (Path(bitloss.__file__).parent / "assets" / "demo-model", DATA / "demo_golden_logits.npz"),
-    "mistral-odd": (
-        DATA / "checkpoints" / "mistral-odd",
-        DATA / "checkpoints" / "mistral-odd" / "golden_logits.npz",
-    ),
-    "llama-tied": (
-        DATA / "checkpoints" / "llama-tied",
-        DATA / "checkpoints" / "llama-tied" / "golden_logits.npz",
-    ),
-    "llama-spm": (
-        DATA / "checkpoints" / "llama-spm",
-        DATA / "checkpoints" / "llama-spm" / "golden_logits.npz",
-    ),
+} | {
+    path.parent.name: (path.parent, path)
+    for kind in ("checkpoints", "families")
+    for path in sorted((DATA / kind).glob("*/golden_logits.npz"))
 }
 
 
@@ -53,5 +46,6 @@ def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
             rows = [rows.values.copy() for rows in engine.evaluate(tokens, Outputs.LOGITS)]
         return float(np.abs(np.concatenate(rows) - expected).max())
 
-    assert worst(EngineOptions(threads=1, cache_f32=True, flash_attn=FlashAttention.OFF)) < 1e-4
+    exact = EngineOptions(threads=1, cache_f32=True, flash_attn=FlashAttention.OFF)
+    assert worst(exact) < (1e-3 if name.startswith("gemma") else 1e-4)
     assert worst(EngineOptions(threads=1)) < 0.02 * expected.std()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, pre_tokenizers, trainers
 
+from bitloss.convert import vocab
 from bitloss.convert.cast import SourceType
 from bitloss.convert.convert import convert, source_path
+from bitloss.model.fallback import read_fallback
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_checkpoint import CheckpointOptions, random_checkpoint, tokenizer_json
 from bitloss.model.random_model import SPECIALS, RandomShape
@@ -81,7 +84,7 @@ def assert_same_tokens(library: tokenizers.Tokenizer, model: Path, tmp_path: Pat
     return list(expected)
 
 
-@pytest.mark.parametrize("pre", ["tekken", "llama-bpe", "qwen2", "gpt-2", "smollm"])
+@pytest.mark.parametrize("pre", ["tekken", "llama-bpe", "dbrx", "qwen2", "gpt-2", "smollm"])
 def test_every_known_rule_splits_as_the_library(tmp_path: Path, pre: str) -> None:
     data = trained(pre)
     n_vocab = max(data["model"]["vocab"].values()) + 1
@@ -106,17 +109,38 @@ def test_every_known_rule_splits_as_the_library(tmp_path: Path, pre: str) -> Non
 
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
+FAMILIES = [
+    path
+    for path in sorted((CHECKPOINTS.parent / "families").iterdir())
+    if (path / "tokenizer.json").is_file()
+]
 DEMO = Path(__file__).parents[2] / "src" / "bitloss" / "assets" / "demo-model"
 
 
 @pytest.mark.parametrize(
-    "folder", [CHECKPOINTS / "mistral-odd", CHECKPOINTS / "llama-tied", DEMO], ids=lambda path: path.name
+    "folder",
+    [CHECKPOINTS / "mistral-odd", CHECKPOINTS / "llama-tied", DEMO, *FAMILIES],
+    ids=lambda path: path.name,
 )
 def test_models_of_this_project_tokenize_as_the_library(tmp_path: Path, folder: Path) -> None:
     convert(folder, [SourceType.F16], tmp_path)
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = source_path(tmp_path, folder.name, "f16")
     assert_same_tokens(library, model, tmp_path, TEXT + "[INST] hi [/INST]<|end_of_text|>")
+
+
+def test_scores_of_a_tokenizer_json_put_joins_in_the_order_of_its_merges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CHECKPOINTS.parent / "families" / "llama2-json"
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # All scores equal, as llama.cpp's converter writes them: other tokens.
+    real = read_fallback
+    monkeypatch.setattr(vocab, "read_fallback", lambda path: dataclasses.replace(real(path), scores={}))
+    convert(folder, [SourceType.F16], tmp_path, name="equal")
+    text = tmp_path / "text.txt"
+    text.write_bytes(TEXT.encode())
+    assert tokenize(tmp_path / "equal-f16.gguf", text) != library.encode(TEXT).ids
 
 
 def test_a_sentencepiece_model_tokenizes_as_its_library(tmp_path: Path) -> None:

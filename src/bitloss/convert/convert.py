@@ -8,20 +8,22 @@ before is replaced.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from bitloss.convert.cast import SourceType, narrow, widen
-from bitloss.convert.families import Family, dimensions, family_of, settings
+from bitloss.convert.dimensions import Dimensions, dimensions, head_keys, setting_keys, settings
+from bitloss.convert.families import Family, family_of
 from bitloss.convert.plan import Job, Plan, describe_unused, plan_tensors, rope_rows
 from bitloss.convert.rope import rope
 from bitloss.convert.vocab import vocabulary
@@ -33,13 +35,9 @@ from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, sha256_file
 from bitloss.store.atomic import explained
 
-if TYPE_CHECKING:
-    from bitloss.convert.families import Dimensions
-
 __all__ = ["Conversion", "InputFile", "OutputFile", "SourceType", "convert", "source_path", "source_types"]
 
 _BLOCK = 16 << 20  # weights
-_ROPE_FACTORS = "rope_freqs.weight"
 _F32 = int(gguf.GGMLQuantizationType.F32)
 
 
@@ -196,7 +194,7 @@ class _Work:
         self.family = family
         self.dims = dims
         self.plan = plan
-        self.rope = rope(checkpoint.config, dims.head)
+        self.rope = rope(family, checkpoint.config, dims.head)
         self.metadata: dict[str, GgufValue] = {}
 
     @classmethod
@@ -209,36 +207,33 @@ class _Work:
                 mend="use the original, unquantized model",
             )
         found = settings(family, checkpoint.config)
-        dims = dimensions(checkpoint.config, found)
+        dims = dimensions(family, checkpoint.config, found)
         work = cls(checkpoint, family, dims, plan_tensors(checkpoint, family, dims))
         u32 = GgufType.UINT32
-        keys = {
-            hyper.key: GgufValue(u32 if hyper.kind == "int" else GgufType.FLOAT32, found[hyper.config])
-            for hyper in family.hyperparameters
-        }
-        keys |= work.rope.keys
-        keys |= {
-            "attention.key_length": GgufValue(u32, dims.head),
-            "attention.value_length": GgufValue(u32, dims.head),
-        }
+        keys = setting_keys(family, found) | dict(work.rope.keys)
+        keys |= head_keys(family, checkpoint.config, dims.head)
         work.metadata = (
             {"general.architecture": GgufValue(GgufType.STRING, family.gguf)}
-            | general_metadata(checkpoint.folder.resolve(), work.n_weights)
+            | general_metadata(checkpoint.folder.resolve(), work.sizes())
             | {f"{family.gguf}.{key}": value for key, value in keys.items()}
             | {"general.quantization_version": GgufValue(u32, int(gguf.GGML_QUANT_VERSION))}
-            | vocabulary(checkpoint, dims.vocab)
+            | vocabulary(checkpoint, family.vocabulary, dims.words["vocab"])
         )
         return work
 
     @property
     def n_weights(self) -> int:
-        factors = 0 if self.rope.factors is None else self.rope.factors.size
-        return factors + sum(int(np.prod(job.shape)) for job in self.plan.jobs)
+        factors = sum(tensor.size for tensor in self.rope.tensors.values())
+        return factors + sum(math.prod(job.shape) for job in self.plan.jobs)
+
+    def sizes(self) -> Sizes:
+        stacks = [job.shape for job in self.plan.jobs if len(job.sources) > 1]
+        expert = sum(math.prod(shape[1:]) for shape in stacks)
+        shared = self.n_weights - sum(math.prod(shape) for shape in stacks)
+        return Sizes(self.n_weights, shared, expert, self.dims.experts)
 
     def tensor_plans(self, kind: SourceType) -> list[TensorPlan]:
-        plans = (
-            [] if self.rope.factors is None else [TensorPlan(_ROPE_FACTORS, self.rope.factors.shape, _F32)]
-        )
+        plans = [TensorPlan(name, tensor.shape, _F32) for name, tensor in self.rope.tensors.items()]
         for job in self.plan.jobs:
             plans.append(TensorPlan(job.target, job.shape[::-1], _F32 if job.always_f32 else kind.ggml_type))
         return plans
@@ -265,8 +260,8 @@ class _Work:
                 file_type = {"general.file_type": GgufValue(GgufType.UINT32, kind.file_type)}
                 stream = GgufStream(path, self.metadata | file_type, self.tensor_plans(kind))
                 streams[kind] = stack.enter_context(stream)
-                if self.rope.factors is not None:
-                    stream.write(self.rope.factors)
+                for factors in self.rope.tensors.values():
+                    stream.write(factors)
             for job in self.plan.jobs:
                 for block in self._blocks(job):
                     for kind, stream in streams.items():
@@ -276,34 +271,46 @@ class _Work:
                     progress(Progress(f"convert {self.checkpoint.folder.name}", done, total, "weights"))
 
     def _blocks(self, job: Job) -> Iterator[_Block]:
-        """Yield a tensor's rows as float32, in the order they are written."""
-        data = self.checkpoint.tensor(job.source)
-        data = data.reshape(data.shape[0], -1)
-        rows = rope_rows(len(data), job.rope_heads) if job.rope_heads else np.arange(len(data))
-        step = max(1, _BLOCK // data.shape[1])
-        for begin in range(0, len(data), step):
-            taken = rows[begin : begin + step]
-            source = data[taken] if job.rope_heads else data[begin : begin + step]
-            yield _Block(source, taken, f"{self.checkpoint.folder}[{job.source}")
+        """Yield the rows of a tensor, or of those stacked into it, as float32 in the order they are written."""
+        for name in job.sources:
+            data = self.checkpoint.tensor(name)
+            data = data.reshape(data.shape[0], -1)
+            rows = rope_rows(len(data), job.rope_heads) if job.rope_heads else np.arange(len(data))
+            step = max(1, _BLOCK // data.shape[1])
+            for begin in range(0, len(data), step):
+                taken = rows[begin : begin + step]
+                source = data[taken] if job.rope_heads else data[begin : begin + step]
+                yield _Block(source, taken, job.shift, f"{self.checkpoint.folder}[{name}")
 
 
 class _Block:
     """Some rows of a tensor as float32, and where they stand in the checkpoint."""
 
     def __init__(
-        self, source: np.ndarray[Any, Any], rows: np.ndarray[Any, np.dtype[np.intp]], label: str
+        self, source: np.ndarray[Any, Any], rows: np.ndarray[Any, np.dtype[np.intp]], shift: float, label: str
     ) -> None:
         self._rows = rows
         self._label = label
         self._columns = source.shape[1]
         self.values = widen(source, self.where)
+        if shift:
+            self.values = self.values + np.float32(shift)
 
     def where(self, index: int) -> str:
         row, column = divmod(index, self._columns)
         return f"{self._label}, row {self._rows[row]}, column {column}]"
 
 
-def general_metadata(folder: Path, n_weights: int) -> dict[str, GgufValue]:
+class Sizes(NamedTuple):
+    """Numbers of weights: in all, outside the experts, of one expert; and the number of experts."""
+
+    total: int
+    shared: int
+    expert: int
+    experts: int
+
+
+def general_metadata(folder: Path, sizes: Sizes) -> dict[str, GgufValue]:
     """Return the `general.*` keys: names, licence and sampling settings found in the folder.
 
     They are worked out by the `gguf` package, from the model card, config.json and the folder's name. Nothing
@@ -311,9 +318,9 @@ def general_metadata(folder: Path, n_weights: int) -> dict[str, GgufValue]:
     """
     kind = {"general.type": GgufValue(GgufType.STRING, "model")}
     try:
-        facts = gguf.Metadata.load(None, folder, None, n_weights)
+        facts = gguf.Metadata.load(None, folder, None, sizes.total)
         facts.name = facts.name or folder.name
-        facts.size_label = facts.size_label or gguf.size_label(n_weights, n_weights, 0, 0)
+        facts.size_label = facts.size_label or gguf.size_label(*sizes)
         recorder = gguf.GGUFWriter(None, arch="")
         facts.set_gguf_meta_model(recorder)
         found = {key: _recorded(entry) for key, entry in recorder.kv_data[0].items()}

@@ -1,27 +1,33 @@
-"""Rotary position settings of config.json -> GGUF keys and, for Llama 3's scaling, a tensor of factors.
+"""Rotary position settings of config.json -> GGUF keys and, for some scalings, tensors of factors.
 
-Both spellings of config.json are read: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`.
-Follows `set_gguf_parameters` in `conversion/base.py` and `generate_extra_tensors` in `conversion/llama.py`.
+Both spellings of config.json are read: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`, which Gemma 3
+has once for each kind of layer. Follows `TextModel.__init__` and `set_gguf_parameters` in `conversion/base.py`, and
+`generate_extra_tensors` in `conversion/llama.py` and `conversion/phi.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import pi
-from typing import Any
+from math import log, pi, sqrt
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitloss.errors import CheckpointError, UnsupportedError
 from bitloss.model.gguf import GgufType, GgufValue
 
+if TYPE_CHECKING:
+    from bitloss.convert.families import Family
+
 _YARN = {
     "extrapolation_factor": "yarn_ext_factor",
     "attention_factor": "yarn_attn_factor",
+    "attn_factor": "yarn_attn_factor",
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
 }
+_MOST_FACTOR = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,50 +36,107 @@ class Rope:
 
     Attributes:
         keys: GGUF keys without the architecture.
-        factors: divisors of the frequencies, float32 [head / 2], for Llama 3's scaling; otherwise None.
+        tensors: name -> divisors of the frequencies, float32 [head / 2], in the order written; mostly none.
     """
 
     keys: Mapping[str, GgufValue]
-    factors: np.ndarray[Any, np.dtype[np.float32]] | None
+    tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
-def rope(config: Mapping[str, Any], head: int) -> Rope:
+def rope(family: Family, config: Mapping[str, Any], head: int) -> Rope:
     """Return the rotary settings of a model with heads of width `head`.
 
     Raises:
         CheckpointError: a setting is missing or no number.
-        UnsupportedError: a kind of scaling that llama.cpp's `llama` architecture does not have.
+        UnsupportedError: a kind of scaling that the family's graph in llama.cpp does not have.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    local = config.get("rope_local_base_freq", 10000.0)
+    if isinstance(given, dict) and isinstance(given.get("full_attention"), dict):
+        other = given.get("sliding_attention")
+        local = other.get("rope_theta", local) if isinstance(other, dict) else local
+        given = given["full_attention"]
     if not isinstance(given, dict):
         raise CheckpointError("no JSON object", where="config.json[rope_scaling]", found=str(given)[:60])
-    theta = _number({"rope_theta": config.get("rope_theta", 10000.0)} | given, "rope_theta", at_least=1)
     kind = str(given.get("rope_type", given.get("type", "default")))
-    keys: dict[str, GgufValue] = {}
-    factors = None
-    if kind == "llama3":
-        factors = llama3_factors(given, theta, head)
-    elif kind in {"linear", "yarn"}:
-        keys["rope.scaling.type"] = GgufValue(GgufType.STRING, kind)
-        keys["rope.scaling.factor"] = _f32(_number(given, "factor"))
-        if kind == "yarn":
-            defaults = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
-            original = _number(defaults | given, "original_max_position_embeddings", at_least=1)
-            keys["rope.scaling.original_context_length"] = GgufValue(GgufType.UINT32, int(original))
-            for name, key in _YARN.items():
-                if given.get(name) is not None:
-                    keys[f"rope.scaling.{key}"] = _f32(_number(given, name))
-    elif kind != "default":
+    if kind == "su":  # Phi-3's first name of it
+        kind = "longrope"
+    if kind not in family.rope_kinds:
         raise UnsupportedError(
             "rotary scaling that cannot be converted here",
             where="config.json[rope_scaling]",
-            expected="default, linear, yarn, llama3",
+            expected=", ".join(family.rope_kinds),
             found=kind[:40],
-            mend="make a GGUF with llama.cpp's convert_hf_to_gguf.py and give that",
         )
+    if family.rope_theta is None:
+        if given.get("rope_theta", 10000) != 10000:
+            raise UnsupportedError(
+                "rotary base that llama.cpp's graph does not follow",
+                where="config.json[rope_parameters.rope_theta]",
+                expected=10000,
+                found=given["rope_theta"],
+            )
+        return Rope({}, {})
+    stated = {"rope_theta": config.get("rope_theta", family.rope_theta)}
+    theta = _number(stated | given, "rope_theta", at_least=1)
+    keys: dict[str, GgufValue] = {}
+    tensors: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
+    if kind == "llama3":
+        tensors["rope_freqs.weight"] = llama3_factors(given, theta, head)
+    elif kind == "longrope":
+        factor, tensors = _longrope(given, config, head)
+        keys["rope.scaling.attn_factor"] = _f32(factor)
+    elif kind in {"linear", "yarn"}:
+        keys |= _scaling(kind, given, config)
     keys["rope.freq_base"] = _f32(theta)
-    keys["rope.dimension_count"] = GgufValue(GgufType.UINT32, head)
-    return Rope(keys, factors)
+    if family.rope_local:
+        keys["rope.freq_base_swa"] = _f32(_number({"rope_local_base_freq": local}, "rope_local_base_freq"))
+    if family.rope_dimensions:
+        keys["rope.dimension_count"] = GgufValue(GgufType.UINT32, head)
+    return Rope(keys, tensors)
+
+
+def _scaling(kind: str, given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, GgufValue]:
+    """Return the keys of linear scaling and YaRN."""
+    keys = {
+        "rope.scaling.type": GgufValue(GgufType.STRING, kind),
+        "rope.scaling.factor": _f32(_number(given, "factor")),
+    }
+    if kind == "yarn":
+        defaults = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
+        original = _number(defaults | dict(given), "original_max_position_embeddings", at_least=1)
+        keys["rope.scaling.original_context_length"] = GgufValue(GgufType.UINT32, int(original))
+        for name, key in _YARN.items():
+            if given.get(name) is not None and f"rope.scaling.{key}" not in keys:
+                keys[f"rope.scaling.{key}"] = _f32(_number(given, name))
+    return keys
+
+
+def _longrope(
+    given: Mapping[str, Any], config: Mapping[str, Any], head: int
+) -> tuple[float, dict[str, np.ndarray[Any, np.dtype[np.float32]]]]:
+    """Return Phi-3's factor of attention and its two sets of divisors, for long and for short contexts.
+
+    With s = context / original context: sqrt(1 + ln s / ln original) where s > 1, else 1.
+    """
+    original = _number(config, "original_max_position_embeddings", 4096, at_least=2)
+    scale = _number(config, "max_position_embeddings", at_least=1) / original
+    tensors = {}
+    for kind in ("long", "short"):
+        listed = given.get(f"{kind}_factor")
+        if (
+            not isinstance(listed, list)
+            or len(listed) != head // 2
+            or not all(type(number) in (int, float) and 0 < number < _MOST_FACTOR for number in listed)
+        ):
+            raise CheckpointError(
+                "bad rotary factors",
+                where=f"config.json[rope_scaling.{kind}_factor]",
+                expected=f"{head // 2} positive numbers",
+                found=str(listed)[:60],
+            )
+        tensors[f"rope_factors_{kind}.weight"] = np.array(listed, dtype=np.float32)
+    return (sqrt(1 + log(scale) / log(original)) if scale > 1 else 1.0), tensors
 
 
 def llama3_factors(

@@ -1,41 +1,33 @@
 """Tokenizer files of an HF folder -> `tokenizer.*` keys of a GGUF, as llama.cpp's converter writes them.
 
-Follows `get_vocab_base`, `_set_vocab_gpt2` and `_create_vocab_sentencepiece` in `conversion/base.py`, `set_vocab`
-in `conversion/llama.py` and `SpecialVocab` in `gguf-py/gguf/vocab.py` of llama.cpp. As there, a `tokenizer.model`
-goes before a `tokenizer.json`, of which then only the special tokens count. Ids that the vocabulary does not use
-become `[PADi]`.
+Follows `get_vocab_base`, `_set_vocab_gpt2` and `_create_vocab_sentencepiece` in `conversion/base.py`, `set_vocab` of
+each family and `LlamaHfVocab` in `gguf-py/gguf/vocab.py` of llama.cpp. As there, a `tokenizer.model` goes before a
+`tokenizer.json`, of which then only the special tokens count. Ids that the vocabulary does not use become `[PADi]`.
 
-One key is ours: a SentencePiece model that puts no space before a text gets `add_space_prefix` false, where
-tokenizer_config.json does not say; without it llama.cpp would put one.
+Ours is: a SentencePiece vocabulary that puts no space before a text gets `add_space_prefix` false, where
+tokenizer_config.json does not say (without it llama.cpp would put one); and the scores of one that comes as
+tokenizer.json only (see `bitloss.model.fallback`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import TokenType
 
-from bitloss.errors import CheckpointError, UnsupportedError
+from bitloss.convert.specials import SPECIALS, optional_json, special_tokens, templates
+from bitloss.errors import CheckpointError, FileProblem, UnsupportedError
+from bitloss.model.fallback import UNMERGED_SCORE, FallbackTokenizer, is_byte, is_fallback, read_fallback
 from bitloss.model.gguf import GgufType, GgufValue
-from bitloss.model.safetensors import read_json
 from bitloss.model.sentencepiece import SentencePieceModel, read_sentencepiece
 from bitloss.model.tokenizer import BpeTokenizer, SpecialRules, read_special_rules, read_tokenizer, written
 
 if TYPE_CHECKING:
+    from bitloss.convert.families import VocabularyRules
     from bitloss.model.checkpoint import Checkpoint
 
-_SPECIALS = {
-    "bos": "bos_token_id",
-    "eos": "eos_token_id",
-    "unk": "unknown_token_id",
-    "sep": "seperator_token_id",  # the key's own spelling
-    "pad": "padding_token_id",
-    "cls": "cls_token_id",
-    "mask": "mask_token_id",
-    "eot": "eot_token_id",
-}
 # The vocabulary sizes by which llama.cpp's converter knows models trained without BOS in front, and CodeLlama.
 _NO_BOS_VOCAB = 49152
 _INFILL_VOCAB, _INFILL = 32016, {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
@@ -44,50 +36,60 @@ _BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
 
 
-def vocabulary(checkpoint: Checkpoint, n_vocab: int) -> dict[str, GgufValue]:
+def vocabulary(checkpoint: Checkpoint, family: VocabularyRules, n_vocab: int) -> dict[str, GgufValue]:
     """Return the tokenizer keys for a model with `n_vocab` rows in its embedding.
 
     Raises:
-        FileProblem: there is neither tokenizer.model nor tokenizer.json.
+        FileProblem: there is none of the family's tokenizer files.
         CheckpointError: a tokenizer file breaks its format or, with tokenizer.json, has ids beyond `n_vocab`.
         UnsupportedError: a tokenizer that cannot be converted here.
     """
     folder = checkpoint.folder
-    config = _optional(checkpoint, "tokenizer_config.json")
+    config = optional_json(checkpoint, "tokenizer_config.json")
     rules: SpecialRules | BpeTokenizer
-    if (folder / "tokenizer.model").is_file():
+    if "sentencepiece" in family.sources and (folder / "tokenizer.model").is_file():
         model = read_sentencepiece(folder / "tokenizer.model")
-        keys = _sentencepiece_keys(model, _added_to(checkpoint, config), n_vocab, str(folder))
-        rules = read_special_rules(folder)
-    else:
+        rules = specials = read_special_rules(folder)
+        added = _added_to(checkpoint, config, family, specials)
+        keys = _sentencepiece_keys(model, added, n_vocab, str(folder))
+    elif "fallback" in family.sources and is_fallback(folder):
+        fallback = read_fallback(folder)
+        rules, keys = fallback.rules, _fallback_keys(fallback, n_vocab, str(folder / "tokenizer.json"))
+    elif "bytes" in family.sources:
         rules = read_tokenizer(folder)
-        keys = _bpe_keys(rules, n_vocab, str(folder / "tokenizer.json"))
+        keys = _bpe_keys(rules, family.pre.get(rules.pre, rules.pre), n_vocab, str(folder / "tokenizer.json"))
+    else:
+        raise FileProblem(
+            "no tokenizer.model in the folder", where=folder, expected="a SentencePiece vocabulary"
+        )
     prefix = config.get("add_prefix_space")
-    if isinstance(prefix, bool):
+    if family.space_prefix == "never":
+        keys["add_space_prefix"] = GgufValue(GgufType.BOOL, False)
+    elif family.space_prefix == "asked" and isinstance(prefix, bool):
         keys["add_space_prefix"] = GgufValue(GgufType.BOOL, prefix)
     ids, adds = special_tokens(rules, config, checkpoint.config)
     for kind, number in ids.items():
         if number < n_vocab:
-            keys[_SPECIALS[kind]] = GgufValue(GgufType.UINT32, number)
+            keys[SPECIALS[kind]] = GgufValue(GgufType.UINT32, number)
         elif isinstance(rules, BpeTokenizer):
             raise CheckpointError(
                 f"{kind} token beyond the vocabulary", where=folder, expected=f"below {n_vocab}", found=number
             )
-    if n_vocab == _NO_BOS_VOCAB:
+    if family.by_size and n_vocab == _NO_BOS_VOCAB:
         adds["bos"] = False
-    if n_vocab == _INFILL_VOCAB:
+    if family.by_size and n_vocab == _INFILL_VOCAB:
         keys |= {f"{kind}_token_id": GgufValue(GgufType.UINT32, number) for kind, number in _INFILL.items()}
     for kind, value in adds.items():
         keys[f"add_{kind}_token"] = GgufValue(GgufType.BOOL, value)
     named = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    return named | _templates(checkpoint, config)
+    return named | templates(checkpoint, config)
 
 
-def _bpe_keys(tokenizer: BpeTokenizer, n_vocab: int, where: str) -> dict[str, GgufValue]:
+def _bpe_keys(tokenizer: BpeTokenizer, pre: str, n_vocab: int, where: str) -> dict[str, GgufValue]:
     texts, types = _tokens(tokenizer, n_vocab, where)
     keys = {
         "model": GgufValue(GgufType.STRING, "gpt2"),
-        "pre": GgufValue(GgufType.STRING, tokenizer.pre),
+        "pre": GgufValue(GgufType.STRING, pre),
         "tokens": GgufValue(GgufType.ARRAY, texts, GgufType.STRING),
         "token_type": GgufValue(GgufType.ARRAY, np.array(types, dtype=np.int32), GgufType.INT32),
     }
@@ -113,6 +115,33 @@ def _sentencepiece_keys(
     for number, (text, kind) in added.items():
         if number < n_vocab:
             texts[number], scores[number], types[number] = text, _ADDED_SCORE, kind
+    return _llama_keys(texts, scores, types, where, space_prefix=model.add_dummy_prefix)
+
+
+def _fallback_keys(tokenizer: FallbackTokenizer, n_vocab: int, where: str) -> dict[str, GgufValue]:
+    """Return the keys of a byte-fallback vocabulary of a tokenizer.json (`LlamaHfVocab` in `gguf-py/gguf/vocab.py`)."""
+    _refuse_beyond(tokenizer.tokens, n_vocab, where)
+    texts = [f"[PAD{number}]" for number in range(n_vocab)]
+    scores = np.full(n_vocab, UNMERGED_SCORE, dtype=np.float32)
+    types = np.full(n_vocab, TokenType.UNUSED, dtype=np.int32)
+    for number, text in tokenizer.tokens.items():
+        added = tokenizer.added.get(number)
+        plain = TokenType.NORMAL if number < tokenizer.n_base else TokenType.USER_DEFINED
+        types[number] = TokenType.CONTROL if added and added.special else plain
+        if is_byte(text):
+            types[number] = TokenType.BYTE
+        texts[number], scores[number] = text, tokenizer.scores.get(number, UNMERGED_SCORE)
+    return _llama_keys(texts, scores, types, where, space_prefix=tokenizer.space_prefix)
+
+
+def _llama_keys(
+    texts: list[str],
+    scores: np.ndarray[Any, np.dtype[np.float32]],
+    types: np.ndarray[Any, np.dtype[np.int32]],
+    where: str,
+    *,
+    space_prefix: bool,
+) -> dict[str, GgufValue]:
     missing = _BYTE_PIECES.difference(texts)
     if missing:
         # llama.cpp writes characters without a piece as bytes, and ends the process where it cannot.
@@ -129,15 +158,20 @@ def _sentencepiece_keys(
         "scores": GgufValue(GgufType.ARRAY, scores, GgufType.FLOAT32),
         "token_type": GgufValue(GgufType.ARRAY, types, GgufType.INT32),
     }
-    if not model.add_dummy_prefix:
+    if not space_prefix:
         keys["add_space_prefix"] = GgufValue(GgufType.BOOL, False)
     return keys
 
 
-def _added_to(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[int, tuple[str, TokenType]]:
-    """Return id -> (text, type) of added_tokens.json and, over it, of tokenizer_config.json's added tokens."""
+def _added_to(
+    checkpoint: Checkpoint, config: Mapping[str, Any], family: VocabularyRules, rules: SpecialRules
+) -> dict[int, tuple[str, TokenType]]:
+    """Return id -> (text, type) of added_tokens.json and, over it, of tokenizer_config.json's added tokens.
+
+    For a family of plainly added tokens, those of tokenizer.json come over both.
+    """
     added: dict[int, tuple[str, TokenType]] = {}
-    for text, number in _optional(checkpoint, "added_tokens.json").items():
+    for text, number in optional_json(checkpoint, "added_tokens.json").items():
         if type(number) is not int or number < 0:
             raise CheckpointError(
                 "bad added token",
@@ -153,25 +187,29 @@ def _added_to(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[int, tu
         content = entry.get("content") if isinstance(entry, dict) else None
         if not (key.isascii() and key.isdigit() and len(key) < 10 and isinstance(content, str)):
             raise CheckpointError("bad added token", where=where, found=f"{key}: {entry}"[:80])
-        if entry.get("special") or looks_special(content):
+        if entry.get("special") or (looks_special(content) and not family.plain_added):
             added[int(key)] = content, TokenType.CONTROL
+        elif family.plain_added:
+            added[int(key)] = content, TokenType.USER_DEFINED
         else:
             added[int(key)] = content.replace("\u2581", " "), TokenType.USER_DEFINED
+    if family.plain_added:
+        for number, token in rules.added.items():
+            added[number] = token.content, TokenType.CONTROL if token.special else TokenType.USER_DEFINED
     return added
 
 
-def _optional(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    path = checkpoint.folder / name
-    return read_json(path) if path.is_file() else {}
-
-
-def _tokens(tokenizer: BpeTokenizer, n_vocab: int, where: str) -> tuple[list[str], list[int]]:
-    """Return texts and token types of ids 0 .. n_vocab - 1."""
-    beyond = max(tokenizer.tokens, default=-1)
+def _refuse_beyond(tokens: Mapping[int, str], n_vocab: int, where: str) -> None:
+    beyond = max(tokens, default=-1)
     if beyond >= n_vocab:
         raise CheckpointError(
             "token ids beyond the embedding", where=where, expected=f"below {n_vocab}", found=beyond
         )
+
+
+def _tokens(tokenizer: BpeTokenizer, n_vocab: int, where: str) -> tuple[list[str], list[int]]:
+    """Return texts and token types of ids 0 .. n_vocab - 1."""
+    _refuse_beyond(tokenizer.tokens, n_vocab, where)
     texts, types = [], []
     for number in range(n_vocab):
         text = tokenizer.tokens.get(number)
@@ -198,121 +236,3 @@ def looks_special(text: str) -> bool:
         or (text.startswith("<\uff5c") and text.endswith("\uff5c>"))
         or (text.startswith("<unused") and text.endswith(">"))
     )
-
-
-def special_tokens(
-    rules: SpecialRules | BpeTokenizer, tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]
-) -> tuple[dict[str, int], dict[str, bool]]:
-    """Return (kind -> id, kind -> is it added to every text).
-
-    Names come from tokenizer_config.json and count if they are added tokens, else the id comes from
-    config.json. What the post-processor puts around a text decides over `add_bos_token` and `add_eos_token`.
-    """
-    names = {kind: _content(tokenizer_config.get(f"{kind}_token")) for kind in _SPECIALS}
-    kinds = [kind for kind in _SPECIALS if kind != "eot"]
-    names["bos"], names["eos"] = names["bos"] or names["cls"], names["eos"] or names["sep"]
-    adds: dict[str, bool] = {}
-    for step in _post_steps(rules.post_processor):
-        if step.get("type") == "ByteLevel":
-            adds.setdefault("bos", False)
-            adds.setdefault("eos", False)
-        if step.get("type") == "TemplateProcessing":
-            first, last = _around(step.get("single"))
-            if first is not None:
-                names["bos"] = names["bos"] or first
-                adds["bos"] = first in {names["bos"], names["cls"]}
-            if last is not None:
-                if tokenizer_config and last != names["eos"]:
-                    # The model ends a turn with one token and a text with another.
-                    kinds.append("eot")
-                    names["eot"] = names["eos"]
-                names["eos"] = last
-                adds["eos"] = True
-            if step.get("pair"):
-                adds["sep"] = _separates(step["pair"], first, last, {names["sep"], names["eos"]})
-    ids: dict[str, int] = {}
-    for kind in kinds:
-        flag = tokenizer_config.get(f"add_{kind}_token")
-        if isinstance(flag, bool):
-            adds.setdefault(kind, flag)
-        name = names[kind]
-        number = rules.ids.get(name) if name and tokenizer_config else None
-        if number is None:
-            number = config.get(f"{kind}_token_id")
-        if type(number) is int and number >= 0:
-            ids[kind] = number
-    return ids, adds
-
-
-def _content(entry: Any) -> str | None:
-    content = entry.get("content") if isinstance(entry, dict) else entry
-    return content if isinstance(content, str) else None
-
-
-def _post_steps(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    steps = entry.get("processors", [entry])
-    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-
-
-def _special(item: Any) -> str | None:
-    special = item.get("SpecialToken") if isinstance(item, dict) else None
-    name = special.get("id") if isinstance(special, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def _around(template: Any) -> tuple[str | None, str | None]:
-    """Return the special tokens a template puts before and after a text."""
-    if not isinstance(template, list) or len(template) < 2:
-        return None, None
-    return _special(template[0]), _special(template[-1])
-
-
-def _separates(pair: Any, first: str | None, last: str | None, separators: set[str | None]) -> bool:
-    """Whether a template puts a separator between two texts."""
-    if not isinstance(pair, list):
-        return False
-    items: Sequence[Any] = pair
-    if items and first is not None and _special(items[0]) == first:
-        items = items[1:]
-    if items and last is not None and _special(items[-1]) == last:
-        items = items[:-1]
-    between = [_special(item) for item in items[1:-1]]
-    if len(between) == 2 and between[1] in separators - {None}:
-        return True
-    return bool(between) and last is None and between[0] in separators - {None}
-
-
-def _templates(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, GgufValue]:
-    """Return the chat template keys; tokenizer_config.json goes before chat_template.jinja and .json."""
-    template = config.get("chat_template")
-    path = checkpoint.folder / "chat_template.jinja"
-    if template is None and config and path.is_file():
-        try:
-            template = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"cannot be read ({error})", where=path) from None
-    if template is None and config:
-        template = _optional(checkpoint, "chat_template.json").get("chat_template")
-    named: dict[str, str] = {}
-    if isinstance(template, str):
-        named["default"] = template
-    elif isinstance(template, list):
-        for entry in template:
-            if (
-                isinstance(entry, dict)
-                and isinstance(entry.get("template"), str)
-                and isinstance(entry.get("name"), str)
-            ):
-                name = "".join(c if c.isascii() and c.isalnum() else "_" for c in entry["name"])
-                named[name] = entry["template"]
-    keys = {
-        "tokenizer.chat_template" + ("" if name == "default" else f".{name}"): GgufValue(
-            GgufType.STRING, text
-        )
-        for name, text in named.items()
-        if name and text
-    }
-    others = sorted(name for name in named if name != "default")
-    if others:
-        keys["tokenizer.chat_templates"] = GgufValue(GgufType.ARRAY, others, GgufType.STRING)
-    return keys

@@ -88,6 +88,8 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
         "ggml_graph_overhead": (ct.c_size_t, []),
         "ggml_new_graph": (ct.c_void_p, [ct.c_void_p]),
         "ggml_build_forward_expand": (None, [ct.c_void_p, TensorPointer]),
+        "ggml_scale_inplace": (TensorPointer, [ct.c_void_p, TensorPointer, ct.c_float]),
+        "ggml_tanh_inplace": (TensorPointer, [ct.c_void_p, TensorPointer]),
         "ggml_backend_tensor_get": (None, [TensorPointer, ct.c_void_p, ct.c_size_t, ct.c_size_t]),
         "ggml_backend_buffer_is_host": (ct.c_bool, [ct.c_void_p]),
         "ggml_commit": (ct.c_char_p, []),

@@ -4,6 +4,9 @@
 engine's own, bit for bit (asserted for F32, F16 and BF16 files by tests, and on the first chunk of every base by
 `bitloss.divergence.basefile`). Computed in slices of rows: memory is O(slice x vocabulary).
 
+Some graphs go on after the product, and so does this one, with the same operations of ggml on the same numbers:
+Gemma 2 and 3 cap (x / c, tanh, x c), Granite divides by a scale. Others that would are refused by name.
+
 Source: src/models/*.cpp of llama.cpp (``build_lora_mm(model.output, cur)`` after ``result_norm``).
 """
 
@@ -22,6 +25,8 @@ from bitloss.model.gguf import GgufFile
 
 _ROOM_FOR_GRAPH = 1 << 20
 SLICE_BYTES = 32 << 20  # logits of one slice; large enough that a product is worth its threads
+_CAPPING = frozenset({"gemma2", "gemma3"})
+_DIVIDING = frozenset({"granite"})
 
 
 class OutputLayer:
@@ -40,7 +45,7 @@ class OutputLayer:
         self._g = ggml()
         self._threads = threads
         file = GgufFile.open(path)
-        refuse_what_follows_the_product(file)
+        self._after = after_the_product(file)
         info = file.tensors.get(output_weight_name(file))
         if info is None:
             raise GgufError("no output.weight and no token_embd.weight", where=path)
@@ -90,6 +95,12 @@ class OutputLayer:
         data[rows:] = 0
         product = g.ggml_mul_mat(context, self._weight, x)
         graph = g.ggml_new_graph(context)
+        for factor in self._after:
+            product = (
+                g.ggml_tanh_inplace(context, product)
+                if factor is None
+                else g.ggml_scale_inplace(context, product, factor)
+            )
         g.ggml_build_forward_expand(graph, product)
         status = g.ggml_graph_compute_with_ctx(context, graph, self._threads)
         assert status == 0, f"ggml_graph_compute_with_ctx returned {status}"
@@ -110,26 +121,37 @@ def output_weight_name(file: GgufFile) -> str:
     return "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
 
 
-def refuse_what_follows_the_product(file: GgufFile) -> None:
-    """Refuse, by name, models whose logits are not just the product.
+def after_the_product(file: GgufFile) -> tuple[float | None, ...]:
+    """Return what a model's graph does to the logits after the product.
+
+    Returns:
+        Factors in turn; None stands for tanh. Mostly none at all.
 
     Raises:
-        UnsupportedError: logit scaling, soft-capping or an output bias is present.
+        UnsupportedError: the graph does something else, named: logit scaling or capping of an architecture not known
+            here, or an output bias.
     """
     architecture = file.architecture
-    for key in (f"{architecture}.final_logit_softcapping", f"{architecture}.logit_scale"):
-        if float(file.value(key, 0.0) or 0.0) not in (0.0, 1.0):
-            raise UnsupportedError(
-                f"the {architecture} graph changes logits after the output product ({key})",
-                where=file.path,
-                mend="measure against a base made by llama-perplexity (--kl-divergence-base)",
-            )
+    cap = np.float32(file.value(f"{architecture}.final_logit_softcapping", 0.0) or 0.0)
+    scale = np.float32(file.value(f"{architecture}.logit_scale", 0.0) or 0.0)
+    mend = "measure against a base made by llama-perplexity (--kl-divergence-base)"
     if "output.bias" in file.tensors:
         raise UnsupportedError(
-            "the model adds output.bias after the output product",
-            where=file.path,
-            mend="measure against a base made by llama-perplexity (--kl-divergence-base)",
+            "the model adds output.bias after the output product", where=file.path, mend=mend
         )
+    # float32 quotients, as the graphs compute them
+    if cap != 0 and architecture in _CAPPING:
+        return (float(np.float32(1) / cap), None, float(cap))
+    if scale != 0 and architecture in _DIVIDING:
+        return (float(np.float32(1) / scale),)
+    for key, value in (("final_logit_softcapping", cap), ("logit_scale", scale)):
+        if value not in (0, 1):
+            raise UnsupportedError(
+                f"the {architecture} graph changes logits after the output product ({architecture}.{key})",
+                where=file.path,
+                mend=mend,
+            )
+    return ()
 
 
 def _memory(address: int, size: int) -> memoryview:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bitloss.model.random_model import SPECIALS, RandomShape, synthetic_bpe
 from bitloss.model.safetensors import DTYPES
-from bitloss.model.tokenizer import PRE_TOKENIZERS
+from bitloss.model.tokenizer import PRE_TOKENIZERS, WHOLE_WORDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,7 +140,8 @@ def tokenizer_json(n_vocab: int, pre: str) -> dict[str, Any]:
         StopIteration: the rule is not in `PRE_TOKENIZERS` with a pattern of its own.
     """
     tokens, merges = synthetic_bpe(n_vocab)
-    pattern = next(s[0] for s, name in PRE_TOKENIZERS.items() if name == pre and s[0].startswith("split "))
+    rule = next((plain for plain, whole in WHOLE_WORDS.items() if whole == pre), pre)
+    pattern = next(s[0] for s, name in PRE_TOKENIZERS.items() if name == rule and s[0].startswith("split "))
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern[6:]}, "behavior": "Isolated", "invert": False}
     bos = {"SpecialToken": {"id": SPECIALS[1], "type_id": 0}}
@@ -178,7 +179,7 @@ def tokenizer_json(n_vocab: int, pre: str) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,
+            "ignore_merges": pre in WHOLE_WORDS.values(),
             "vocab": {token: number for number, token in enumerate(tokens)},
             "merges": merges,
         },

@@ -9,8 +9,8 @@ not count as part of a word, and only ASCII capitals start a new one. Texts in D
 decomposed accents are therefore tokenized otherwise than Mistral's library does, from any GGUF file of such a
 model.
 
-Left out: SentencePiece is read from `tokenizer.model` (`sentencepiece.py`); without that file its tokenizer.json
-is refused by name, as WordPiece and Unigram are.
+Left out: SentencePiece is read from `tokenizer.model` (`sentencepiece.py`) or, without that file, from its
+tokenizer.json by `fallback.py`. WordPiece and Unigram are refused by name.
 """
 
 from __future__ import annotations
@@ -38,11 +38,17 @@ PRE_TOKENIZERS: Mapping[tuple[str, ...], str] = {
         r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         "bytes",
     ): "tekken",
-    (f"split {_CONTRACTIONS}" + r"|\p{N}{1,3}" + _REST, "bytes"): "llama-bpe",
+    (f"split {_CONTRACTIONS}" + r"|\p{N}{1,3}" + _REST, "bytes"): "dbrx",
     (f"split {_CONTRACTIONS}" + r"|\p{N}" + _REST, "bytes"): "qwen2",
     ("bytes by GPT-2's rule",): "gpt-2",
     ("single digits", "bytes by GPT-2's rule"): "smollm",
 }
+
+
+# In llama.cpp a name also says whether a word that is a token is taken whole (`ignore_merges`): name in the table
+# above -> name of the same rule with that. Under a name of the other manner words would be split otherwise.
+WHOLE_WORDS: Mapping[str, str] = {"tekken": "tekken", "dbrx": "llama-bpe"}
+_ALWAYS_WHOLE = frozenset({"tekken"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +92,12 @@ class SpecialRules:
     Attributes:
         post_processor: its entry of that name, or an empty mapping.
         ids: text of an added token -> id.
+        added: id -> added token.
     """
 
     post_processor: Mapping[str, Any]
     ids: Mapping[str, int]
+    added: Mapping[int, AddedToken]
 
 
 def read_special_rules(folder: Path) -> SpecialRules:
@@ -101,7 +109,7 @@ def read_special_rules(folder: Path) -> SpecialRules:
     """
     path = folder / "tokenizer.json"
     data = read_json(path) if path.is_file() else {}
-    return _special_rules(data, _added(path, data.get("added_tokens")))
+    return special_rules(data, added_tokens(path, data.get("added_tokens")))
 
 
 def read_tokenizer(folder: Path) -> BpeTokenizer:
@@ -127,9 +135,8 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
         raise UnsupportedError(
             "SentencePiece vocabulary (byte_fallback) without its tokenizer.model",
             where=path,
-            expected="byte-level BPE",
-            mend="put the model's tokenizer.model beside it, or make a GGUF with llama.cpp's "
-            "convert_hf_to_gguf.py and give that",
+            expected="byte-level BPE for this architecture",
+            mend="put the model's tokenizer.model beside it",
         )
     decoder = data.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
@@ -137,13 +144,13 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UnsupportedError(f"BPE with {key}", where=path, found=str(model[key])[:40])
-    added = _added(path, data.get("added_tokens"))
-    rules = _special_rules(data, added)
+    added = added_tokens(path, data.get("added_tokens"))
+    rules = special_rules(data, added)
     return BpeTokenizer(
         pre=recognise(data, path),
-        tokens=_tokens(path, model.get("vocab"), added),
+        tokens=tokens_of(path, model.get("vocab"), added),
         added=added,
-        merges=_merges(path, model.get("merges")),
+        merges=merges_of(path, model.get("merges")),
         post_processor=rules.post_processor,
         ids=rules.ids,
     )
@@ -167,9 +174,17 @@ def recognise(data: Mapping[str, Any], where: object) -> str:
             "splitting rule (pre-tokenizer) whose llama.cpp name is not known",
             where=where,
             found=" ; ".join(steps)[:1500],
-            mend="make a GGUF with llama.cpp's convert_hf_to_gguf.py and give that",
+            mend="run llama.cpp's convert_hf_to_gguf.py through --converter",
         )
-    return PRE_TOKENIZERS[steps]
+    name = PRE_TOKENIZERS[steps]
+    model = data.get("model")
+    whole_words = isinstance(model, dict) and model.get("ignore_merges") is True
+    if name in _ALWAYS_WHOLE if not whole_words else name not in WHOLE_WORDS:
+        raise UnsupportedError(
+            f"the rule of llama.cpp's {name} with ignore_merges {str(whole_words).lower()}, which has no name there",
+            where=where,
+        )
+    return WHOLE_WORDS[name] if whole_words else name
 
 
 def byte_symbols() -> list[str]:
@@ -202,12 +217,9 @@ def _steps(entry: Any) -> list[str]:
     if kind == "Sequence" and isinstance(entry.get("pretokenizers"), list):
         return [step for each in entry["pretokenizers"] for step in _steps(each)]
     pattern = entry.get("pattern")
-    if (
-        kind == "Split"
-        and isinstance(pattern, dict)
-        and entry.get("behavior") == "Isolated"
-        and not entry.get("invert")
-    ):
+    # To keep what the pattern matches, or to split at it, is the same where the pattern matches every character.
+    manner = [entry.get("behavior"), bool(entry.get("invert"))]
+    if kind == "Split" and isinstance(pattern, dict) and manner in (["Isolated", False], ["Removed", True]):
         return [f"split {pattern.get('Regex')}"]
     if kind == "Digits":
         return ["single digits" if entry.get("individual_digits") else "digits"]
@@ -220,15 +232,18 @@ def _steps(entry: Any) -> list[str]:
 _BYTES = {symbol: number for number, symbol in enumerate(byte_symbols())}
 
 
-def _special_rules(data: Mapping[str, Any], added: dict[int, AddedToken]) -> SpecialRules:
+def special_rules(data: Mapping[str, Any], added: Mapping[int, AddedToken]) -> SpecialRules:
+    """Return what a parsed tokenizer.json says about special tokens."""
     post = data.get("post_processor")
     return SpecialRules(
         post_processor=post if isinstance(post, dict) else {},
-        ids={token.content: number for number, token in reversed(added.items())},
+        added=added,
+        ids={added[number].content: number for number in sorted(added, reverse=True)},
     )
 
 
-def _added(path: Path, listed: Any) -> dict[int, AddedToken]:
+def added_tokens(path: Path, listed: Any) -> dict[int, AddedToken]:
+    """Return id -> added token of a tokenizer.json's `added_tokens`; `CheckpointError` if one is bad."""
     added: dict[int, AddedToken] = {}
     for entry in _list(path, "added_tokens", listed):
         number, content = (entry.get("id"), entry.get("content")) if isinstance(entry, dict) else (None, None)
@@ -238,7 +253,8 @@ def _added(path: Path, listed: Any) -> dict[int, AddedToken]:
     return dict(sorted(added.items()))
 
 
-def _tokens(path: Path, vocab: Any, added: Mapping[int, AddedToken]) -> dict[int, str]:
+def tokens_of(path: Path, vocab: Any, added: Mapping[int, AddedToken]) -> dict[int, str]:
+    """Return id -> text of a vocabulary and the tokens added to it; `CheckpointError` if they contradict."""
     tokens: dict[int, str] = {}
     if not isinstance(vocab, dict):
         raise CheckpointError("no vocabulary", where=f"{path}[model.vocab]")
@@ -262,15 +278,17 @@ def _tokens(path: Path, vocab: Any, added: Mapping[int, AddedToken]) -> dict[int
     return tokens
 
 
-def _merges(path: Path, listed: Any) -> tuple[str, ...]:
-    """Return merges as "left right"; both of tokenizer.json's forms are read."""
+def merges_of(path: Path, listed: Any, separator: str = " ") -> tuple[str, ...]:
+    """Return merges as "left right"; both of tokenizer.json's forms are read.
+
+    A space inside a part would be taken for the separator; byte symbols write it as U+0120.
+    """
     merges: list[str] = []
     for entry in _list(path, "model.merges", listed):
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
-            # A space inside a part would be taken for the separator; byte symbols write it as U+0120.
-            merges.append(" ".join(part.replace(" ", "Ġ") for part in entry))
+            merges.append(separator.join(part.replace(separator, "Ġ") for part in entry))
         elif isinstance(entry, str) and " " in entry:
-            merges.append(entry)
+            merges.append(entry.replace(" ", separator))
         else:
             raise CheckpointError("bad merge", where=f"{path}[model.merges]", found=str(entry)[:80])
     return tuple(merges)

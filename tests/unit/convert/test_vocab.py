@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bitloss.convert.families import family_of
 from bitloss.convert.vocab import vocabulary
 from bitloss.errors import CheckpointError, FileProblem, UnsupportedError
 from bitloss.model.checkpoint import Checkpoint
@@ -30,7 +31,8 @@ def change(folder: Path, name: str, **values: Any) -> None:
 
 
 def keys(folder: Path, n_vocab: int = 408) -> dict[str, Any]:
-    found = vocabulary(Checkpoint.open(folder), n_vocab)
+    checkpoint = Checkpoint.open(folder)
+    found = vocabulary(checkpoint, family_of(checkpoint.architecture).vocabulary, n_vocab)
     return {key.removeprefix("tokenizer.").removeprefix("ggml."): entry.value for key, entry in found.items()}
 
 
@@ -126,3 +128,79 @@ def test_without_tokenizer_model(folder: Path) -> None:
     assert model_sha256(folder) != before
     with pytest.raises(FileProblem, match=r"tokenizer\.json: no such file"):
         keys(folder)
+
+
+FAMILIES = CHECKPOINT.parents[1] / "families"
+
+
+@pytest.fixture
+def fallback(tmp_path: Path) -> Path:
+    shutil.copytree(FAMILIES / "llama2-json", tmp_path / "f")
+    return tmp_path / "f"
+
+
+def test_a_tokenizer_json_with_byte_fallback_alone(fallback: Path) -> None:
+    merges = json.loads((fallback / "tokenizer.json").read_text())["model"]["merges"]
+    found = keys(fallback, 384)
+    assert found["model"] == "llama"
+    assert found["tokens"][:4] == ["<unk>", "<s>", "</s>", "<0x00>"]
+    assert found["token_type"][[0, 1, 3, 379, 380]].tolist() == [3, 3, 6, 1, 5]
+    by_text = dict(zip(found["tokens"], found["scores"].tolist(), strict=True))
+    assert by_text["".join(merges[0])] == 0.0
+    assert by_text["".join(merges[1])] == -1.0
+    assert by_text["<0x00>"] == by_text["[PAD380]"] == -1000.0
+    assert "add_space_prefix" not in found
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "splitter", "prefix"),
+    [
+        ({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}, None, False),
+        (
+            None,
+            {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+            True,
+        ),
+        (
+            None,
+            {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False},
+            False,
+        ),
+    ],
+)
+def test_the_space_before_a_text_of_such_a_vocabulary(
+    fallback: Path, normalizer: Any, splitter: Any, prefix: bool
+) -> None:
+    change(fallback, "tokenizer.json", normalizer=normalizer, pre_tokenizer=splitter)
+    assert keys(fallback).get("add_space_prefix", True) is prefix
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "splitter"),
+    [
+        ({"type": "Lowercase"}, None),
+        (None, None),
+        (None, {"type": "Metaspace", "replacement": "_", "split": False}),
+        ({"type": "Sequence", "normalizers": [{"type": "NFKC"}]}, None),
+    ],
+)
+def test_other_steps_of_such_a_vocabulary_are_refused(fallback: Path, normalizer: Any, splitter: Any) -> None:
+    change(fallback, "tokenizer.json", normalizer=normalizer, pre_tokenizer=splitter)
+    with pytest.raises(UnsupportedError, match="normaliser or splitting rule"):
+        keys(fallback)
+
+
+def test_families_without_a_tokenizer_model(tmp_path: Path) -> None:
+    for name, kind in (("gemma2", FileProblem), ("qwen3", UnsupportedError)):
+        shutil.copytree(FAMILIES / name, tmp_path / name)
+        (tmp_path / name / "tokenizer.model").unlink(missing_ok=True)
+        shutil.copy(FAMILIES / "llama2-json" / "tokenizer.json", tmp_path / name)
+        with pytest.raises(kind, match=r"tokenizer\.model"):
+            keys(tmp_path / name)
+
+
+def test_granite_names_its_rule_as_published_files_do(tmp_path: Path) -> None:
+    assert keys(FAMILIES / "granite", 320)["pre"] == "refact"
+    shutil.copytree(FAMILIES / "granite", tmp_path / "m")
+    change(tmp_path / "m", "config.json", architectures=["LlamaForCausalLM"])
+    assert keys(tmp_path / "m", 320)["pre"] == "smollm"

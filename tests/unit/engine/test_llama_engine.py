@@ -9,7 +9,7 @@ import pytest
 
 from bitloss.engine.base import EngineOptions, Outputs, chunks_of_text, scored_positions
 from bitloss.engine.llama import LlamaEngine, engine_version
-from bitloss.engine.output_layer import OutputLayer, refuse_what_follows_the_product
+from bitloss.engine.output_layer import OutputLayer, after_the_product
 from bitloss.errors import (
     BitlossError,
     EngineError,
@@ -157,7 +157,7 @@ def test_models_that_change_logits_after_the_product_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = GgufFile.open(random_gguf(tmp_path / "m.gguf", DENSE, seed=1))
-    refuse_what_follows_the_product(file)
+    after_the_product(file)
     real = GgufFile.value
     monkeypatch.setattr(
         GgufFile,
@@ -165,7 +165,7 @@ def test_models_that_change_logits_after_the_product_are_refused_by_name(
         lambda self, key, default=None: 30.0 if key.endswith("softcapping") else real(self, key, default),
     )
     with pytest.raises(UnsupportedError, match="final_logit_softcapping"):
-        refuse_what_follows_the_product(file)
+        after_the_product(file)
 
 
 def test_the_engine_names_its_version_and_commit() -> None:

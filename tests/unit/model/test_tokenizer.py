@@ -74,6 +74,26 @@ def test_rules_without_a_pattern_are_recognised() -> None:
     assert len(set(PRE_TOKENIZERS.values())) == len(PRE_TOKENIZERS)
 
 
+def test_a_name_says_whether_words_are_taken_whole() -> None:
+    for pre, plain in (("llama-bpe", "dbrx"), ("tekken", None), ("qwen2", "qwen2")):
+        data = tokenizer_json(300, pre)
+        data["model"]["ignore_merges"] = False
+        if plain is None:
+            with pytest.raises(UnsupportedError, match="tekken with ignore_merges false"):
+                recognise(data, "x")
+        else:
+            assert recognise(data, "x") == plain
+    data["model"]["ignore_merges"] = True
+    with pytest.raises(UnsupportedError, match="qwen2 with ignore_merges true"):
+        recognise(data, "x")
+
+
+def test_keeping_what_matches_is_splitting_at_it() -> None:
+    data = tokenizer_json(300, "dbrx")
+    data["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
+    assert recognise(data, "x") == "dbrx"
+
+
 def test_an_unknown_rule_is_shown() -> None:
     data = tokenizer_json(300, "tekken")
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\p{Han}+|\s"}
