@@ -90,6 +90,8 @@ class Screen:
             took = "done before" if progress.reused else f"{progress.seconds:.1f} s"
             self.say(f"{progress.index:3d}  {progress.label}  ({took})")
         elif progress.detail is None:
+            if progress.plan:
+                self.say(f"{progress.index:3d}  {progress.label}: {progress.plan}")
             self._begin(f"{progress.index:3d}  {progress.label}")
         else:
             self._update(progress.detail)

@@ -45,11 +45,14 @@ _CHECKED_TOKENS = 64  # whether logits are the product of output weight and hidd
 _HEADER_CAP = 64 << 20
 
 
-def base_bytes(model: Path) -> int:
-    """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, a slice of logits."""
+def base_bytes(folder: Path, model: Path) -> int:
+    """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, slices of logits."""
     file = GgufFile.open(model)
     info = file.tensors[output_weight_name(file)]
-    return tensor_bytes(info.shape, info.ggml_type) + _SHARDS_HELD * _SHARD_BYTES + 2 * SLICE_BYTES
+    shards = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors"))
+    return (
+        tensor_bytes(info.shape, info.ggml_type) + min(shards, _SHARDS_HELD * _SHARD_BYTES) + 2 * SLICE_BYTES
+    )
 
 
 class Shard(BaseModel):

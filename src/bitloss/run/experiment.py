@@ -341,7 +341,7 @@ class Runner:
         measure_in_passes(
             self.steps,
             todo,
-            base_bytes=base_bytes(base.source.file),
+            base_bytes=base_bytes(base.folder, base.source.file),
             n_ctx=self.spec.ctx,
             part=part_label("", base.part),
         )

@@ -283,7 +283,7 @@ def _measure(
     records = measure_in_passes(
         steps,
         todo,
-        base_bytes=0 if isinstance(base, KldBase) else base_bytes(base.model),
+        base_bytes=0 if isinstance(base, KldBase) else base_bytes(base.folder, base.model),
         n_ctx=base.n_ctx if isinstance(base, KldBase) else base.header.n_ctx,
         part=part_label("", part),
     )

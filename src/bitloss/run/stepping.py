@@ -28,6 +28,7 @@ class StepProgress:
         detail: progress within it; None when it begins.
         reused: True when the step had been done before.
         seconds: how long it took, once it is over.
+        plan: what it will take, where that was planned, when it begins.
     """
 
     label: str
@@ -35,6 +36,7 @@ class StepProgress:
     detail: Progress | None = None
     reused: bool = False
     seconds: float | None = None
+    plan: str | None = None
 
 
 RunProgress = Callable[[StepProgress], None]
@@ -149,7 +151,7 @@ class Stepper:
         self, step: Step, label: str, outputs: list[Path], plan: str | None = None
     ) -> tuple[datetime, StepResult]:
         index = len(self.costs) + 1
-        self.progress(StepProgress(f"{label} ({plan})" if plan else label, index))
+        self.progress(StepProgress(label, index, plan=plan))
         self.folder.event("step-started", step=label, **({"plan": plan} if plan else {}))
         started = datetime.now(UTC)
         for path in outputs:
