@@ -1,6 +1,6 @@
 """Where scoring dominates: one layer, a vocabulary of 131,072, beside llama-perplexity of the same build.
 
-    uv run python benchmarks/scoring.py --work FOLDER --text TEXT [--chunks 8] [--hidden 1024]
+    uv run python benchmarks/scoring.py --work FOLDER --text TEXT [--chunks 8] [--hidden 256]
 
 Both sides compute the base on the text and measure one Q8_0 candidate against it, with the same chunks and threads.
 Prints the seconds of each, their ratio, and what both store of the base; asserts that the numbers agree, to 1e-5 of the
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="scratch folder; removed and made anew")
     parser.add_argument("--text", type=Path, required=True)
-    for name, default in (("chunks", 8), ("ctx", 512), ("threads", 2), ("hidden", 1024)):
+    for name, default in (("chunks", 8), ("ctx", 512), ("threads", 2), ("hidden", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
