@@ -2,7 +2,8 @@
 #include "module.hpp"
 
 NB_MODULE(_native, m) {
-    m.doc() = "bitloss kernels: divergence of logits, sums of squares.";
+    m.doc() = "bitloss kernels: divergence of logits, sums of squares, codecs of quantized tensors.";
     register_divergence(m);
     register_squares(m);
+    register_codecs(m);
 }

@@ -1,7 +1,8 @@
 """The few parts of ggml bitloss touches directly, through ctypes.
 
-Two uses: an eval callback is handed a ``ggml_tensor *`` and must read its operation, shape, sources and data; and base
-logits are made again from stored hidden states with the engine's own matrix product.
+Three uses: an eval callback is handed a ``ggml_tensor *`` and must read its operation, shape, sources and data; base
+logits are made again from stored hidden states with the engine's own matrix product; and blocks of quantized types are
+encoded and decoded by libggml's own functions (`bitloss.quantize.codec`).
 
 The layout of ``struct ggml_tensor`` is not part of ggml's interface, so `check_layout` compares what we read with what
 ggml's functions say, on tensors made for the purpose, before anything relies on it.
@@ -27,6 +28,7 @@ MAX_NAME = 64
 MAX_OP_PARAMS = 64
 
 TYPE_F32 = 0
+TYPE_Q4_K = 12
 TYPE_I32 = 26
 
 
@@ -52,6 +54,20 @@ Tensor._fields_ = [  # a struct that points to itself gets its fields after its 
 ]
 
 TensorPointer = ct.POINTER(Tensor)
+
+
+class TypeTraits(ct.Structure):
+    """``struct ggml_type_traits``."""
+
+    _fields_ = (
+        ("type_name", ct.c_char_p),
+        ("blck_size", ct.c_int64),
+        ("blck_size_interleave", ct.c_int64),
+        ("type_size", ct.c_size_t),
+        ("is_quantized", ct.c_bool),
+        ("to_float", ct.CFUNCTYPE(None, ct.c_void_p, ct.c_void_p, ct.c_int64)),
+        ("from_float_ref", ct.c_void_p),
+    )
 
 
 class InitParams(ct.Structure):
@@ -95,6 +111,12 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
         "ggml_commit": (ct.c_char_p, []),
         "ggml_version": (ct.c_char_p, []),
         "ggml_validate_row_data": (ct.c_bool, [ct.c_int, ct.c_void_p, ct.c_size_t]),
+        "ggml_get_type_traits": (ct.POINTER(TypeTraits), [ct.c_int]),
+        "ggml_quantize_init": (None, [ct.c_int]),
+        "ggml_quantize_chunk": (
+            ct.c_size_t,
+            [ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_int64, ct.c_int64, ct.c_int64, ct.c_void_p],
+        ),
     },
     "ggml-cpu": {
         "ggml_cpu_init": (None, []),
@@ -180,11 +202,12 @@ def check_layout(g: Ggml) -> None:
             "data": (x.contents.data, g.ggml_get_data(x)),
             "nrows": (x.contents.ne[1] * x.contents.ne[2] * x.contents.ne[3], g.ggml_nrows(x)),
             "buffer": (x.contents.buffer, None),
+            "type traits": (_traits(g, TYPE_Q4_K), (b"q4_K", 256, 144, True, True)),
         }
         for field, (read, told) in found.items():
             if read != told:
                 raise EngineLayoutError(
-                    f"struct ggml_tensor is not laid out as expected at field {field}",
+                    f"ggml's structs are not laid out as expected at field {field}",
                     where="installed ggml",
                     expected=told,
                     found=read,
@@ -192,6 +215,11 @@ def check_layout(g: Ggml) -> None:
                 )
     finally:
         g.ggml_free(context)
+
+
+def _traits(g: Ggml, kind: int) -> tuple[bytes, int, int, bool, bool]:
+    t = g.ggml_get_type_traits(kind).contents
+    return t.type_name, t.blck_size, t.type_size, t.is_quantized, bool(t.to_float)
 
 
 def _address(pointer: object) -> int | None:

@@ -1,0 +1,158 @@
+"""Every format with kernels of ours: reference = kernel = libggml, byte for byte, on every path of the kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.quantize.codec_cases import (
+    CASES,
+    WEIGHTS,
+    Bytes,
+    N,
+    column_weights,
+    libggml_decode,
+    libggml_encode,
+    rows,
+)
+
+from bitloss import _native
+from bitloss.errors import MismatchError, UnsupportedError
+from bitloss.quantize.codec import decode, encode, encode_into, isas, native_kinds
+from bitloss.quantize.reference import legacy
+from bitloss.quantize.types import TENSOR_TYPES
+
+REFERENCES = {**legacy.ENCODERS}
+ENCODED = sorted(native_kinds())
+DECODED = [GGMLQuantizationType(kind) for kind in _native.codec_kinds(encoding=False)]
+PATHS = _native.codec_isas()
+Q8_0, IQ2_XS = GGMLQuantizationType.Q8_0, GGMLQuantizationType.IQ2_XS
+
+
+def name(kind: GGMLQuantizationType) -> str:
+    return str(kind.name)
+
+
+def assert_same(found: Bytes, expected: Bytes, what: str) -> None:
+    different = np.argwhere(found != expected)
+    assert found.shape == expected.shape
+    assert different.size == 0, f"{what}: {len(different)} bytes differ, the first at {different[0]}"
+
+
+def test_every_kernel_has_a_definition() -> None:
+    assert set(ENCODED) == set(REFERENCES)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ENCODED, ids=name)
+def test_encoders_give_the_bytes_of_libggml(kind: GGMLQuantizationType, case: str) -> None:
+    x = rows(case)
+    for weights_name in WEIGHTS:
+        weights = column_weights(weights_name)
+        expected = libggml_encode(kind, x, weights)
+        for path in PATHS:
+            assert_same(encode(kind, x, weights, isa=path), expected, f"{path}, weights {weights_name}")
+        assert_same(REFERENCES[kind](x, weights), expected, f"reference, weights {weights_name}")
+
+
+@pytest.mark.parametrize("kind", ENCODED, ids=name)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), size=st.floats(-45, 38), weighted=st.booleans(), n=st.integers(1, 40))
+def test_encoders_on_random_blocks(
+    kind: GGMLQuantizationType, seed: int, size: float, weighted: bool, n: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((n, 256)) * 10.0**size).clip(-3.4e38, 3.4e38).astype(np.float32)
+    x[rng.random(x.shape) < rng.choice([0, 0.1, 0.9])] = 0
+    weights = (rng.random(256) ** 4).astype(np.float32) if weighted else None
+    expected = libggml_encode(kind, x, weights)
+    for path in PATHS:
+        assert_same(encode(kind, x, weights, isa=path), expected, path)
+
+
+@pytest.mark.parametrize("kind", DECODED, ids=name)
+def test_decoders_give_the_floats_of_libggml(kind: GGMLQuantizationType) -> None:
+    rng = np.random.default_rng(3)
+    width = libggml_encode(kind, rows("normal"), None).shape[1]
+    data = rng.integers(
+        0, 256, (999, width), dtype=np.uint8
+    )  # any bytes: scales that are infinite or NaN too
+    expected = libggml_decode(kind, data, N).view(np.uint32)
+    for path in PATHS:
+        assert np.array_equal(decode(kind, data, N, isa=path).view(np.uint32), expected), path
+
+
+@pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=name)
+def test_every_type_goes_there_and_back_on_any_number_of_threads(kind: GGMLQuantizationType) -> None:
+    x, weights = rows("normal"), column_weights("random")
+    expected = libggml_encode(kind, x, weights)
+    for threads in (1, 3, 16):
+        data = encode(kind, x, weights, threads=threads)
+        assert_same(data, expected, f"{threads} threads")
+        back = decode(kind, data, N, threads=threads)
+        if kind != GGMLQuantizationType.F32:
+            assert np.array_equal(back.view(np.uint32), libggml_decode(kind, data, N).view(np.uint32))
+    assert np.square(back - x).sum() < 0.8 * np.square(x).sum()
+
+
+def test_threads_share_out_uneven_numbers_of_blocks() -> None:
+    x = np.random.default_rng(1).standard_normal((331, 256)).astype(np.float32)
+    for kind in ENCODED:
+        expected = libggml_encode(kind, x, None)
+        for threads in (1, 2, 3, 7):
+            for path in PATHS:
+                assert_same(encode(kind, x, None, threads=threads, isa=path), expected, path)
+
+
+def test_no_rows_and_no_columns() -> None:
+    for kind in (Q8_0, GGMLQuantizationType.IQ4_NL):
+        assert encode(kind, np.empty((0, 64), np.float32), None).shape[0] == 0
+        assert encode(kind, np.empty((3, 0), np.float32), None, threads=2).shape == (3, 0)
+        assert decode(kind, np.empty((3, 0), np.uint8), 0).shape == (3, 0)
+
+
+def test_a_view_that_is_not_contiguous() -> None:
+    x = rows("normal")[::2, 32 : 32 + 512]
+    assert not x.flags.c_contiguous
+    for kind in (Q8_0, GGMLQuantizationType.IQ4_XS):
+        assert_same(encode(kind, x, None), libggml_encode(kind, x, None), kind.name)
+
+
+def test_the_best_path_comes_first_and_wide_is_not_offered() -> None:
+    assert isas()[-1] == "portable"
+    assert "wide" not in isas()
+
+
+def test_input_that_does_not_fit_is_refused() -> None:
+    x = rows("normal")
+    out = np.empty((len(x), N // 32 * 34), np.uint8)
+    with pytest.raises(MismatchError, match="a multiple of 32, found 33"):
+        encode(Q8_0, np.zeros((2, 33), np.float32), None)
+    with pytest.raises(MismatchError, match="expected float32 with two dimensions"):
+        encode(Q8_0, x.astype(np.float64), None)
+    with pytest.raises(MismatchError, match="weights and rows differ in width"):
+        encode(Q8_0, x, np.zeros(3, np.float32))
+    with pytest.raises(MismatchError, match="out: expected"):
+        encode_into(Q8_0, x, None, out[:, 1:])
+    with pytest.raises(MismatchError, match="worker threads"):
+        encode(Q8_0, x, None, threads=0)
+    with pytest.raises(MismatchError, match="instruction set not available"):
+        encode(Q8_0, x, None, isa="z80")
+    with pytest.raises(MismatchError, match="expected 816 bytes"):
+        decode(Q8_0, out[:, 1:], N)
+    with pytest.raises(UnsupportedError, match="IQ2_XS: this type cannot be encoded without"):
+        encode(IQ2_XS, x, None)
+    with pytest.raises(UnsupportedError, match="Q8_K: libggml does not encode"):
+        encode(GGMLQuantizationType.Q8_K, x, None)
+
+
+def test_the_native_functions_check_sizes_themselves() -> None:
+    x = np.zeros((2, 32), np.float32)
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        _native.encode_rows(int(Q8_0), x, None, np.empty((2, 33), np.uint8), 1, "auto")
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        _native.decode_rows(int(Q8_0), np.empty((2, 33), np.uint8), x, 1, "auto")
+    with pytest.raises(ValueError, match="no kernel for type 99"):
+        _native.encode_rows(99, x, None, np.empty((2, 34), np.uint8), 1, "auto")
