@@ -21,10 +21,10 @@ from tests.unit.quantize.codec_cases import (
 from bitloss import _native
 from bitloss.errors import MismatchError, UnsupportedError
 from bitloss.quantize.codec import decode, encode, encode_into, isas, native_kinds
-from bitloss.quantize.reference import legacy
+from bitloss.quantize.reference import k_quants, legacy
 from bitloss.quantize.types import TENSOR_TYPES
 
-REFERENCES = {**legacy.ENCODERS}
+REFERENCES = {**legacy.ENCODERS, **k_quants.ENCODERS}
 ENCODED = sorted(native_kinds())
 DECODED = [GGMLQuantizationType(kind) for kind in _native.codec_kinds(encoding=False)]
 PATHS = _native.codec_isas()
