@@ -38,6 +38,15 @@ from demo_tokenizer import LLAMA3, write_json
 from family_configs import BPE_VOCAB, FAMILY_MODELS, SPM_PIECES, FamilyModel
 from make_golden_logits import write_golden_logits
 
+# Gemma's vocabulary begins with such pieces: names of controls, and runs of line ends and of spaces.
+GEMMA_PIECES = (
+    "<mask>",
+    "<unused0>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "\n\n",
+    *("▁" * n for n in range(2, 9)),
+)
 WEIGHT_STD, GAIN_STD = 0.1, 0.1
 # ggml takes GELU from a table of float16: smaller activations keep what that costs below the tests' tolerance.
 GEMMA_STD = 0.06
@@ -130,15 +139,7 @@ def train_sentencepiece(text: str, *, gemma: bool) -> bytes:
     if gemma:
         own = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "add_dummy_prefix": False}
         own |= {"bos_piece": "<bos>", "eos_piece": "<eos>"}
-        own["user_defined_symbols"] = [
-            "<mask>",
-            "<unused0>",
-            "<start_of_turn>",
-            "<end_of_turn>",
-            "\n\n",
-            "▁▁",
-            "▁▁▁",
-        ]
+        own["user_defined_symbols"] = list(GEMMA_PIECES)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.splitlines()),
         model_writer=written,
@@ -188,7 +189,7 @@ def tokenizer_json(model: bytes, *, gemma: bool) -> Tokenizer:
     bos = "<bos>" if gemma else "<s>"
     tokenizer.add_special_tokens([AddedToken(each, normalized=False, special=True) for each in specials])
     if gemma:
-        added = texts[4:11]
+        added = texts[4 : 4 + len(GEMMA_PIECES)]
         tokenizer.add_tokens([AddedToken(each, normalized=False, special=False) for each in added])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.token_to_id(bos))]
@@ -215,8 +216,7 @@ def write_spm(kind: str, text: str, folder: Path, architecture: str) -> None:
     }
     if gemma:
         config["pad_token"] = "<pad>"
-        marks = ("<mask>", "<unused0>", "<start_of_turn>", "<end_of_turn>", "\n\n", "▁▁", "▁▁▁")
-        for number, name in enumerate(marks, start=4):
+        for number, name in enumerate(GEMMA_PIECES, start=4):
             special = name.endswith("_turn>")
             added[str(number)] = {"content": name, "normalized": False, "special": special}
     elif architecture == "Phi3ForCausalLM":

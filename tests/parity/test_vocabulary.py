@@ -17,11 +17,15 @@ from tokenizers import decoders, pre_tokenizers, trainers
 
 from bitloss.convert import vocab
 from bitloss.convert.cast import SourceType
-from bitloss.convert.convert import convert, source_path
+from bitloss.convert.convert import ConvertOptions, convert, source_path
+from bitloss.engine.llama import LlamaEngine
 from bitloss.model.fallback import read_fallback
 from bitloss.model.gguf import GgufFile
+from bitloss.model.prooftext import KNOWN_DIFFERENCES, PROOF_TEXTS
 from bitloss.model.random_checkpoint import CheckpointOptions, random_checkpoint, tokenizer_json
 from bitloss.model.random_model import SPECIALS, RandomShape
+from bitloss.model.witness import witness_of
+from bitloss.run.proof import compare_tokens
 
 pytestmark = pytest.mark.parity
 
@@ -48,8 +52,8 @@ STEPS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def trained(pre: str) -> dict[str, Any]:
-    """Return a tokenizer.json trained on the text under a splitting rule, with special tokens in front."""
+def trained(pre: str, texts: list[str], n_vocab: int = N_VOCAB) -> dict[str, Any]:
+    """Return a tokenizer.json trained on texts under a splitting rule, with special tokens in front."""
     data = tokenizer_json(259, "tekken" if pre in STEPS else pre)
     if pre in STEPS:
         data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": STEPS[pre]}
@@ -57,12 +61,12 @@ def trained(pre: str) -> dict[str, Any]:
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=N_VOCAB,
+        vocab_size=n_vocab,
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([TEXT, MARKED] * 3, trainer)
+    tokenizer.train_from_iterator(texts * 3, trainer)
     result: dict[str, Any] = json.loads(tokenizer.to_str())
     return result
 
@@ -86,7 +90,7 @@ def assert_same_tokens(library: tokenizers.Tokenizer, model: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("pre", ["tekken", "llama-bpe", "dbrx", "qwen2", "gpt-2", "smollm"])
 def test_every_known_rule_splits_as_the_library(tmp_path: Path, pre: str) -> None:
-    data = trained(pre)
+    data = trained(pre, [TEXT, MARKED])
     n_vocab = max(data["model"]["vocab"].values()) + 1
     folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shape=RandomShape(n_vocab=n_vocab)))
     (folder / "tokenizer.json").write_text(json.dumps(data))
@@ -106,6 +110,24 @@ def test_every_known_rule_splits_as_the_library(tmp_path: Path, pre: str) -> Non
         assert tokenize(model, text) != library.encode(MARKED).ids
     else:
         assert_same_tokens(library, model, tmp_path, MARKED)
+
+
+@pytest.mark.parametrize("pre", ["tekken", "llama-bpe", "dbrx", "qwen2", "gpt-2", "smollm"])
+def test_the_proof_finds_known_differences_only(tmp_path: Path, pre: str) -> None:
+    """With a vocabulary that has joined all it can in the texts of the proof, where a difference would show."""
+    data = trained(pre, [*PROOF_TEXTS.values()], 4000)
+    n_vocab = max(data["model"]["vocab"].values()) + 1
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shape=RandomShape(n_vocab=n_vocab)))
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    convert(folder, [SourceType.F16], tmp_path / "out")
+    witness = witness_of(folder)
+    assert witness is not None
+    with LlamaEngine(source_path(tmp_path / "out", "m", "f16"), vocab_only=True) as engine:
+        proof = compare_tokens(engine, witness, pre)
+    assert proof.texts == len(PROOF_TEXTS)
+    assert proof.tokens < sum(len(text.encode()) for text in PROOF_TEXTS.values()) / 3
+    found = {line.partition(":")[0] for line in proof.known_differences}
+    assert found == set(KNOWN_DIFFERENCES.get(pre, {}))
 
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
@@ -137,7 +159,7 @@ def test_scores_of_a_tokenizer_json_put_joins_in_the_order_of_its_merges(
     # All scores equal, as llama.cpp's converter writes them: other tokens.
     real = read_fallback
     monkeypatch.setattr(vocab, "read_fallback", lambda path: dataclasses.replace(real(path), scores={}))
-    convert(folder, [SourceType.F16], tmp_path, name="equal")
+    convert(folder, [SourceType.F16], tmp_path, ConvertOptions(name="equal"))
     text = tmp_path / "text.txt"
     text.write_bytes(TEXT.encode())
     assert tokenize(tmp_path / "equal-f16.gguf", text) != library.encode(TEXT).ids

@@ -66,10 +66,22 @@ def convert(
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the files. [default: the folder's]")
     ] = None,
+    allow_overflow: Annotated[
+        bool,
+        typer.Option("--allow-overflow", help="Write infinity where a weight is out of a type's range."),
+    ] = False,
+    no_proof: Annotated[
+        bool,
+        typer.Option("--no-proof", help="Do not compare tokens or compute with the files before they count."),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a model folder to GGUF at F32, F16, BF16, in one read."""
+    """Convert a model folder to GGUF at F32, F16, BF16, in one read, and prove the files.
+
+    conversion.json tells what was checked: every tensor accounted for, the stored bytes, the tokens of a text in many
+    scripts against the model's own tokenizer, finite logits from llama.cpp.
+    """
     types = listed(to, "--to")
     for kind in types:
         if kind not in ("f32", "f16", "bf16"):
@@ -80,6 +92,8 @@ def convert(
         types=types,
         out=out.resolve(),
         name=name,
+        allow_overflow=allow_overflow,
+        proof=not no_proof,
     )
     result = _run(step, quiet=quiet).value
     if json:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # Tables some checkpoints carry that are computed from the settings.
 _COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 _FLOATS = {"F32", "F16", "BF16"}
-_ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d{0,5})(?=\.)")
 
 
@@ -41,15 +40,6 @@ class Job:
     shape: tuple[int, ...]
     rope_heads: int = 0
     shift: float = 0.0
-
-    @property
-    def always_f32(self) -> bool:
-        """Whether it is F32 in every file: vectors, norms and routers (llama.cpp's rule)."""
-        return (
-            len(self.shape) <= 1
-            or self.target.endswith(("_norm.weight", *_ROUTERS))
-            or not self.target.endswith(".weight")
-        )
 
 
 @dataclass(frozen=True, slots=True)

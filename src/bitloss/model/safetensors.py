@@ -113,6 +113,13 @@ class SafetensorsFile:
         flat = np.frombuffer(self._data, dtype=dtype, count=info.n_bytes // dtype.itemsize, offset=info.start)
         return flat.reshape(info.shape)
 
+    def forget(self, name: str) -> None:
+        """Tell the system that a tensor's pages are not needed any more: they leave this process's memory."""
+        info, mapped = self.tensors[name], self._data.obj
+        start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and info.n_bytes:
+            mapped.madvise(mmap.MADV_DONTNEED, start, info.start + info.n_bytes - start)
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint folder.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bitloss.convert.cast import SourceType
-from bitloss.convert.convert import Conversion, convert, source_path, source_types
+from bitloss.convert.convert import Conversion, ConvertOptions, convert, source_path, source_types
 from bitloss.errors import BitlossError, CheckpointError, DiskFull, FileProblem, UnsupportedError, UsageError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
@@ -102,7 +102,7 @@ def test_values_are_the_checkpoint_s_with_rope_rows_reordered(tmp_path: Path) ->
 def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = random_checkpoint(tmp_path / "m")
     one = convert(folder, ALL, tmp_path / "a")
-    monkeypatch.setattr("bitloss.convert.convert._BLOCK", 100)
+    monkeypatch.setattr("bitloss.convert.material.BLOCK", 100)
     many = convert(folder, ALL, tmp_path / "b")
     assert [output.sha256 for output in one.outputs] == [output.sha256 for output in many.outputs]
 
@@ -119,14 +119,16 @@ def test_an_old_file_is_replaced_and_a_name_can_be_given(tmp_path: Path) -> None
     target = tmp_path / "out" / "other-f16.gguf"
     target.parent.mkdir()
     target.write_bytes(b"old")
-    convert(random_checkpoint(tmp_path / "m"), [SourceType.F16], tmp_path / "out", name="other")
+    convert(
+        random_checkpoint(tmp_path / "m"), [SourceType.F16], tmp_path / "out", ConvertOptions(name="other")
+    )
     assert GgufFile.open(target).text("general.name") == "M"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\0b"])
 def test_a_name_must_be_plain(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="plain name"):
-        convert(random_checkpoint(tmp_path / "m"), ALL, tmp_path / "out", name=name)
+        convert(random_checkpoint(tmp_path / "m"), ALL, tmp_path / "out", ConvertOptions(name=name))
     with pytest.raises(UsageError, match="at least one type"):
         convert(tmp_path / "m", [], tmp_path / "out")
 
@@ -262,7 +264,7 @@ def test_bad_numbers_are_told_with_their_place_and_leave_nothing(
 def test_overflow_can_be_allowed(tmp_path: Path) -> None:
     folder = random_checkpoint(tmp_path / "m")
     edit(folder, lambda tensors: tensors["lm_head.weight"].__setitem__((0, 0), 1e6))
-    convert(folder, ALL, tmp_path / "out", allow_overflow=True)
+    convert(folder, ALL, tmp_path / "out", ConvertOptions(allow_overflow=True))
     assert GgufFile.open(tmp_path / "out" / "m-f16.gguf").tensor_f32("output.weight")[0, 0] == np.inf
     assert GgufFile.open(tmp_path / "out" / "m-bf16.gguf").tensor_f32("output.weight")[0, 0] == 999424
 

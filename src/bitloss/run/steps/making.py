@@ -21,18 +21,28 @@ class ConvertStep(StepModel):
     model_sha256: str
     types: tuple[str, ...]
     name: str | None = None
+    allow_overflow: bool = False
+    proof: bool = True
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
-        return {"model": self.model_sha256, "types": list(self.types), "name": self.name or self.model.name}
+        return {
+            "model": self.model_sha256,
+            "types": list(self.types),
+            "name": self.name or self.model.name,
+            "allow_overflow": self.allow_overflow,
+            "proof": self.proof,
+        }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.convert.convert.convert`."""
-        from bitloss.convert.convert import SourceType, convert
+        from bitloss.convert.convert import ConvertOptions, SourceType, convert
+        from bitloss.run.proof import prove
 
-        done = convert(
-            self.model, [SourceType(t) for t in self.types], self.out, name=self.name, progress=progress
+        options = ConvertOptions(
+            name=self.name, allow_overflow=self.allow_overflow, prover=prove if self.proof else None
         )
+        done = convert(self.model, [SourceType(t) for t in self.types], self.out, options, progress=progress)
         record: dict[str, JsonValue] = done.model_dump(mode="json")
         return record
 

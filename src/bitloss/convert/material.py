@@ -1,0 +1,117 @@
+"""What a conversion is made from, whatever it was: targets with their values in blocks, and metadata.
+
+An HF folder becomes one in `folder.py`, a GGUF file in `recast.py`; `writing.py` turns it into files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from bitloss.convert.cast import SourceType, widen
+from bitloss.model.gguf_writer import TensorPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bitloss.model.gguf import GgufValue
+
+BLOCK = 4 << 20
+"""Weights of a block: 16 MB as float32."""
+F32 = int(GGMLQuantizationType.F32)
+_ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A tensor of the files.
+
+    Attributes:
+        name: its name. shape: NumPy order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def always_f32(self) -> bool:
+        """Whether it is F32 in every file: vectors, norms and routers (llama.cpp's rule)."""
+        return (
+            len(self.shape) <= 1
+            or self.name.endswith(("_norm.weight", *_ROUTERS))
+            or not self.name.endswith(".weight")
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    def plan(self, kind: SourceType) -> TensorPlan:
+        """Return what is written into a file of that type."""
+        return TensorPlan(self.name, self.shape[::-1], F32 if self.always_f32 else kind.ggml_type)
+
+
+class Block:
+    """Some rows of a tensor as finite float32 values, and where they stand in the model.
+
+    Args:
+        source: [rows, columns], F32, F16 or BF16.
+        rows: their numbers in the model's tensor.
+        shift: added to every value.
+        label: "folder[tensor", for messages.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite.
+    """
+
+    def __init__(
+        self, source: np.ndarray[Any, Any], rows: np.ndarray[Any, np.dtype[np.intp]], shift: float, label: str
+    ) -> None:
+        self._rows = rows
+        self._label = label
+        self._columns = source.shape[1]
+        self.values = widen(source, self.where)
+        if shift:
+            self.values = self.values + np.float32(shift)
+
+    def where(self, index: int) -> str:
+        """Return where the value at a flat index stands: "folder[tensor, row r, column c]"."""
+        row, column = divmod(index, self._columns)
+        return f"{self._label}, row {self._rows[row]}, column {column}]"
+
+
+class Material(Protocol):
+    """A model to convert, checked.
+
+    Attributes:
+        label: for progress.
+        metadata: of the files, without `general.file_type`.
+        targets: tensors in the order written.
+    """
+
+    label: str
+    metadata: Mapping[str, GgufValue]
+    targets: tuple[Target, ...]
+
+    def blocks(self, target: Target) -> Iterator[Block]:
+        """Yield a target's values, row by row."""
+        ...
+
+    def forget(self, target: Target) -> None:
+        """Let go of the memory that a target's values were read into."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Every file that decides the result."""
+        ...
+
+
+def rows_per_block(columns: int) -> int:
+    """Rows of that many columns which make a block."""
+    return max(1, BLOCK // max(1, columns))
