@@ -41,6 +41,8 @@ BITLOSS_INLINE Ints select(Mask m, Ints a, Ints b) {
     return (Ints)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
 }
 BITLOSS_INLINE bool any(Mask m) { return m != 0; }
+BITLOSS_INLINE Ints as_ints(Mask m) { return (Ints)_mm512_movm_epi32(m); }
+BITLOSS_INLINE Floats lookup(Floats table, Ints k) { return _mm512_maskz_permutexvar_ps(0xffff, (__m512i)k, table); }
 BITLOSS_INLINE Floats root(Floats x) { return _mm512_maskz_sqrt_ps(0xffff, x); }
 BITLOSS_INLINE Floats smaller(Floats a, Floats b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 BITLOSS_INLINE Floats larger(Floats a, Floats b) { return _mm512_maskz_max_ps(0xffff, a, b); }
@@ -56,12 +58,14 @@ BITLOSS_INLINE Mask equal(Ints a, Ints b) { return a == b; }
 BITLOSS_INLINE Mask invert(Mask m) { return ~m; }
 BITLOSS_INLINE Mask both(Mask a, Mask b) { return a & b; }
 BITLOSS_INLINE Mask either(Mask a, Mask b) { return a | b; }
+BITLOSS_INLINE Ints as_ints(Mask m) { return m; }
 #if BITLOSS_VECTOR_BYTES == 32
 // Intrinsics: of ?: on vectors the compiler makes two or three instructions, as it has to be careful with NaN.
 BITLOSS_INLINE Floats select(Mask m, Floats a, Floats b) { return _mm256_blendv_ps(b, a, (__m256)m); }
 BITLOSS_INLINE Ints select(Mask m, Ints a, Ints b) {
     return (Ints)_mm256_blendv_epi8((__m256i)b, (__m256i)a, (__m256i)m);
 }
+BITLOSS_INLINE Floats lookup(Floats table, Ints k) { return _mm256_permutevar8x32_ps(table, (__m256i)k); }
 BITLOSS_INLINE bool any(Mask m) { return _mm256_movemask_ps((__m256)m) != 0; }
 BITLOSS_INLINE Floats root(Floats x) { return _mm256_sqrt_ps(x); }
 BITLOSS_INLINE Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
@@ -200,6 +204,22 @@ BITLOSS_INLINE Lanes<Of> select(const Mask& m, const Lanes<Of>& a, const Lanes<O
     return out;
 }
 
+// -1 where set, else 0.
+BITLOSS_INLINE Ints as_ints(const Mask& m) {
+    Ints out;
+    for (int p = 0; p < parts; ++p) out.part[p] = machine::as_ints(m.part[p]);
+    return out;
+}
+
+#if BITLOSS_VECTOR_BYTES > 16
+// table[k], k taken modulo the lanes of the machine's vector.
+BITLOSS_INLINE Floats lookup(const machine::Floats& table, const Ints& k) {
+    Floats out;
+    for (int p = 0; p < parts; ++p) out.part[p] = machine::lookup(table, k.part[p]);
+    return out;
+}
+#endif
+
 BITLOSS_INLINE bool any(const Mask& m) {
     machine::Mask merged = m.part[0];
     for (int p = 1; p < parts; ++p) merged = machine::either(merged, m.part[p]);
@@ -310,6 +330,18 @@ BITLOSS_INLINE Ints load_bytes(const std::uint8_t* from) {
         Bytes bytes;
         __builtin_memcpy(&bytes, from + p * (lanes / parts), sizeof bytes);
         out.part[p] = __builtin_convertvector(bytes, machine::Ints);
+    }
+    return out;
+}
+
+// Little endian words of 16 bits, one for every lane, zeros above.
+BITLOSS_INLINE Ints load_words(const std::uint8_t* from) {
+    typedef std::uint16_t Words __attribute__((vector_size(BITLOSS_VECTOR_BYTES / 2)));
+    Ints out;
+    for (int p = 0; p < parts; ++p) {
+        Words words;
+        __builtin_memcpy(&words, from + p * (2 * lanes / parts), sizeof words);
+        out.part[p] = __builtin_convertvector(words, machine::Ints);
     }
     return out;
 }

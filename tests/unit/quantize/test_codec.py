@@ -20,11 +20,12 @@ from tests.unit.quantize.codec_cases import (
 
 from bitloss import _native
 from bitloss.errors import MismatchError, UnsupportedError
-from bitloss.quantize.codec import decode, encode, encode_into, isas, native_kinds
-from bitloss.quantize.reference import k_quants, legacy
+from bitloss.quantize.codec import decode, encode, encode_into, isas, native_kinds, row_bytes
+from bitloss.quantize.reference import iq4, k_quants, legacy
 from bitloss.quantize.types import TENSOR_TYPES
 
-REFERENCES = {**legacy.ENCODERS, **k_quants.ENCODERS}
+REFERENCES = {**legacy.ENCODERS, **k_quants.ENCODERS, **iq4.ENCODERS}
+DECODE_REFERENCES = {**legacy.DECODERS, **iq4.DECODERS}
 ENCODED = sorted(native_kinds())
 DECODED = [GGMLQuantizationType(kind) for kind in _native.codec_kinds(encoding=False)]
 PATHS = _native.codec_isas()
@@ -75,13 +76,23 @@ def test_encoders_on_random_blocks(
 @pytest.mark.parametrize("kind", DECODED, ids=name)
 def test_decoders_give_the_floats_of_libggml(kind: GGMLQuantizationType) -> None:
     rng = np.random.default_rng(3)
-    width = libggml_encode(kind, rows("normal"), None).shape[1]
-    data = rng.integers(
-        0, 256, (999, width), dtype=np.uint8
-    )  # any bytes: scales that are infinite or NaN too
+    # Any bytes: scales that are subnormal, infinite or NaN too.
+    data = rng.integers(0, 256, (999, row_bytes(kind, N)), dtype=np.uint8)
     expected = libggml_decode(kind, data, N).view(np.uint32)
     for path in PATHS:
         assert np.array_equal(decode(kind, data, N, isa=path).view(np.uint32), expected), path
+    if kind in DECODE_REFERENCES:
+        assert np.array_equal(DECODE_REFERENCES[kind](data, N).view(np.uint32), expected)
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.F16, GGMLQuantizationType.BF16], ids=name)
+def test_every_pattern_of_16_bits_decodes_as_libggml_does(kind: GGMLQuantizationType) -> None:
+    data = np.arange(1 << 16, dtype="<u2").view(np.uint8).reshape(1, -1)
+    expected = libggml_decode(kind, data, 1 << 16).view(np.uint32)
+    for path in PATHS:
+        assert np.array_equal(decode(kind, data, 1 << 16, isa=path).view(np.uint32), expected), path
+        odd = decode(kind, data[:, 2:36], 17, isa=path)  # a last vector that is not full
+        assert np.array_equal(odd.view(np.uint32)[0], expected[0, 1:18]), path
 
 
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=name)
