@@ -6,4 +6,5 @@ NB_MODULE(_native, m) {
     register_divergence(m);
     register_squares(m);
     register_codecs(m);
+    register_strings(m);
 }

@@ -52,3 +52,11 @@ def decode_rows(
     kind: int, data: npt.NDArray[np.uint8], out: npt.NDArray[np.float32], threads: int, isa: str
 ) -> None:
     """Decode data [n_rows, row_bytes] into out [n_rows, n_per_row]; ``bitloss.quantize.codec.decode`` calls it."""
+
+def find_strings(
+    data: npt.NDArray[np.uint8], at: int, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+) -> tuple[int, int]:
+    """Find length-prefixed strings (u64, little-endian) from ``at`` on; fills starts and ends [count].
+
+    Returns how many stand whole in the data, and where the next one begins.
+    """

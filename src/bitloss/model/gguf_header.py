@@ -18,6 +18,7 @@ any other file when the caller asks for it (`bitloss.model.gguf_split` joins the
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from enum import IntEnum
 from math import prod
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from bitloss import _native
 from bitloss.errors import GgufError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -235,6 +237,25 @@ class _Reader:
         length = self.u64("the length of a string")
         return bytes(self.take(length, "a string")).decode("utf-8", errors="backslashreplace")
 
+    def strings(self, count: int) -> list[str]:
+        """As `string` so many times; a vocabulary and its merges are hundreds of thousands."""
+        starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
+        found, end = _native.find_strings(np.frombuffer(self.data, np.uint8), self.at, starts, ends)
+        if found < count:
+            self.at = end
+            self.string()  # says what is wrong here
+        first, self.at = self.at, end
+        return list(_decode(bytes(self.data[first:end]), count))
+
+
+@functools.lru_cache(maxsize=4)  # a run opens files of one vocabulary over and over
+def _decode(raw: bytes, count: int) -> tuple[str, ...]:
+    """The strings of an array that is known to hold so many."""
+    starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
+    _native.find_strings(np.frombuffer(raw, np.uint8), 0, starts, ends)
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    return tuple(str(raw[first:last], "utf-8", "backslashreplace") for first, last in spans)
+
 
 def _read_start(reader: _Reader) -> tuple[int, int, int]:
     """Return (version, number of tensors, number of keys)."""
@@ -299,7 +320,7 @@ def _read_value(reader: _Reader, kind: GgufType) -> GgufValue:
             "the array is longer than the file", expected=f"at most {left // least}", found=count
         )
     if item is GgufType.STRING:
-        return GgufValue(kind, [reader.string() for _ in range(count)], item)
+        return GgufValue(kind, reader.strings(count), item)
     raw = reader.take(count * least, "an array")
     # A copy: a view would keep the whole map alive for a few numbers.
     numbers = np.frombuffer(raw, dtype=NUMBER_DTYPES[item]).copy()
