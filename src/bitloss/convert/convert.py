@@ -19,11 +19,12 @@ from pathlib import Path
 from bitloss.convert.cast import SourceType
 from bitloss.convert.folder import FolderMaterial
 from bitloss.convert.material import Material
-from bitloss.convert.plan import describe_unused
+from bitloss.convert.recast import GgufMaterial
 from bitloss.convert.record import Conversion, InputFile, OutputFile, Proof, TensorProof
 from bitloss.convert.writing import Hashes, read_back, write_files
 from bitloss.errors import DiskFull, UsageError
 from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import whole_stem
 from bitloss.progress import ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, sha256_file
 from bitloss.store.atomic import explained
@@ -84,6 +85,25 @@ def source_types(names: Iterable[str]) -> tuple[SourceType, ...]:
     return tuple(dict.fromkeys(types))
 
 
+def default_name(model: Path) -> str:
+    """Return the stem of the files made from a model: the folder's name, or a GGUF's without its type and part."""
+    model = model.resolve()
+    if model.is_dir():
+        return model.name
+    stem = whole_stem(model)
+    ends = [f"-{kind}" for kind in SourceType if stem.lower().endswith(f"-{kind}")]
+    return stem[: -len(ends[0])] if ends and len(stem) > len(ends[0]) else stem
+
+
+def open_material(model: Path) -> Material:
+    """Open and check what is to be converted: an HF folder or a GGUF file.
+
+    Raises:
+        BitlossError: as `FolderMaterial.of` and `GgufMaterial`.
+    """
+    return GgufMaterial(model) if model.is_file() else FolderMaterial.of(model)
+
+
 def convert(
     model: Path,
     types: Sequence[SourceType],
@@ -95,7 +115,8 @@ def convert(
     """Convert a model to full-precision GGUF files.
 
     Args:
-        model: HF folder with config.json, safetensors weights and tokenizer.json or tokenizer.model.
+        model: HF folder with config.json, safetensors weights and tokenizer.json or tokenizer.model; or a GGUF file
+            of any precision, of a split one the first part.
         types: types wanted, each at least once.
         out_dir: folder for the results, made when missing.
         options: how.
@@ -114,15 +135,20 @@ def convert(
     begun = time.monotonic()
     options = options or ConvertOptions()
     types = tuple(dict.fromkeys(types))
-    name = model.resolve().name if options.name is None else options.name
+    name = default_name(model) if options.name is None else options.name
     if not types or not name.isprintable() or not name or Path(name).name != name:
         raise UsageError(
             "nothing to write",
             expected="at least one type and a plain name",
             found=f"{list(types)}, {name!r}",
         )
-    material = FolderMaterial.of(model)
+    material = open_material(model)
     targets = {kind: source_path(out_dir, name, kind) for kind in types}
+    for path in targets.values():
+        if path.resolve() in {file.resolve() for file in material.files()}:
+            raise UsageError(
+                "the file would take the place of the model", where=path, mend="give another --out or --name"
+            )
     with explained(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
     _refuse_too_little_room(material, types, out_dir)
@@ -137,13 +163,13 @@ def convert(
             proof = proof.model_copy(update={"tensors": _account(material, partial)})
     record = Conversion(
         model=name,
-        architecture=material.family.architecture,
-        gguf_architecture=material.family.gguf,
-        weights=material.sizes().total,
+        architecture=material.architecture,
+        gguf_architecture=material.gguf_architecture,
+        weights=sum(target.size for target in material.targets),
         checkpoint=inputs,
         outputs=outputs,
-        ignored_tensors=material.plan.ignored,
-        notes=describe_unused(material.family, material.checkpoint.config),
+        ignored_tensors=material.ignored,
+        notes=material.notes,
         hub=options.hub,
         proof=proof,
         bitloss=_version(),
@@ -196,19 +222,17 @@ def _hashed(
         return tuple(each.result() for each in outputs), tuple(each.result() for each in inputs)
 
 
-def _account(material: FolderMaterial, partial: Mapping[SourceType, Path]) -> TensorProof:
-    """Count what `plan_tensors` placed and `read_back` compared."""
-    used = [name for job in material.plan.jobs for name in job.sources]
-    assert len(set(used)) == len(used)
-    names = material.checkpoint.names()
-    assert set(used) | set(material.plan.ignored) == set(names)
+def _account(material: Material, partial: Mapping[SourceType, Path]) -> TensorProof:
+    """Count what the plan placed and `read_back` compared."""
+    assert len(set(material.sources)) == len(material.sources)
+    assert {*material.sources, *material.ignored} == set(material.names)
     files = [GgufFile.open(path) for path in partial.values()]
     return TensorProof(
-        checkpoint=len(names),
-        used=len(used),
-        ignored=len(material.plan.ignored),
+        checkpoint=len(material.names),
+        used=len(material.sources),
+        ignored=len(material.ignored),
         written=len(material.targets),
-        made=len(material.made),
+        made=material.made,
         bytes_compared=sum(info.n_bytes for file in files for info in file.tensors.values()),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from bitloss.convert.dimensions import Dimensions, dimensions, head_keys, setting_keys, settings
 from bitloss.convert.families import Family, family_of
 from bitloss.convert.material import Block, Target, rows_per_block
-from bitloss.convert.plan import Plan, plan_tensors, rope_rows
+from bitloss.convert.plan import Plan, describe_unused, plan_tensors, rope_rows
 from bitloss.convert.rope import rope
 from bitloss.convert.vocab import vocabulary
 from bitloss.errors import UnsupportedError
@@ -25,7 +25,7 @@ class FolderMaterial:
     """See `bitloss.convert.material.Material`.
 
     Attributes:
-        checkpoint: the folder. family: its table. plan: its tensors. made: targets computed from the settings.
+        checkpoint: the folder. family: its table. plan: its tensors.
     """
 
     def __init__(self, checkpoint: Checkpoint, family: Family, dims: Dimensions, plan: Plan) -> None:
@@ -37,8 +37,14 @@ class FolderMaterial:
         self._dims = dims
         self._rope = rope(family, checkpoint.config, dims.head)
         self._jobs = {job.target: job for job in plan.jobs}
-        self.made = tuple(Target(name, tensor.shape) for name, tensor in self._rope.tensors.items())
-        self.targets = (*self.made, *(Target(job.target, job.shape) for job in plan.jobs))
+        made = [Target(name, tensor.shape) for name, tensor in self._rope.tensors.items()]
+        self.made = len(made)
+        self.targets = (*made, *(Target(job.target, job.shape) for job in plan.jobs))
+        self.names = tuple(checkpoint.names())
+        self.sources = tuple(name for job in plan.jobs for name in job.sources)
+        self.ignored = plan.ignored
+        self.notes = describe_unused(family, checkpoint.config)
+        self.architecture, self.gguf_architecture = family.architecture, family.gguf
         self.metadata: Mapping[str, GgufValue] = {}
 
     @classmethod

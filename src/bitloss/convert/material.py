@@ -91,13 +91,27 @@ class Material(Protocol):
 
     Attributes:
         label: for progress.
+        architecture: the class named in config.json, or the architecture of a GGUF.
+        gguf_architecture: llama.cpp's name of it.
         metadata: of the files, without `general.file_type`.
         targets: tensors in the order written.
+        names: the model's own tensors.
+        sources: of them, those used, each once.
+        ignored: of them, those left out.
+        made: number of targets computed from the settings.
+        notes: what a reader of the record should know.
     """
 
     label: str
+    architecture: str
+    gguf_architecture: str
     metadata: Mapping[str, GgufValue]
     targets: tuple[Target, ...]
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    ignored: tuple[str, ...]
+    made: int
+    notes: tuple[str, ...]
 
     def blocks(self, target: Target) -> Iterator[Block]:
         """Yield a target's values, row by row."""
