@@ -25,6 +25,7 @@ from bitloss.convert.writing import Hashes, read_back, write_files
 from bitloss.errors import DiskFull, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import whole_stem
+from bitloss.model.hub import snapshot_of
 from bitloss.progress import ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, sha256_file
 from bitloss.store.atomic import explained
@@ -51,13 +52,11 @@ class ConvertOptions:
         name: stem of the file names; the model's name when left out.
         allow_overflow: write infinity where a weight is out of a type's range, instead of failing.
         prover: what checks the files with the engine; None: they are only read back.
-        hub: where the model was fetched from ("owner/name@commit"), for the record.
     """
 
     name: str | None = None
     allow_overflow: bool = False
     prover: Prover | None = None
-    hub: str | None = None
 
 
 def source_path(out_dir: Path, name: str, kind: str) -> Path:
@@ -86,7 +85,10 @@ def source_types(names: Iterable[str]) -> tuple[SourceType, ...]:
 
 
 def default_name(model: Path) -> str:
-    """Return the stem of the files made from a model: the folder's name, or a GGUF's without its type and part."""
+    """Return the stem of the files made from a model: its name, for a GGUF without its type and part."""
+    snapshot = snapshot_of(model)
+    if snapshot is not None:
+        return snapshot.name
     model = model.resolve()
     if model.is_dir():
         return model.name
@@ -170,7 +172,7 @@ def convert(
         outputs=outputs,
         ignored_tensors=material.ignored,
         notes=material.notes,
-        hub=options.hub,
+        hub=str(snapshot) if (snapshot := snapshot_of(model)) else None,
         proof=proof,
         bitloss=_version(),
         seconds=round(time.monotonic() - begun, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from bitloss.convert.vocab import vocabulary
 from bitloss.errors import UnsupportedError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufType, GgufValue
+from bitloss.model.hub import snapshot_of
 
 
 class FolderMaterial:
@@ -33,7 +35,8 @@ class FolderMaterial:
         self.checkpoint = checkpoint
         self.family = family
         self.plan = plan
-        self.label = checkpoint.folder.name
+        snapshot = snapshot_of(checkpoint.folder)
+        self.label = snapshot.name if snapshot else checkpoint.folder.name
         self._dims = dims
         self._rope = rope(family, checkpoint.config, dims.head)
         self._jobs = {job.target: job for job in plan.jobs}
@@ -71,7 +74,7 @@ class FolderMaterial:
         keys |= head_keys(family, checkpoint.config, dims.head)
         self.metadata = (
             {"general.architecture": GgufValue(GgufType.STRING, family.gguf)}
-            | general_metadata(checkpoint.folder.resolve(), self.sizes())
+            | _named_metadata(checkpoint.folder, self.sizes())
             | {f"{family.gguf}.{key}": value for key, value in keys.items()}
             | {"general.quantization_version": GgufValue(GgufType.UINT32, int(gguf.GGML_QUANT_VERSION))}
             | vocabulary(checkpoint, family.vocabulary, dims.words["vocab"])
@@ -120,6 +123,17 @@ class Sizes(NamedTuple):
     shared: int
     expert: int
     experts: int
+
+
+def _named_metadata(folder: Path, sizes: Sizes) -> dict[str, GgufValue]:
+    """Return `general_metadata` of a folder under the model's name, which a folder of the hub's cache has not."""
+    snapshot = snapshot_of(folder)
+    if snapshot is None:
+        return general_metadata(folder.resolve(), sizes)
+    with tempfile.TemporaryDirectory() as temporary:
+        named = Path(temporary) / snapshot.name
+        named.symlink_to(folder.absolute(), target_is_directory=True)
+        return general_metadata(named, sizes)
 
 
 def general_metadata(folder: Path, sizes: Sizes) -> dict[str, GgufValue]:

@@ -14,7 +14,7 @@ from bitloss.errors import CheckpointError, FileProblem, UnsupportedError
 from bitloss.model.safetensors import SafetensorsFile, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -24,7 +24,7 @@ SINGLE = "model.safetensors"
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Files beside the weights that decide what a conversion writes.
-_SETTINGS = (
+SETTINGS_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -128,7 +128,7 @@ class Checkpoint:
 
     def files(self) -> list[Path]:
         """Every file that decides what a conversion writes, sorted by name."""
-        extra = [self.folder / INDEX, *(self.folder / name for name in _SETTINGS)]
+        extra = [self.folder / INDEX, *(self.folder / name for name in SETTINGS_FILES)]
         return sorted([*self.weight_files, *(path for path in extra if path.is_file())])
 
     def _part(self, name: str) -> SafetensorsFile:
@@ -138,10 +138,13 @@ class Checkpoint:
             raise CheckpointError("no such tensor", where=f"{self.folder}[{name}]") from None
 
 
-def _indexed(folder: Path) -> list[SafetensorsFile]:
-    """Open the shards the index names; refuse other names than plain ones and any disagreement."""
-    where = folder / INDEX
-    listed = read_json(where).get("weight_map")
+def shard_names(index: Mapping[str, Any], where: object) -> list[str]:
+    """Return the weight files that a parsed index names, sorted.
+
+    Raises:
+        CheckpointError: it names none, or something else than plain safetensors files.
+    """
+    listed = index.get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError("no weight_map", where=where)
     for file in listed.values():
@@ -150,6 +153,15 @@ def _indexed(folder: Path) -> list[SafetensorsFile]:
             raise CheckpointError(
                 "the index names no plain safetensors file", where=where, found=repr(file)[:80]
             )
+    return sorted(set(listed.values()))
+
+
+def _indexed(folder: Path) -> list[SafetensorsFile]:
+    """Open the shards the index names; refuse other names than plain ones and any disagreement."""
+    where = folder / INDEX
+    index = read_json(where)
+    shard_names(index, where)
+    listed = index["weight_map"]
     missing = sorted(file for file in set(listed.values()) if not (folder / file).is_file())
     if missing:
         raise FileProblem(
