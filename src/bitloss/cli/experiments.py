@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import bitloss
+from bitloss.cli.inputs import given_model, given_text
 from bitloss.cli.options import (
     Chunks,
     Ctx,
@@ -16,6 +17,7 @@ from bitloss.cli.options import (
     Margin,
     Precision,
     Quiet,
+    Revision,
     StopWhen,
     listed,
     stop_rule,
@@ -82,7 +84,11 @@ def demo(
 def run(
     *,
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="HF folder or GGUF file, or an experiment file (.toml).")],
+    model: Annotated[
+        str,
+        typer.Argument(help="HF folder, GGUF file, hub id (owner/name), or an experiment file (.toml)."),
+    ],
+    revision: Revision = None,
     from_: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +106,10 @@ def run(
         typer.Option("--calibration", help="Text of the importance matrices. [default: the bundled one]"),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", "-f", help="Text to measure on. [default: the bundled one]")
+        Path | None,
+        typer.Option(
+            "--text", "-f", help="Text to measure on; wikitext-2 is fetched. [default: the bundled one]"
+        ),
     ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
@@ -126,6 +135,7 @@ def run(
             )
         if text is None:
             screen.say("text: the bundled one (an English novel); give --text to measure on your own")
+    name, model = Path(model).name, str(given_model(model, revision, quiet=quiet))
     if from_ is None:
         from_ = _gguf_precision(Path(model)) if Path(model).is_file() else "f32,f16"
     values: dict[str, Any] = {
@@ -141,7 +151,7 @@ def run(
         "engine": engine.model_dump(),
     }
     spec = make_spec(values, where="bitloss run")
-    _experiment(spec, out or Path(f"{Path(model).stem}-run"), context, json=json, quiet=quiet)
+    _experiment(spec, out or Path(f"{Path(name).stem}-run"), context, json=json, quiet=quiet)
 
 
 def _refuse_more_settings(context: typer.Context, file: str) -> None:
@@ -170,6 +180,8 @@ def _gguf_precision(path: Path) -> str:
 
 
 def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json: bool, quiet: bool) -> None:
+    given = {"model": str(given_model(spec.model, None, quiet=quiet)), "text": given_text(spec.text)}
+    spec = spec.model_copy(update=given)
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
         results = run_experiment(
             spec,
@@ -234,7 +246,7 @@ def measure(
         engine=engine,
         base=base,
         base_model=base_model,
-        text=text,
+        text=None if text is None else given_text(text),
         n_ctx=ctx,
         chunks=chunks,
         commands=(command_line(context.obj),),

@@ -34,6 +34,11 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Output.", show_default=F
 Ctx = Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk; the second half is scored.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks at most. [default: all]")]
 
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a model of the hub. [default: main]"),
+]
+
 StopWhen = Annotated[
     Rule | None,
     typer.Option(

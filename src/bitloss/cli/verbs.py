@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import JsonValue
 
-from bitloss.cli.options import Chunks, Ctx, Json, Out, Quiet, listed, with_engine
+from bitloss.cli.inputs import given_model, given_text
+from bitloss.cli.options import Chunks, Ctx, Json, Out, Quiet, Revision, listed, with_engine
 from bitloss.cli.show import Screen, print_json
 from bitloss.errors import FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
@@ -60,8 +61,14 @@ def _say(lines: Sequence[str]) -> None:
 
 @app.command(epilog="Example: bitloss convert ./Mistral-7B --to f32,f16 -o ./gguf")
 def convert(
-    model: Annotated[Path, typer.Argument(help="HF folder (config.json, safetensors, tokenizer).")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="HF folder (config.json, safetensors, tokenizer), hub id (owner/name), GGUF file."
+        ),
+    ],
     out: Out,
+    revision: Revision = None,
     to: Annotated[str, typer.Option("--to", help="Types, separated by commas: f32, f16, bf16.")] = "f32",
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the files. [default: the folder's]")
@@ -74,10 +81,19 @@ def convert(
         bool,
         typer.Option("--no-proof", help="Do not compare tokens or compute with the files before they count."),
     ] = False,
+    converter: Annotated[
+        Path | None,
+        typer.Option(
+            "--converter", help="Let llama.cpp's convert_hf_to_gguf.py make the files, and prove them."
+        ),
+    ] = None,
+    converter_python: Annotated[
+        str, typer.Option("--converter-python", help="Interpreter that has what the converter needs.")
+    ] = "python3",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a model folder to GGUF at F32, F16, BF16, in one read, and prove the files.
+    """Convert a model to GGUF at F32, F16, BF16, in one read, and prove the files.
 
     conversion.json tells what was checked: every tensor accounted for, the stored bytes, the tokens of a text in many
     scripts against the model's own tokenizer, finite logits from llama.cpp.
@@ -87,13 +103,15 @@ def convert(
         if kind not in ("f32", "f16", "bf16"):
             raise UsageError("unknown precision", where="--to", expected="f32, f16, bf16", found=kind)
     step = ConvertStep(
-        model=model.resolve(),
+        model=given_model(model, revision, quiet=quiet).absolute(),
         model_sha256="",
         types=types,
         out=out.resolve(),
         name=name,
         allow_overflow=allow_overflow,
         proof=not no_proof,
+        converter=None if converter is None else _file(converter, "converter"),
+        converter_python=converter_python,
     )
     result = _run(step, quiet=quiet).value
     if json:
@@ -134,7 +152,7 @@ def imatrix(
         )
     facts: dict[str, Any] = {"file": out.name}
     if source is not None and text is not None:
-        source, text = _file(source, "GGUF file"), _file(text, "text")
+        source, text = _file(source, "GGUF file"), _file(given_text(text), "text")
     with atomic_path(out.resolve()) as partial:  # what is at `out` stays until the whole of it is made
         parts = list(earlier)
         if source is not None and text is not None:
@@ -243,7 +261,7 @@ def base(
     for path, option in ((out, "--out"), (kld, "--kld")):
         if path is not None and path.exists():
             raise FileProblem("already there", where=path, mend=f"choose another {option}, or remove it")
-    source, text = _file(source, "GGUF file"), _file(text, "text")
+    source, text = _file(source, "GGUF file"), _file(given_text(text), "text")
     step = BaseStep(
         source=source,
         source_sha256="",

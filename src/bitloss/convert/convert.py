@@ -97,6 +97,22 @@ def default_name(model: Path) -> str:
     return stem[: -len(ends[0])] if ends and len(stem) > len(ends[0]) else stem
 
 
+def checked_name(model: Path, types: Sequence[SourceType], options: ConvertOptions) -> str:
+    """Return the stem of the files to write.
+
+    Raises:
+        UsageError: it is no plain name, or there are no types.
+    """
+    name = default_name(model) if options.name is None else options.name
+    if not types or not name.isprintable() or not name or Path(name).name != name:
+        raise UsageError(
+            "nothing to write",
+            expected="at least one type and a plain name",
+            found=f"{list(types)}, {name!r}",
+        )
+    return name
+
+
 def open_material(model: Path) -> Material:
     """Open and check what is to be converted: an HF folder or a GGUF file.
 
@@ -137,13 +153,7 @@ def convert(
     begun = time.monotonic()
     options = options or ConvertOptions()
     types = tuple(dict.fromkeys(types))
-    name = default_name(model) if options.name is None else options.name
-    if not types or not name.isprintable() or not name or Path(name).name != name:
-        raise UsageError(
-            "nothing to write",
-            expected="at least one type and a plain name",
-            found=f"{list(types)}, {name!r}",
-        )
+    name = checked_name(model, types, options)
     material = open_material(model)
     targets = {kind: source_path(out_dir, name, kind) for kind in types}
     for path in targets.values():
@@ -174,7 +184,7 @@ def convert(
         notes=material.notes,
         hub=str(snapshot) if (snapshot := snapshot_of(model)) else None,
         proof=proof,
-        bitloss=_version(),
+        bitloss=tool_version(),
         seconds=round(time.monotonic() - begun, 3),
     )
     atomic_write_text(out_dir / "conversion.json", record.model_dump_json(indent=2) + "\n")
@@ -239,7 +249,8 @@ def _account(material: Material, partial: Mapping[SourceType, Path]) -> TensorPr
     )
 
 
-def _version() -> str:
+def tool_version() -> str:
+    """Return bitloss's version."""
     try:
         return version("bitloss")
     except PackageNotFoundError:

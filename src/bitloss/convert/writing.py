@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -73,6 +73,29 @@ def write_files(
     return {lane.kind: lane.hashes for lane in lanes}
 
 
+def expected_hashes(material: Material, kind: SourceType, *, allow_overflow: bool) -> Hashes:
+    """Return what `write_files` would, for one file that is not written.
+
+    Raises:
+        CheckpointError: as `write_files`.
+    """
+    lane = _Lane(kind, _Nowhere(), allow_overflow)
+    for target in material.targets:
+        for block in material.blocks(target):
+            lane.take(target, block)
+        material.forget(target)
+    return lane.hashes
+
+
+class _Sink(Protocol):
+    def append(self, piece: np.ndarray[Any, Any]) -> None: ...
+
+
+class _Nowhere:
+    def append(self, piece: np.ndarray[Any, Any]) -> None:
+        pass
+
+
 def _stream(material: Material, kind: SourceType, path: Path) -> GgufStream:
     file_type = {"general.file_type": GgufValue(GgufType.UINT32, kind.file_type)}
     return GgufStream(path, {**material.metadata, **file_type}, [t.plan(kind) for t in material.targets])
@@ -88,7 +111,7 @@ def _settle(waiting: deque[list[Future[None]]], most: int) -> None:
 class _Lane:
     """One file being written, by one thread."""
 
-    def __init__(self, kind: SourceType, stream: GgufStream, allow_overflow: bool) -> None:
+    def __init__(self, kind: SourceType, stream: _Sink, allow_overflow: bool) -> None:
         self.kind = kind
         self.hashes: Hashes = {}
         self._stream = stream

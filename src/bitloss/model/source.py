@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
+from bitloss.model.hub import snapshot_of
 from bitloss.store import content_key, sha256_file
 
 
@@ -60,4 +61,6 @@ def model_facts(model: Path, source: Path) -> ModelFacts:
     for name in checkpoint.names():
         stored = checkpoint.info(name)
         dtypes[stored.dtype] += math.prod(stored.shape)
-    return ModelFacts(model.name, checkpoint.architecture, parameters, dtypes.most_common(1)[0][0])
+    snapshot = snapshot_of(model)
+    name = snapshot.name if snapshot else model.name
+    return ModelFacts(name, checkpoint.architecture, parameters, dtypes.most_common(1)[0][0])

@@ -187,14 +187,14 @@ class Runner:
         if model.is_file():
             name = self.spec.sources[0]  # a GGUF is taken as it is: see `bitloss.run.founding.checked`
             return {name: Source(name, model, self._hash(model))}
-        from bitloss.convert.convert import source_path
+        from bitloss.convert.convert import default_name, source_path
         from bitloss.model.source import model_sha256
 
         out = self.folder.path / "sources"
         step = ConvertStep(
             model=model, model_sha256=model_sha256(model), types=tuple(self.spec.sources), out=out
         )
-        files = {name: source_path(out, model.name, name) for name in self.spec.sources}
+        files = {name: source_path(out, default_name(model), name) for name in self.spec.sources}
         record = self.steps.do(
             step, f"convert {', '.join(files)}", None, [*files.values(), out / "conversion.json"]
         )

@@ -23,6 +23,8 @@ class ConvertStep(StepModel):
     name: str | None = None
     allow_overflow: bool = False
     proof: bool = True
+    converter: Path | None = None
+    converter_python: str = "python3"
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
@@ -35,13 +37,21 @@ class ConvertStep(StepModel):
         }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
-        """See `bitloss.convert.convert.convert`."""
+        """See `bitloss.convert.convert.convert` and `bitloss.run.converter.convert_by`."""
         from bitloss.convert.convert import ConvertOptions, SourceType, convert
+        from bitloss.run.converter import Converter, convert_by
         from bitloss.run.proof import prove
 
         options = ConvertOptions(
             name=self.name, allow_overflow=self.allow_overflow, prover=prove if self.proof else None
         )
+        if self.converter is not None:
+            other = Converter(self.converter, self.converter_python)
+            types = [SourceType(t) for t in self.types]
+            told: dict[str, JsonValue] = convert_by(other, self.model, types, self.out, options).model_dump(
+                mode="json"
+            )
+            return told
         done = convert(self.model, [SourceType(t) for t in self.types], self.out, options, progress=progress)
         record: dict[str, JsonValue] = done.model_dump(mode="json")
         return record

@@ -1,0 +1,162 @@
+"""Somebody else's converter, in a process of its own, and the same proof for what it made.
+
+Meant for llama.cpp's convert_hf_to_gguf.py and architectures there is no table for. Where there is one, every tensor
+must be, bit for bit, what bitloss would have written; tokens and logits are proven as ever.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from bitloss.convert.cast import SourceType
+from bitloss.convert.convert import ConvertOptions, checked_name, source_path, tool_version
+from bitloss.convert.folder import FolderMaterial
+from bitloss.convert.record import Conversion, InputFile, OutputFile, TensorProof
+from bitloss.convert.writing import expected_hashes, read_back
+from bitloss.errors import BitlossError, CheckpointError, FileProblem, UnsupportedError
+from bitloss.model.checkpoint import Checkpoint
+from bitloss.model.gguf import GgufFile
+from bitloss.model.hub import snapshot_of
+from bitloss.progress import ProgressCallback, silent
+from bitloss.store import atomic_path, atomic_write_text, sha256_file
+
+_HOURS = 24 * 3600
+
+
+class Converter(NamedTuple):
+    """A converter: script, and the interpreter that runs it."""
+
+    script: Path
+    python: str
+
+
+def convert_by(
+    converter: Converter,
+    model: Path,
+    types: Sequence[SourceType],
+    out_dir: Path,
+    options: ConvertOptions,
+    progress: ProgressCallback = silent,
+) -> Conversion:
+    """Let another converter make the files, prove them, and put them in their place.
+
+    It is called as ``PYTHON SCRIPT MODEL --outtype f16 --outfile FILE``, once for each type.
+
+    Raises:
+        FileProblem: it cannot be run, fails (its last words are told) or writes nothing.
+        CheckpointError: a tensor differs from what bitloss makes of it, or tokens do.
+        BitlossError: as `bitloss.run.proof.prove`.
+    """
+    begun = time.monotonic()
+    types, name = tuple(dict.fromkeys(types)), checked_name(model, types, options)
+    checkpoint = Checkpoint.open(model)
+    targets = {kind: source_path(out_dir, name, kind) for kind in types}
+    with ExitStack() as stack:
+        partial = {kind: stack.enter_context(atomic_path(path)) for kind, path in targets.items()}
+        for kind, path in partial.items():
+            _run(converter, model, kind, path)
+        proof, notes = None, [f"made by {converter.script.name}"]
+        if options.prover is not None:
+            proof = options.prover(
+                model, {targets[kind].name: path for kind, path in partial.items()}, progress
+            )
+            try:
+                tensors = _compare(FolderMaterial.of(model), partial, allow_overflow=options.allow_overflow)
+                proof = proof.model_copy(update={"tensors": tensors})
+            except UnsupportedError as error:
+                notes.append(f"tensors not compared: {error}")
+        outputs = tuple(_output(kind, path, targets[kind].name, progress) for kind, path in partial.items())
+        file = GgufFile.open(partial[types[0]])
+    record = Conversion(
+        model=name,
+        architecture=checkpoint.architecture,
+        gguf_architecture=file.architecture,
+        weights=sum(info.n_elements for info in file.tensors.values()),
+        checkpoint=tuple(
+            InputFile(name=each.name, bytes=each.stat().st_size, sha256=sha256_file(each))
+            for each in [*checkpoint.files(), converter.script]
+        ),
+        outputs=outputs,
+        ignored_tensors=(),
+        notes=tuple(notes),
+        hub=str(snapshot) if (snapshot := snapshot_of(model)) else None,
+        proof=proof,
+        bitloss=tool_version(),
+        seconds=round(time.monotonic() - begun, 3),
+    )
+    atomic_write_text(out_dir / "conversion.json", record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def _run(converter: Converter, model: Path, kind: SourceType, path: Path) -> None:
+    command = [converter.python, str(converter.script), str(model), "--outtype", kind, "--outfile", str(path)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=_HOURS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FileProblem(f"the converter cannot be run ({error})", where=converter.script) from None
+    if done.returncode != 0 or not path.is_file():
+        words = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise FileProblem(
+            f"the converter failed (exit code {done.returncode})",
+            where=converter.script,
+            found=(words or ["no message"])[-1][:200],
+            mend="--converter-python names the interpreter that has what it needs (torch, transformers)",
+        )
+
+
+def _compare(
+    material: FolderMaterial, partial: Mapping[SourceType, Path], *, allow_overflow: bool
+) -> TensorProof:
+    """Compare files with what bitloss would have written."""
+    compared = 0
+    for kind, path in partial.items():
+        expected = expected_hashes(material, kind, allow_overflow=allow_overflow)
+        plans = {target.name: target.plan(kind) for target in material.targets}
+        file = GgufFile.open(path)
+        if set(file.tensors) != set(expected):
+            odd = sorted(set(file.tensors) ^ set(expected))[0]
+            raise CheckpointError(
+                "other tensors than bitloss makes of this model",
+                where=f"{kind} file of the converter",
+                found=f"{odd} {'too much' if odd in file.tensors else 'missing'}",
+            )
+        for name, info in file.tensors.items():
+            if (info.shape, info.ggml_type) != (plans[name].shape, plans[name].ggml_type):
+                raise CheckpointError(
+                    "another shape or type than bitloss makes of this tensor",
+                    where=f"{kind} file of the converter[{name}]",
+                    expected=f"{plans[name].shape}, type {plans[name].ggml_type}",
+                    found=f"{info.shape}, type {info.ggml_type}",
+                )
+        ordered = {name: expected[name] for name in file.tensors}
+        read_back(path, ordered, silent)
+        compared += sum(info.n_bytes for info in file.tensors.values())
+    return TensorProof(
+        checkpoint=len(material.names),
+        used=len(material.sources),
+        ignored=len(material.ignored),
+        written=len(material.targets),
+        made=material.made,
+        bytes_compared=compared,
+    )
+
+
+def _output(kind: SourceType, path: Path, name: str, progress: ProgressCallback) -> OutputFile:
+    file = GgufFile.open(path)
+    if not file.tensors:
+        raise BitlossError("the converter wrote a file without tensors", where=name)
+    return OutputFile(
+        type=kind,
+        file=name,
+        bytes=file.size,
+        sha256=sha256_file(path),
+        tensors_sha256=file.tensors_sha256(progress),
+        bits_per_weight=file.bits_per_weight(),
+    )

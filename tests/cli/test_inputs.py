@@ -1,0 +1,197 @@
+"""Models and texts by name on the command line, and what a conversion says of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitloss.cli import main
+from bitloss.convert.convert import Conversion
+from bitloss.model.checkpoint import Checkpoint
+from bitloss.model.random_checkpoint import (
+    CheckpointOptions,
+    random_checkpoint,
+    write_json,
+    write_safetensors,
+)
+
+DATA = Path(__file__).parents[1] / "data" / "families"
+INDEX = "model.safetensors.index.json"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = main([str(each) for each in arguments])
+    return code, capsys.readouterr().err
+
+
+def test_a_conversion_is_proven_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for extra, proven in (([], True), (["--no-proof"], False)):
+        assert (
+            main(["convert", str(DATA / "olmo2"), "--to", "f16,f32", "-o", str(tmp_path), "-q", *extra]) == 0
+        )
+        record = Conversion.model_validate_json((tmp_path / "conversion.json").read_text())
+        assert (record.proof is not None) is proven
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [str(tmp_path / f"olmo2-{kind}.gguf") for kind in ("f16", "f32")] * 2
+
+
+def test_a_gguf_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(DATA / "olmo2"), "--to", "bf16", "-o", str(tmp_path / "a"), "-q"]) == 0
+    given = tmp_path / "a" / "olmo2-bf16.gguf"
+    assert main(["convert", str(given), "--to", "f16", "-o", str(tmp_path / "b"), "-q", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert record["outputs"][0]["file"] == "olmo2-f16.gguf"
+    assert record["proof"]["tensors"]["used"] == record["proof"]["tensors"]["checkpoint"]
+
+
+def test_the_hub_is_asked_for_what_is_no_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(model: str, revision: str | None = None, **_: Any) -> Path:
+        asked.append((model, revision))
+        return DATA / "olmo2"
+
+    monkeypatch.setattr("bitloss.cli.inputs.fetch_model", fetch)
+    out = ["--to", "f16", "-o", tmp_path, "-q", "--no-proof"]
+    assert said(capsys, "convert", "allenai/OLMo-2", "--revision", "v2", *out)[0] == 0
+    assert asked == [("allenai/OLMo-2", "v2")]
+    assert said(capsys, "convert", DATA / "olmo2", "--revision", "v2", *out) == (
+        2,
+        "bitloss: --revision: only models of the hub have revisions: found v2\n",
+    )
+    code, line = said(capsys, "convert", "./nowhere", *out)
+    assert code == 1
+    assert "./nowhere: no such model. Give an HF folder" in line
+
+
+def test_wikitext_is_fetched_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "wiki.test.raw"
+    text.write_text("too short\n")
+    monkeypatch.setattr("bitloss.cli.inputs.wikitext", lambda: text)
+    monkeypatch.chdir(tmp_path)
+    code, line = said(
+        capsys, "run", DATA / "olmo2", "--text", "wikitext-2", "--ctx", 64, "-q", "--out", "run"
+    )
+    assert (code, "wiki.test.raw: text too short" in line) == (1, True)
+    (tmp_path / "wikitext-2").write_text("a file of that name goes first\n")
+    code, line = said(
+        capsys, "run", DATA / "olmo2", "--text", "wikitext-2", "--ctx", 64, "-q", "--out", "run"
+    )
+    assert (code, "/wikitext-2: text too short" in line) == (1, True)
+
+
+def _index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
+    data = json.loads((folder / INDEX).read_text())
+    change(data["weight_map"])
+    write_json(folder / INDEX, data)
+
+
+def _config(folder: Path, **values: Any) -> None:
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | values)
+
+
+def _shorten(folder: Path) -> None:
+    path = folder / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _header(folder: Path, shape: list[int], end: int) -> None:
+    header = {"model.norm.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
+    text = json.dumps(header).encode()
+    (folder / "model-00002-of-00002.safetensors").write_bytes(
+        len(text).to_bytes(8, "little") + text + bytes(64)
+    )
+
+
+def _integers(folder: Path) -> None:
+    path = folder / "model-00001-of-00002.safetensors"
+    checkpoint = Checkpoint.open(folder)
+    mine = [name for name in checkpoint.names() if checkpoint._part(name).path == path]
+    tensors = {name: np.array(checkpoint.tensor(name)) for name in mine}
+    del checkpoint
+    tensors[mine[0]] = np.zeros(tensors[mine[0]].shape, np.int8)
+    write_safetensors(path, tensors)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing shard": (
+        lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
+        "1 weight file(s) of the index are missing: found model-00002-of-00002.safetensors",
+    ),
+    "short shard": (_shorten, "the data is not as long as the header says"),
+    "listed but absent": (
+        lambda f: _index(f, lambda m: m.update({"model.extra.weight": "model-00001-of-00002.safetensors"})),
+        "[model.extra.weight]: tensor of the index is not in its file",
+    ),
+    "there but not listed": (
+        lambda f: _index(f, lambda m: m.pop("model.norm.weight")),
+        "[model.norm.weight]: tensor is not in the index",
+    ),
+    "path in the index": (
+        lambda f: _index(f, lambda m: m.update({"model.norm.weight": "../../etc/x.safetensors"})),
+        "the index names no plain safetensors file: found '../../etc/x.safetensors'",
+    ),
+    "absurd shape": (lambda f: _header(f, [1 << 62, 4], 64), "the shape does not fit the data"),
+    "absurd offsets": (
+        lambda f: _header(f, [1 << 60], 1 << 62),
+        "the data is not as long as the header says",
+    ),
+    "header beyond the file": (
+        lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(
+            (1 << 60).to_bytes(8, "little") + b"{}"
+        ),
+        "bad header length",
+    ),
+    "integers": (_integers, "weights that are not full precision: expected F32, F16 or BF16, found I8"),
+    "config against shapes": (lambda f: _config(f, hidden_size=128), "shape that does not fit config.json"),
+    "absurd config": (lambda f: _config(f, num_hidden_layers=1 << 30), "more layers than tensors"),
+    "fewer rows than tokens": (
+        lambda f: _config(f, vocab_size=500),
+        "shape that does not fit config.json: expected [500, 64], found [512, 64]",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json in the folder"),
+    "unknown family": (
+        lambda f: _config(f, architectures=["Nope"]),
+        "architecture that cannot be converted here",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, message = BAD[case]
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shards=2))
+    damage(folder)
+    code, line = said(capsys, "convert", folder, "--to", "f32,f16", "-o", tmp_path / "out", "-q")
+    assert code == 1
+    assert message in line
+    assert line.startswith("bitloss: ")
+    assert line.count("\n") == 1
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_more_tokens_than_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "qwen3"
+    shutil.copytree(DATA / "qwen3", folder)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    last = data["added_tokens"][-1]
+    data["added_tokens"].append(last | {"id": last["id"] + 1, "content": "<|one more|>"})
+    write_json(folder / "tokenizer.json", data)
+    code, line = said(capsys, "convert", folder, "-o", tmp_path / "out", "-q")
+    assert (code, "token ids beyond the embedding: expected below 320, found 320" in line) == (1, True)
+    assert not (tmp_path / "out").exists()
