@@ -16,6 +16,12 @@ namespace machine {
 
 constexpr int width = BITLOSS_VECTOR_BYTES / 4;
 
+BITLOSS_INLINE Floats load_floats(const float* from) {
+    Floats x;
+    __builtin_memcpy(&x, from, sizeof x);
+    return x;
+}
+
 // Exchanges the halves, quarters, ... of a square of lanes: t[j][l] becomes t[l][j].
 template <int Step = width / 2>
 BITLOSS_INLINE void transpose(Floats* t) {
@@ -43,7 +49,7 @@ BITLOSS_INLINE void gather(const float* const (&from)[lanes], std::size_t n, Flo
     for (std::size_t p = 0; p < parts; ++p)
         for (std::size_t j = 0; j < n; j += width) {
             machine::Floats t[width];
-            for (std::size_t l = 0; l < width; ++l) t[l] = load<machine::Floats>(from[p * width + l] + j);
+            for (std::size_t l = 0; l < width; ++l) t[l] = machine::load_floats(from[p * width + l] + j);
             machine::transpose(t);
             for (std::size_t l = 0; l < width; ++l) x[j + l].part[p] = t[l];
         }

@@ -1,7 +1,7 @@
 #pragma once
 // Decoders: a block at a time, its weights side by side. Definitions in src/bitloss/quantize/reference (legacy.py,
-// iq4.py, k_quants.py). Plain loops of fixed length, which the compiler turns into vectors; a product and a sum are
-// rounded one after the other, and a NaN scale passes through them with its bits.
+// iq4.py, k_decode.py). A product and a sum are rounded one after the other, and a NaN scale passes through them with
+// its bits.
 #include "codec.hpp"
 #include "lanes.hpp"
 
@@ -31,39 +31,61 @@ BITLOSS_INLINE float half(const Byte* from) {
 
 // --- blocks of 32 ------------------------------------------------------------------------------------
 
-// y = level * d + low for the 32 quants of 16 bytes, byte j holding quant j low and j + 16 high.
-template <class Level>
-BITLOSS_INLINE void nibbles(const Byte* q, float* y, const Level& level) {
-    for (int j = 0; j < 16; ++j) y[j] = level(q[j] & 15, j);
-    for (int j = 0; j < 16; ++j) y[j + 16] = level(q[j] >> 4, j + 16);
+// The low and the high halves of 16 bytes, as 32 integers given to `put(at, integers)` a vector at a time.
+template <class Put>
+BITLOSS_INLINE void nibbles(const Byte* q, const Put& put) {
+    for (int j = 0; j < 16; j += lanes) {
+        const Ints both = load_unsigned(q + j);
+        put(j, both & all(15));
+        put(j + 16, both >> 4);
+    }
 }
+
+struct OneBit {
+    std::int32_t at[32];
+    constexpr OneBit() : at() {
+        for (int j = 0; j < 32; ++j) at[j] = static_cast<std::int32_t>(1U << j);
+    }
+};
+constexpr OneBit one_bit;
 
 template <int Levels, bool HasLow>
 BITLOSS_INLINE void legacy(const Byte* block, float* y) {
     constexpr int head = HasLow ? 4 : 2, high = Levels == 32 ? 4 : 0;
-    const float d = half(block), m = HasLow ? half(block + 2) : 0.0F;
-    std::int32_t fifths[32] = {};
-    if constexpr (Levels == 32) {
-        std::uint32_t packed;
-        __builtin_memcpy(&packed, block + head, 4);
-        for (int j = 0; j < 32; ++j) fifths[j] = static_cast<std::int32_t>(packed >> j & 1U) << 4;
-    }
-    nibbles(block + head + high, y, [&](int four, int j) {
-        const int q = (four | fifths[j]) - (HasLow ? 0 : Levels / 2);
-        const float x = static_cast<float>(q) * d;
-        return HasLow ? x + m : x;
+    const Floats d = all(half(block)), m = all(HasLow ? half(block + 2) : 0.0F);
+    std::int32_t fifths = 0;
+    __builtin_memcpy(&fifths, block + head, high);
+    nibbles(block + head + high, [&](int at, Ints q) {
+        if constexpr (Levels == 32)
+            q = select((all(fifths) & load<Ints>(one_bit.at + at)) == all(0), q, q | all(16));
+        if constexpr (!HasLow) q = q - all(Levels / 2);
+        const Floats x = to_floats(q) * d;
+        store(y + at, HasLow ? x + m : x);
     });
+}
+
+BITLOSS_INLINE void q8_0(const Byte* block, float* y) {
+    const Floats d = all(half(block));
+    for (int j = 0; j < 32; j += lanes) store(y + j, to_floats(load_bytes(block + 2 + j)) * d);
 }
 
 constexpr std::int8_t iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-BITLOSS_INLINE void iq4_group(const Byte* q, float d, float* y) {
-    std::int8_t v[32];
+BITLOSS_INLINE void iq4_group(const Byte* q, float scale, float* y) {
+    Byte levels[32];
+#if BITLOSS_VECTOR_BYTES > 16
+    const __m128i packed = _mm_loadu_si128((const __m128i*)q), mask = _mm_set1_epi8(15), table = _mm_loadu_si128((const __m128i*)iq4_levels);
+    const __m128i low = _mm_shuffle_epi8(table, _mm_and_si128(packed, mask));
+    const __m128i high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(packed, 4), mask));
+    __builtin_memcpy(levels, &low, 16);
+    __builtin_memcpy(levels + 16, &high, 16);
+#else
     for (int j = 0; j < 16; ++j) {
-        v[j] = iq4_levels[q[j] & 15];
-        v[j + 16] = iq4_levels[q[j] >> 4];
+        levels[j] = static_cast<Byte>(iq4_levels[q[j] & 15]);
+        levels[j + 16] = static_cast<Byte>(iq4_levels[q[j] >> 4]);
     }
-    for (int j = 0; j < 32; ++j) y[j] = d * static_cast<float>(v[j]);
+#endif
+    for (int j = 0; j < 32; j += lanes) store(y + j, all(scale) * to_floats(load_bytes(levels + j)));
 }
 
 BITLOSS_INLINE void iq4_nl(const Byte* block, float* y) { iq4_group(block + 2, half(block), y); }
@@ -83,10 +105,11 @@ BITLOSS_INLINE void iq4_xs(const Byte* block, float* y) {
 BITLOSS_INLINE void q2_k(const Byte* block, float* y) {
     const float d = half(block + 80), m = half(block + 82);
     for (int g = 0; g < 16; ++g, y += 16) {
-        const float scale = d * static_cast<float>(block[g] & 15), low = m * static_cast<float>(block[g] >> 4);
+        const Floats scale = all(d * static_cast<float>(block[g] & 15));
+        const Floats low = all(m * static_cast<float>(block[g] >> 4));
         const Byte* q = block + 16 + g / 8 * 32 + g % 2 * 16;
-        const int shift = g % 8 / 2 * 2;
-        for (int j = 0; j < 16; ++j) y[j] = scale * static_cast<float>(q[j] >> shift & 3) - low;
+        for (int j = 0; j < 16; j += lanes)
+            store(y + j, scale * to_floats((load_unsigned(q + j) >> (g % 8 / 2 * 2)) & all(3)) - low);
     }
 }
 
@@ -96,11 +119,13 @@ BITLOSS_INLINE void q3_k(const Byte* block, float* y) {
     const Byte* packed = block + 96;
     for (int g = 0; g < 16; ++g, y += 16) {
         const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4, high = packed[8 + g % 4] >> g / 4 * 2 & 3;
-        const float scale = d * static_cast<float>((low | high << 4) - 32);
+        const Floats scale = all(d * static_cast<float>((low | high << 4) - 32));
         const Byte *q = block + 32 + g / 8 * 32 + g % 2 * 16, *third = block + g % 2 * 16;
-        const int shift = g % 8 / 2 * 2, bit = g / 2;
-        for (int j = 0; j < 16; ++j)
-            y[j] = scale * static_cast<float>((q[j] >> shift & 3) + (third[j] >> bit & 1) * 4 - 4);
+        for (int j = 0; j < 16; j += lanes) {
+            const Ints two = (load_unsigned(q + j) >> (g % 8 / 2 * 2)) & all(3);
+            const Ints four = ((load_unsigned(third + j) >> (g / 2)) & all(1)) << 2;
+            store(y + j, scale * to_floats((two | four) - all(4)));
+        }
     }
 }
 
@@ -120,13 +145,12 @@ BITLOSS_INLINE void q45_k(const Byte* block, float* y) {
     const Byte *fifth = block + 16, *quants = block + (HasFifth ? 48 : 16);
     for (int g = 0; g < 8; ++g, y += 32) {
         const SixBits six(block + 4, g);
-        const float scale = d * static_cast<float>(six.scale), low = m * static_cast<float>(six.low);
+        const Floats scale = all(d * static_cast<float>(six.scale)), low = all(m * static_cast<float>(six.low));
         const Byte* q = quants + g / 2 * 32;
-        const int shift = g % 2 * 4;
-        for (int j = 0; j < 32; ++j) {
-            int value = q[j] >> shift & 15;
-            if constexpr (HasFifth) value += (fifth[j] >> g & 1) << 4;
-            y[j] = scale * static_cast<float>(value) - low;
+        for (int j = 0; j < 32; j += lanes) {
+            Ints value = (load_unsigned(q + j) >> (g % 2 * 4)) & all(15);
+            if constexpr (HasFifth) value = value | ((load_unsigned(fifth + j) >> g) & all(1)) << 4;
+            store(y + j, scale * to_floats(value) - low);
         }
     }
 }
@@ -135,13 +159,13 @@ BITLOSS_INLINE void q45_k(const Byte* block, float* y) {
 BITLOSS_INLINE void q6_k(const Byte* block, float* y) {
     const float d = half(block + 208);
     for (int g = 0; g < 16; ++g, y += 16) {
-        const float scale = d * static_cast<float>(static_cast<std::int8_t>(block[192 + g]));
+        const Floats scale = all(d * static_cast<float>(static_cast<std::int8_t>(block[192 + g])));
         const Byte* low = block + g / 8 * 64 + g % 4 * 16;
         const Byte* high = block + 128 + g / 8 * 32 + g % 2 * 16;
-        const int low_shift = g % 8 / 4 * 4, high_shift = g % 8 / 2 * 2;
-        for (int j = 0; j < 16; ++j) {
-            const int q = (low[j] >> low_shift & 15) | (high[j] >> high_shift & 3) << 4;
-            y[j] = scale * static_cast<float>(q - 32);
+        for (int j = 0; j < 16; j += lanes) {
+            const Ints four = (load_unsigned(low + j) >> (g % 8 / 4 * 4)) & all(15);
+            const Ints two = ((load_unsigned(high + j) >> (g % 8 / 2 * 2)) & all(3)) << 4;
+            store(y + j, scale * to_floats((four | two) - all(32)));
         }
     }
 }

@@ -20,7 +20,7 @@ constexpr Codec codecs[] = {
     {3, 32, 20, legacy::encode<16, true>, decoding::blocks<32, 20, decoding::legacy<16, true>>},
     {6, 32, 22, legacy::encode<32, false>, decoding::blocks<32, 22, decoding::legacy<32, false>>},
     {7, 32, 24, legacy::encode<32, true>, decoding::blocks<32, 24, decoding::legacy<32, true>>},
-    {8, 32, 34, q8_0::encode, q8_0::decode},
+    {8, 32, 34, q8_0::encode, decoding::blocks<32, 34, decoding::q8_0>},
     {10, 256, k::q2_bytes, k::encode_q2_k, decoding::blocks<256, k::q2_bytes, decoding::q2_k>},
     {11, 256, k::q3_bytes, k::encode_q3_k, decoding::blocks<256, k::q3_bytes, decoding::q3_k>},
     {12, 256, k::q4_bytes, k::encode_affine32<15>, decoding::blocks<256, k::q4_bytes, decoding::q45_k<false>>},

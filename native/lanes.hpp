@@ -11,6 +11,8 @@
 
 #if BITLOSS_VECTOR_BYTES == 64 || BITLOSS_VECTOR_BYTES == 32
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #define BITLOSS_INLINE inline __attribute__((always_inline))
@@ -76,15 +78,68 @@ BITLOSS_INLINE Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m2
 BITLOSS_INLINE Ints select(Mask m, Ints a, Ints b) { return (a & m) | (b & ~m); }
 BITLOSS_INLINE Floats select(Mask m, Floats a, Floats b) { return (Floats)select(m, (Ints)a, (Ints)b); }
 BITLOSS_INLINE bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
+#ifdef __SSE2__
+BITLOSS_INLINE Floats root(Floats x) { return _mm_sqrt_ps(x); }
+BITLOSS_INLINE Floats smaller(Floats a, Floats b) { return _mm_min_ps(a, b); }
+BITLOSS_INLINE Floats larger(Floats a, Floats b) { return _mm_max_ps(a, b); }
+#else
 BITLOSS_INLINE Floats root(Floats x) {
     for (int i = 0; i < 4; ++i) x[i] = __builtin_sqrtf(x[i]);
     return x;
 }
 BITLOSS_INLINE Floats smaller(Floats a, Floats b) { return select(a < b, a, b); }
 BITLOSS_INLINE Floats larger(Floats a, Floats b) { return select(a > b, a, b); }
+#endif
 BITLOSS_INLINE Ints smaller(Ints a, Ints b) { return select(a < b, a, b); }
 BITLOSS_INLINE Ints larger(Ints a, Ints b) { return select(a > b, a, b); }
 #endif
+#endif
+
+// Bytes and words widened by intrinsics: __builtin_convertvector takes them apart one by one (GCC 12).
+#if BITLOSS_VECTOR_BYTES == 64
+BITLOSS_INLINE Ints load_bytes(const std::uint8_t* from) {
+    return (Ints)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)from));
+}
+BITLOSS_INLINE Ints load_unsigned(const std::uint8_t* from) {
+    return (Ints)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)from));
+}
+BITLOSS_INLINE Ints load_words(const std::uint8_t* from) {
+    return (Ints)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)from));
+}
+#elif BITLOSS_VECTOR_BYTES == 32
+BITLOSS_INLINE Ints load_bytes(const std::uint8_t* from) {
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+}
+BITLOSS_INLINE Ints load_unsigned(const std::uint8_t* from) {
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+}
+BITLOSS_INLINE Ints load_words(const std::uint8_t* from) {
+    return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+}
+#elif defined(__SSE2__)
+// Interleaved with zeros below, then shifted down: the sign comes along, or not.
+BITLOSS_INLINE __m128i top_bytes(const std::uint8_t* from) {
+    std::int32_t four;
+    __builtin_memcpy(&four, from, 4);
+    const __m128i zero = _mm_setzero_si128();
+    return _mm_unpacklo_epi16(zero, _mm_unpacklo_epi8(zero, _mm_cvtsi32_si128(four)));
+}
+BITLOSS_INLINE Ints load_bytes(const std::uint8_t* from) { return (Ints)_mm_srai_epi32(top_bytes(from), 24); }
+BITLOSS_INLINE Ints load_unsigned(const std::uint8_t* from) { return (Ints)_mm_srli_epi32(top_bytes(from), 24); }
+BITLOSS_INLINE Ints load_words(const std::uint8_t* from) {
+    return (Ints)_mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i*)from), _mm_setzero_si128());
+}
+#else
+template <class Narrow>
+BITLOSS_INLINE Ints widen(const std::uint8_t* from) {
+    typedef Narrow Few __attribute__((vector_size(4 * sizeof(Narrow))));
+    Few few;
+    __builtin_memcpy(&few, from, sizeof few);
+    return __builtin_convertvector(few, Ints);
+}
+BITLOSS_INLINE Ints load_bytes(const std::uint8_t* from) { return widen<std::int8_t>(from); }
+BITLOSS_INLINE Ints load_unsigned(const std::uint8_t* from) { return widen<std::uint8_t>(from); }
+BITLOSS_INLINE Ints load_words(const std::uint8_t* from) { return widen<std::uint16_t>(from); }
 #endif
 
 }  // namespace machine
@@ -322,27 +377,20 @@ BITLOSS_INLINE void store_bytes(std::uint8_t* to, const Ints& x) {
     }
 }
 
-// Signed bytes, one for every lane.
+// Bytes (signed, unsigned) and little endian words of 16 bits, one for every lane.
 BITLOSS_INLINE Ints load_bytes(const std::uint8_t* from) {
-    typedef std::int8_t Bytes __attribute__((vector_size(BITLOSS_VECTOR_BYTES / 4)));
     Ints out;
-    for (int p = 0; p < parts; ++p) {
-        Bytes bytes;
-        __builtin_memcpy(&bytes, from + p * (lanes / parts), sizeof bytes);
-        out.part[p] = __builtin_convertvector(bytes, machine::Ints);
-    }
+    for (int p = 0; p < parts; ++p) out.part[p] = machine::load_bytes(from + p * (lanes / parts));
     return out;
 }
-
-// Little endian words of 16 bits, one for every lane, zeros above.
-BITLOSS_INLINE Ints load_words(const std::uint8_t* from) {
-    typedef std::uint16_t Words __attribute__((vector_size(BITLOSS_VECTOR_BYTES / 2)));
+BITLOSS_INLINE Ints load_unsigned(const std::uint8_t* from) {
     Ints out;
-    for (int p = 0; p < parts; ++p) {
-        Words words;
-        __builtin_memcpy(&words, from + p * (2 * lanes / parts), sizeof words);
-        out.part[p] = __builtin_convertvector(words, machine::Ints);
-    }
+    for (int p = 0; p < parts; ++p) out.part[p] = machine::load_unsigned(from + p * (lanes / parts));
+    return out;
+}
+BITLOSS_INLINE Ints load_words(const std::uint8_t* from) {
+    Ints out;
+    for (int p = 0; p < parts; ++p) out.part[p] = machine::load_words(from + p * (2 * lanes / parts));
     return out;
 }
 

@@ -16,16 +16,25 @@ from tests.unit.quantize.codec_cases import (
     libggml_decode,
     libggml_encode,
     rows,
+    trained,
 )
 
 from bitloss import _native
 from bitloss.errors import MismatchError, UnsupportedError
-from bitloss.quantize.codec import decode, encode, encode_into, isas, native_kinds, row_bytes
-from bitloss.quantize.reference import iq4, k_quants, legacy
+from bitloss.quantize.codec import (
+    NEEDS_WEIGHTS,
+    decode,
+    encode,
+    encode_into,
+    isas,
+    native_kinds,
+    row_bytes,
+)
+from bitloss.quantize.reference import iq4, k_decode, k_quants, legacy
 from bitloss.quantize.types import TENSOR_TYPES
 
 REFERENCES = {**legacy.ENCODERS, **k_quants.ENCODERS, **iq4.ENCODERS}
-DECODE_REFERENCES = {**legacy.DECODERS, **iq4.DECODERS}
+DECODE_REFERENCES = {**legacy.DECODERS, **k_decode.DECODERS, **iq4.DECODERS}
 ENCODED = sorted(native_kinds())
 DECODED = [GGMLQuantizationType(kind) for kind in _native.codec_kinds(encoding=False)]
 PATHS = _native.codec_isas()
@@ -44,6 +53,7 @@ def assert_same(found: Bytes, expected: Bytes, what: str) -> None:
 
 def test_every_kernel_has_a_definition() -> None:
     assert set(ENCODED) == set(REFERENCES)
+    assert set(DECODED) - {GGMLQuantizationType.F16, GGMLQuantizationType.BF16} == set(DECODE_REFERENCES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,7 +91,7 @@ def test_decoders_give_the_floats_of_libggml(kind: GGMLQuantizationType) -> None
     expected = libggml_decode(kind, data, N).view(np.uint32)
     for path in PATHS:
         assert np.array_equal(decode(kind, data, N, isa=path).view(np.uint32), expected), path
-    if kind in DECODE_REFERENCES:
+    if kind in DECODE_REFERENCES:  # F16 and BF16 are NumPy's own conversions, or nearly: all patterns below
         assert np.array_equal(DECODE_REFERENCES[kind](data, N).view(np.uint32), expected)
 
 
@@ -93,6 +103,15 @@ def test_every_pattern_of_16_bits_decodes_as_libggml_does(kind: GGMLQuantization
         assert np.array_equal(decode(kind, data, 1 << 16, isa=path).view(np.uint32), expected), path
         odd = decode(kind, data[:, 2:36], 17, isa=path)  # a last vector that is not full
         assert np.array_equal(odd.view(np.uint32)[0], expected[0, 1:18]), path
+
+
+@pytest.mark.parametrize("kind", sorted(set(TENSOR_TYPES.values()) - set(ENCODED)), ids=name)
+def test_types_left_to_libggml_do_not_depend_on_threads(kind: GGMLQuantizationType) -> None:
+    x = trained()[:21]
+    for weights in (column_weights("random"), *([] if kind in NEEDS_WEIGHTS else [None])):
+        expected = libggml_encode(kind, x, weights)
+        for threads in (1, 2, 7):
+            assert_same(encode(kind, x, weights, threads=threads), expected, f"{threads} threads")
 
 
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=name)
