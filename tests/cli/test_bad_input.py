@@ -61,7 +61,7 @@ def _run(inputs: Inputs, model: Path, out: Path, **other: object) -> tuple[objec
         (("run", "MISSING.toml"), "No such file"),
         (("run", "SOURCE", "--text", "MISSING"), "no such file"),
         (("run", "SOURCE", "--calibration", "MISSING"), "no such file"),
-        (("convert", "MISSING"), "no such folder"),
+        (("convert", "MISSING"), "no such model"),
         (("imatrix", "MISSING", "--text", "TEXT"), "no such GGUF file"),
         (("imatrix", "SOURCE", "--text", "MISSING"), "no such text"),
         (("imatrix", "--in-file", "IMATRIX", "--in-file", "MISSING"), "no such importance matrix"),

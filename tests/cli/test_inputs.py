@@ -6,12 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from bitloss.cli import main
 from bitloss.convert.convert import Conversion
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.random_checkpoint import (
@@ -21,39 +20,32 @@ from bitloss.model.random_checkpoint import (
     write_safetensors,
 )
 
+if TYPE_CHECKING:
+    from tests.cli.conftest import Cli
+
 DATA = Path(__file__).parents[1] / "data" / "families"
 INDEX = "model.safetensors.index.json"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    code = main([str(each) for each in arguments])
-    return code, capsys.readouterr().err
-
-
-def test_a_conversion_is_proven_unless_told_otherwise(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_conversion_is_proven_unless_told_otherwise(tmp_path: Path, cli: Cli) -> None:
     for extra, proven in (([], True), (["--no-proof"], False)):
-        assert (
-            main(["convert", str(DATA / "olmo2"), "--to", "f16,f32", "-o", str(tmp_path), "-q", *extra]) == 0
-        )
+        done = cli("convert", DATA / "olmo2", "--to", "f16,f32", "-o", tmp_path, "-q", *extra)
+        assert done.code == 0
+        assert done.out.splitlines() == [str(tmp_path / f"olmo2-{kind}.gguf") for kind in ("f16", "f32")]
         record = Conversion.model_validate_json((tmp_path / "conversion.json").read_text())
         assert (record.proof is not None) is proven
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [str(tmp_path / f"olmo2-{kind}.gguf") for kind in ("f16", "f32")] * 2
 
 
-def test_a_gguf_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", str(DATA / "olmo2"), "--to", "bf16", "-o", str(tmp_path / "a"), "-q"]) == 0
+def test_a_gguf_is_converted(tmp_path: Path, cli: Cli) -> None:
+    assert cli("convert", DATA / "olmo2", "--to", "bf16", "-o", tmp_path / "a", "-q").code == 0
     given = tmp_path / "a" / "olmo2-bf16.gguf"
-    assert main(["convert", str(given), "--to", "f16", "-o", str(tmp_path / "b"), "-q", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    record = json.loads(cli("convert", given, "--to", "f16", "-o", tmp_path / "b", "-q", "--json").out)
     assert record["outputs"][0]["file"] == "olmo2-f16.gguf"
     assert record["proof"]["tensors"]["used"] == record["proof"]["tensors"]["checkpoint"]
 
 
 def test_the_hub_is_asked_for_what_is_no_path(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str | None]] = []
 
@@ -63,32 +55,24 @@ def test_the_hub_is_asked_for_what_is_no_path(
 
     monkeypatch.setattr("bitloss.cli.inputs.fetch_model", fetch)
     out = ["--to", "f16", "-o", tmp_path, "-q", "--no-proof"]
-    assert said(capsys, "convert", "allenai/OLMo-2", "--revision", "v2", *out)[0] == 0
+    assert cli("convert", "allenai/OLMo-2", "--revision", "v2", *out).code == 0
     assert asked == [("allenai/OLMo-2", "v2")]
-    assert said(capsys, "convert", DATA / "olmo2", "--revision", "v2", *out) == (
-        2,
-        "bitloss: --revision: only models of the hub have revisions: found v2\n",
-    )
-    code, line = said(capsys, "convert", "./nowhere", *out)
+    code, _, line = cli("convert", DATA / "olmo2", "--revision", "v2", *out)
+    assert (code, line) == (2, "bitloss: --revision: only models of the hub have revisions: found v2\n")
+    code, _, line = cli("convert", "./nowhere", *out)
     assert code == 1
     assert "./nowhere: no such model. Give an HF folder" in line
 
 
-def test_wikitext_is_fetched_by_its_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wikitext_is_fetched_by_its_name(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "wiki.test.raw"
     text.write_text("too short\n")
     monkeypatch.setattr("bitloss.cli.inputs.wikitext", lambda: text)
     monkeypatch.chdir(tmp_path)
-    code, line = said(
-        capsys, "run", DATA / "olmo2", "--text", "wikitext-2", "--ctx", 64, "-q", "--out", "run"
-    )
+    code, _, line = cli("run", DATA / "olmo2", "--text", "wikitext-2", "--ctx", 64, "-q", "--out", "run")
     assert (code, "wiki.test.raw: text too short" in line) == (1, True)
     (tmp_path / "wikitext-2").write_text("a file of that name goes first\n")
-    code, line = said(
-        capsys, "run", DATA / "olmo2", "--text", "wikitext-2", "--ctx", 64, "-q", "--out", "run"
-    )
+    code, _, line = cli("run", DATA / "olmo2", "--text", "wikitext-2", "--ctx", 64, "-q", "--out", "run")
     assert (code, "/wikitext-2: text too short" in line) == (1, True)
 
 
@@ -171,13 +155,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_line_and_leaves_nothing(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_gets_one_line_and_leaves_nothing(case: str, tmp_path: Path, cli: Cli) -> None:
     damage, message = BAD[case]
     folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shards=2))
     damage(folder)
-    code, line = said(capsys, "convert", folder, "--to", "f32,f16", "-o", tmp_path / "out", "-q")
+    code, _, line = cli("convert", folder, "--to", "f32,f16", "-o", tmp_path / "out", "-q")
     assert code == 1
     assert message in line
     assert line.startswith("bitloss: ")
@@ -185,13 +167,13 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_more_tokens_than_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_tokens_than_rows(tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "qwen3"
     shutil.copytree(DATA / "qwen3", folder)
     data = json.loads((folder / "tokenizer.json").read_text())
     last = data["added_tokens"][-1]
     data["added_tokens"].append(last | {"id": last["id"] + 1, "content": "<|one more|>"})
     write_json(folder / "tokenizer.json", data)
-    code, line = said(capsys, "convert", folder, "-o", tmp_path / "out", "-q")
+    code, _, line = cli("convert", folder, "-o", tmp_path / "out", "-q")
     assert (code, "token ids beyond the embedding: expected below 320, found 320" in line) == (1, True)
     assert not (tmp_path / "out").exists()
