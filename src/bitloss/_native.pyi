@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+_Cast = tuple[int, int, int, float, float]
+
 def divergence_isas() -> list[str]:
     """Instruction sets this machine and build offer, best first."""
 
@@ -59,4 +61,42 @@ def find_strings(
     """Find length-prefixed strings (u64, little-endian) from ``at`` on; fills starts and ends [count].
 
     Returns how many stand whole in the data, and where the next one begins.
+    """
+
+def audit_isas() -> list[str]:
+    """Instruction sets this machine and build offer, best first, and last "wide" (16 lanes on AVX2, for tests)."""
+
+def audit_words(x: npt.NDArray[np.uint16], counts: npt.NDArray[np.int64], threads: int) -> None:
+    """Count 16-bit words into counts [65536]."""
+
+def audit_floats(
+    x: npt.NDArray[np.float32],
+    words: npt.NDArray[np.int64],
+    histogram: npt.NDArray[np.int64],
+    threads: int,
+    isa: str,
+) -> tuple[int, int, int, int, int, int, int, int, _Cast, _Cast]:
+    """Count values (at most 2^31) as ``bitloss.explain.weights`` defines; ``bitloss.explain.counting`` calls it.
+
+    Pieces of values that are all exact in BF16 are counted by their upper halves into words [65536] only. Of the
+    others the exponents go into histogram [277], and the rest is returned: zeros, below and above the rule's
+    interval, NaN, +inf, -inf, bits of the largest and of the smallest magnitude, and for F16 and BF16 each: changed,
+    overflowed, zeroed, largest error and relative error.
+    """
+
+def mark_words(
+    x: npt.NDArray[np.uint16],
+    flags: npt.NDArray[np.uint8],
+    block: int,
+    marks: npt.NDArray[np.uint8],
+    threads: int,
+) -> None:
+    """Write for each block of x [n * block] the OR of its words' flags [65536] into marks [n]."""
+
+def mark_floats(
+    x: npt.NDArray[np.float32], block: int, marks: npt.NDArray[np.uint8], threads: int, isa: str
+) -> None:
+    """Write for each block of x [n * block] into marks [n] what some value of it does.
+
+    1: changes in F16, 2: overflows there, 4: changes in BF16, 8: overflows there, 16: is not finite.
     """

@@ -23,7 +23,7 @@ from bitloss.records import Results, read_results
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli, Done, Inputs
 
-VERBS = ("demo", "run", "convert", "imatrix", "quantize", "base", "measure", "compare", "report")
+VERBS = ("demo", "run", "audit", "convert", "imatrix", "quantize", "base", "measure", "compare", "report")
 COMPUTE = ("demo", "run", "imatrix", "base", "measure")
 TINY = ("--ctx", 32, "--chunks", 3)
 

@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (`bitloss` exits with it)."""
     from bitloss.cli import verbs
 
-    importlib.import_module("bitloss.cli.experiments")  # adds its verbs to the same app
+    for others in ("experiments", "inspecting"):  # they add their verbs to the same app
+        importlib.import_module(f"bitloss.cli.{others}")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

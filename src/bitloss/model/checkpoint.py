@@ -122,9 +122,9 @@ class Checkpoint:
         """Return a read-only view of a tensor's data, mapped from disk; bfloat16 as `ml_dtypes.bfloat16`."""
         return self._part(name).tensor(name)
 
-    def forget(self, name: str) -> None:
-        """Tell the system that a tensor's pages are not needed any more: they leave this process's memory."""
-        self._part(name).forget(name)
+    def forget(self, name: str, n_bytes: int | None = None) -> None:
+        """Tell the system that a tensor's pages (of its first bytes only) are not needed any more."""
+        self._part(name).forget(name, n_bytes)
 
     def files(self) -> list[Path]:
         """Every file that decides what a conversion writes, sorted by name."""

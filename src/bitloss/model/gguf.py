@@ -168,14 +168,15 @@ class GgufFile:
         data = self._data[info.part]
         return np.frombuffer(data, dtype=np.uint8, count=info.n_bytes, offset=info.offset)
 
-    def forget(self, name: str) -> None:
-        """Tell the system that a tensor's pages are not needed any more: they leave this process's memory."""
+    def forget(self, name: str, n_bytes: int | None = None) -> None:
+        """Tell the system that a tensor's pages (of its first bytes only) are not needed: they leave this process."""
         info = self.info(name)
+        end = info.offset + (info.n_bytes if n_bytes is None else n_bytes)
         mapped = self._data[info.part].obj
         page = mmap.PAGESIZE
         start = info.offset // page * page
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and info.n_bytes:
-            mapped.madvise(mmap.MADV_DONTNEED, start, info.offset + info.n_bytes - start)
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and end > start:
+            mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def tensor_f32(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return a tensor's values as float32 in NumPy order (`shape[::-1]`).

@@ -113,12 +113,14 @@ class SafetensorsFile:
         flat = np.frombuffer(self._data, dtype=dtype, count=info.n_bytes // dtype.itemsize, offset=info.start)
         return flat.reshape(info.shape)
 
-    def forget(self, name: str) -> None:
-        """Tell the system that a tensor's pages are not needed any more: they leave this process's memory."""
-        info, mapped = self.tensors[name], self._data.obj
+    def forget(self, name: str, n_bytes: int | None = None) -> None:
+        """Tell the system that a tensor's pages (of its first bytes only) are not needed: they leave this process."""
+        info = self.tensors[name]
+        end = info.start + (info.n_bytes if n_bytes is None else n_bytes)
         start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and info.n_bytes:
-            mapped.madvise(mmap.MADV_DONTNEED, start, info.start + info.n_bytes - start)
+        mapped = self._data.obj
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and end > start:
+            mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What bitloss writes down and reads again: the results of a run."""
 
+from bitloss.records.audit import Audit
 from bitloss.records.files import RESULTS_NAME, json_schema, read_results, write_results
 from bitloss.records.parts import Confidence, Figure, Metrics, Outcome, Record, Verdict
 from bitloss.records.results import (
@@ -25,6 +26,7 @@ from bitloss.records.results import (
 __all__ = [
     "RESULTS_NAME",
     "SCHEMA",
+    "Audit",
     "Base",
     "Calibration",
     "Candidate",
