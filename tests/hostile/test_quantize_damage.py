@@ -26,7 +26,7 @@ def quantize_or_refuse(folder: Path, content: bytes) -> bool:
     source.write_bytes(content)
     out.unlink(missing_ok=True)
     try:
-        quantize(QuantizeSpec(source, "Q4_0", out, threads=1))
+        quantize(QuantizeSpec(source, "Q4_0", out))
     except BitlossError as error:
         line = str(error)
     else:

@@ -83,7 +83,7 @@ def made(
     if request.param == "peaked":
         widen_logits(source, 3)
     candidate = folder / "q.gguf"
-    quantize(QuantizeSpec(source=source, type="Q4_K_M", out=candidate, threads=2))
+    quantize(QuantizeSpec(source=source, type="Q4_K_M", out=candidate))
     text = a_text(folder / "text.txt")
     common = ["-f", text, "-c", N_CTX, "-b", N_CTX, "-t", 2, "--chunks", CHUNKS]
     told, ours = folder / "told.kld", folder / "ours.kld"

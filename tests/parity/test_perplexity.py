@@ -152,7 +152,7 @@ def experiment(
     folder = tmp_path_factory.mktemp("parity")
     source = make_model(request.param, folder, seed=21)
     candidate = folder / "q.gguf"
-    quantize(QuantizeSpec(source=source, type="Q4_K_M", out=candidate, threads=2))
+    quantize(QuantizeSpec(source=source, type="Q4_K_M", out=candidate))
     # words thrown together would be so unlikely to a trained model (beyond 16 nats) that the 16-bit file cuts them off
     text = ASSETS / "texts" / "evaluation.txt" if request.param == "demo" else a_text(folder / "text.txt")
     common = ["-f", text, "-c", N_CTX, "-b", N_CTX, "-t", 2, "--chunks", CHUNKS]
@@ -256,7 +256,5 @@ def test_llama_quantize_makes_the_same_tensors_from_our_imatrix(
     for kind in ("Q4_K_M", "IQ2_XS"):
         told = tmp_path / f"told-{kind}.gguf"
         llama_tool("llama-quantize", "--imatrix", matrix, source, told, kind, 2)
-        made = quantize(
-            QuantizeSpec(source=source, type=kind, out=tmp_path / f"{kind}.gguf", imatrix=matrix, threads=2)
-        )
+        made = quantize(QuantizeSpec(source=source, type=kind, out=tmp_path / f"{kind}.gguf", imatrix=matrix))
         assert made.tensors_sha256 == GgufFile.open(told).tensors_sha256()

@@ -37,6 +37,7 @@ class TypeRules:
         output_tensor_type: ggml type of output.weight, None for the mix's.
         token_embedding_type: ggml type of token_embd.weight, None for the mix's.
         pure: one type for all, no mix.
+        keep_split: tensors in the order of the source's parts; a mix goes by that order.
     """
 
     ftype: int
@@ -45,6 +46,7 @@ class TypeRules:
     output_tensor_type: int | None = None
     token_embedding_type: int | None = None
     pure: bool = False
+    keep_split: bool = False
 
 
 @dataclass(slots=True)
@@ -95,6 +97,7 @@ class QuantizeCall:
         params.ftype = self.rules.ftype
         params.nthread = self.threads
         params.pure = self.rules.pure
+        params.keep_split = self.rules.keep_split
         params.dry_run = dry_run
         params.allow_requantize = self.allow_requantize
         params.max_buf_size = MAX_BUFFER_BYTES

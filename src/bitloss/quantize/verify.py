@@ -10,7 +10,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from bitloss.engine.ggml import ggml
 from bitloss.errors import BitlossError, EngineError
 from bitloss.model.gguf import GgufFile, TensorInfo, type_name
+from bitloss.model.gguf_split import open_model
 from bitloss.progress import Progress, ProgressCallback, silent
+from bitloss.quantize.layout import trimmed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,48 +22,51 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 64 << 20
 
 
+def opened(path: Path, shown: Path) -> GgufFile:
+    """Open what was written at `path`, or at the first of its parts; `shown` is the name to use in messages.
+
+    Raises:
+        EngineError: it is no whole GGUF file.
+    """
+    try:
+        return open_model(path)
+    except BitlossError as error:
+        raise EngineError(
+            f"a damaged file was written ({error.what})",
+            where=shown,
+            expected=error.expected,
+            found=error.found,
+        ) from error
+
+
 def verify_candidate(
-    path: Path, shown: Path, source: GgufFile, plan: TypePlan, progress: ProgressCallback = silent
-) -> GgufFile:
-    """Open a candidate and compare it with its plan.
+    file: GgufFile, shown: Path, source: GgufFile, plan: TypePlan, progress: ProgressCallback = silent
+) -> None:
+    """Compare a candidate with its plan.
 
     Names, types and shapes must be as planned, copied tensors equal the source's bytes, and ggml find every block
     of the others valid.
 
     Args:
-        path: where it lies now.
+        file: the candidate.
         shown: the name to use in messages.
         source: what it was made from.
         plan: what it should be.
         progress: told after every tensor.
 
-    Returns:
-        The open file.
-
     Raises:
         EngineError: it differs; the tensor is named.
     """
-    try:
-        file = GgufFile.open(path)
-    except BitlossError as error:
-        raise EngineError(
-            f"llama.cpp wrote a damaged file ({error.what})",
-            where=shown,
-            expected=error.expected,
-            found=error.found,
-        ) from error
     if file.tensors.keys() != plan.tensors.keys():
         odd = sorted(file.tensors.keys() ^ plan.tensors.keys())
         raise EngineError("other tensors than planned", where=f"{shown}[{odd[0]}]")
     for done, (name, planned) in enumerate(plan.tensors.items(), start=1):
         info = file.tensors[name]
-        wanted = (type_name(planned.target_type), list(planned.shape))
-        if (info.type_name, list(info.shape)) != wanted:
+        wanted = (type_name(planned.target_type), trimmed(planned.shape))
+        if (info.type_name, trimmed(info.shape)) != wanted:
+            found = (info.type_name, trimmed(info.shape))
             raise EngineError(
-                "another tensor than planned",
-                where=f"{shown}[{name}]",
-                expected=wanted,
-                found=(info.type_name, list(info.shape)),
+                "another tensor than planned", where=f"{shown}[{name}]", expected=wanted, found=found
             )
         # Also shows that the file is read where it was written: norms are copied in every model.
         if planned.is_copied and not np.array_equal(file.tensor_bytes(name), source.tensor_bytes(name)):
@@ -71,7 +76,6 @@ def verify_candidate(
                 "a value or a block's scale is not finite", where=f"{shown}[{name}]", found=info.type_name
             )
         progress(Progress(f"check {shown.name}", done, len(plan.tensors), "tensors"))
-    return file
 
 
 def _is_valid(file: GgufFile, info: TensorInfo) -> bool:

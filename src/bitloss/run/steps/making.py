@@ -130,7 +130,7 @@ class QuantizeStep(StepModel):
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.quantize.quantize.quantize`."""
-        from bitloss.quantize.quantize import QuantizeSpec, quantize
+        from bitloss.quantize.quantize import How, QuantizeSpec, quantize
 
         spec = QuantizeSpec(
             source=self.source,
@@ -142,6 +142,5 @@ class QuantizeStep(StepModel):
             token_embedding_type=self.token_embedding_type,
             pure=self.pure,
             allow_requantize=self.allow_requantize,
-            threads=self.threads,
         )
-        return quantize(spec, progress).as_json()
+        return quantize(spec, progress, How(threads=self.threads)).as_json()

@@ -1,0 +1,148 @@
+"""A candidate before it is made: everything that can be checked, and every byte but the weights laid out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gguf import GGMLQuantizationType
+
+from bitloss.errors import GgufError, UnsupportedError, UsageError
+from bitloss.model.gguf import GgufFile, type_name
+from bitloss.model.gguf_split import open_model
+from bitloss.quantize.layout import FileLayout, layout, trimmed
+from bitloss.quantize.plan import TypePlan, type_plan
+from bitloss.quantize.request import QuantizeSpec, rules_of
+from bitloss.quantize.weights import Weights, check_needed, matrix_facts, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from bitloss.quantize.call import TypeRules
+    from bitloss.quantize.types import QuantType
+
+_PLAIN = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A candidate before it is made.
+
+    Attributes:
+        spec: what was asked for.
+        source: the open source.
+        kind: its file type.
+        rules: what decides the types of its tensors.
+        plan: its tensors.
+        weights: importance, None without.
+        files: what will be written, to the byte.
+    """
+
+    spec: QuantizeSpec
+    source: GgufFile
+    kind: QuantType
+    rules: TypeRules
+    plan: TypePlan
+    weights: Weights | None
+    files: tuple[FileLayout, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 x tensor bytes / weights; a source without weights is a `GgufError`."""
+        n_weights = sum(info.n_elements for info in self.source.tensors.values())
+        if n_weights == 0:
+            raise GgufError("the file has no weights", where=self.source.path)
+        return 8 * self.plan.n_bytes / n_weights
+
+    @property
+    def type_counts(self) -> dict[str, int]:
+        """Tensor type -> number of tensors."""
+        return dict(sorted(Counter(self.plan.types.values()).items()))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is known before anything is written, as JSON holds it."""
+        facts = matrix_facts(self.weights, self.plan) if self.weights else None
+        return {
+            "out": self.files[0].path.name,
+            "type": self.kind.name,
+            "bytes": self.bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "type_counts": dict(self.type_counts),
+            "n_fallback": self.plan.n_fallback,
+            "without_imatrix": list(facts.missing) if facts else [],
+            "parts": [{"path": file.path.name, "bytes": file.size} for file in self.files[1:] and self.files],
+        }
+
+
+def plan_candidates(specs: Sequence[QuantizeSpec]) -> list[Candidate]:
+    """Check everything that can be checked before writing, and lay out the files.
+
+    Args:
+        specs: at least one, all of one source.
+
+    Raises:
+        UsageError: unknown type, pattern without a tensor, a type that does not fit, files in each other's way.
+        FileProblem: source or matrix missing.
+        GgufError, ImatrixError: source or matrix is damaged.
+        UnsupportedError: a quantized source without `allow_requantize`; a type that needs weights without them.
+        MismatchError: the importance matrix is of another model.
+        EngineError: llama.cpp refused the source.
+    """
+    assert specs
+    assert len({spec.source for spec in specs}) == 1
+    source = open_model(specs[0].source)
+    matrices: dict[Path, Weights] = {}
+    candidates = []
+    for spec in specs:
+        kind, rules = rules_of(spec)
+        if spec.imatrix is not None and spec.imatrix not in matrices:
+            matrices[spec.imatrix] = read_weights(spec.imatrix, source)
+        weights = matrices[spec.imatrix] if spec.imatrix is not None else None
+        types = type_plan(source, rules)
+        _check_tensors(spec, source, types)
+        check_needed(source, kind, types, weights)
+        files = layout(spec, source, kind, types, weights.metadata if weights else ())
+        candidates.append(Candidate(spec, source, kind, rules, types, weights, files))
+    _check_paths(source, candidates)
+    return candidates
+
+
+def _check_tensors(spec: QuantizeSpec, source: GgufFile, types: TypePlan) -> None:
+    """Refuse a quantized source that was not allowed, and shapes on which llama.cpp ends the process."""
+    for tensor in types.tensors.values():
+        if tensor.is_copied:
+            continue
+        where = f"{source.path}[{tensor.name}]"
+        if tensor.source_type not in _PLAIN and not spec.allow_requantize:
+            raise UnsupportedError(
+                "the source is quantized already",
+                where=where,
+                expected="F32, F16 or BF16",
+                found=type_name(tensor.source_type),
+                mend="start from a full-precision file, or allow requantizing and accept the extra loss",
+            )
+        if len(trimmed(tensor.shape)) > 3:
+            raise UnsupportedError(
+                "a tensor of four dimensions cannot be quantized", where=where, found=list(tensor.shape)
+            )
+
+
+def _check_paths(source: GgufFile, candidates: Sequence[Candidate]) -> None:
+    """No file may replace the source or another candidate."""
+    seen: set[Path] = set()
+    for candidate in candidates:
+        for file in candidate.files:
+            if file.path.exists() and any(file.path.samefile(path) for path in source.paths):
+                raise UsageError(
+                    "the candidate would replace its source", where=file.path, mend="choose another name"
+                )
+            if file.path.absolute() in seen:
+                raise UsageError("two candidates of the same name", where=file.path)
+            seen.add(file.path.absolute())

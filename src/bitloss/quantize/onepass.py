@@ -1,0 +1,375 @@
+"""Write all candidates of a source in one pass over it.
+
+For each tensor, in the order of the files: a piece of its rows is taken from the source and made float32 once; for
+each (type, weights) that any candidate wants of it the piece is encoded once, looked at by ggml for scales that are
+not finite, and appended to every file that wants it. Rows are shared out to threads by the codec, files to threads
+here. SHA-256 of the files and of their tensors grows along, so nothing is read back.
+
+The bytes are those of llama_model_quantize: `bitloss.quantize.codec` gives those of ggml_quantize_chunk for any range
+of rows, and weights are taken per expert as there. A candidate that cannot be encoded (a value too large for its type)
+is given up alone; the others are finished.
+
+Peak memory: a piece as float32 (8 MB, or one row), one encoded piece for each distinct (type, weights), and pages of
+one tensor of the source that the system may drop; not the tensor, not the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from bitloss._native import add_squares
+from bitloss.engine.ggml import ggml
+from bitloss.errors import BitlossError, GgufError, UnsupportedError
+from bitloss.model.gguf import GgufFile, TensorInfo, join_tensor_hashes, type_name
+from bitloss.progress import Progress, ProgressCallback, silent
+from bitloss.quantize import codec
+from bitloss.quantize.layout import FileLayout, padded, trimmed
+from bitloss.quantize.request import How, TensorError, WrittenFile
+from bitloss.store import atomic_path
+from bitloss.store.atomic import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from bitloss.quantize.plan import TypePlan
+    from bitloss.quantize.weights import Weights
+
+T = TypeVar("T")
+
+PIECE_VALUES = 1 << 21
+# quantize_q8_0 and these others take no notice of importance: one encoding serves with and without.
+_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"})
+
+
+class Wanted(NamedTuple):
+    """A candidate to be written.
+
+    Attributes:
+        name: of its type, for progress.
+        plan: type of each tensor.
+        weights: importance, None without.
+        files: where its tensors go.
+    """
+
+    name: str
+    plan: TypePlan
+    weights: Weights | None
+    files: tuple[FileLayout, ...]
+
+
+class Written(NamedTuple):
+    """A candidate that was written.
+
+    Attributes:
+        files: with their hashes.
+        tensors_sha256: of all its tensors.
+        errors: of its quantized tensors, when asked for.
+    """
+
+    files: tuple[WrittenFile, ...]
+    tensors_sha256: str
+    errors: dict[str, TensorError]
+
+
+def write_candidates(
+    source: GgufFile, wanted: Sequence[Wanted], how: How, progress: ProgressCallback = silent
+) -> list[Written | BitlossError]:
+    """Write the candidates; all must have their tensors in the same order.
+
+    Returns:
+        For each candidate what was written, or why it could not be; its files are whole, or not there.
+
+    Raises:
+        GgufError: a value of the source is not finite, or damaged.
+        DiskFull, FileProblem: a file cannot be written. Files finished before stay.
+    """
+    with _Pass(source, wanted, how) as work:
+        names = list(wanted[0].plan.tensors)
+        stage = f"quantize {wanted[0].name if len(wanted) == 1 else f'{len(wanted)} types'}"
+        for done, name in enumerate(names):
+            progress(Progress(stage, done, len(names), "tensors"))
+            work.tensor(name)
+        progress(Progress(stage, len(names), len(names), "tensors"))
+        return work.finish()
+
+
+class _Output:
+    """One file: written in order, hashed along."""
+
+    def __init__(self, layout: FileLayout) -> None:
+        self.layout = layout
+        self._hash = hashlib.sha256()
+        self._at = 0
+        self._files = contextlib.ExitStack()
+        partial = self._files.enter_context(atomic_path(layout.path))
+        try:
+            with explained(layout.path):
+                self._descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._files.callback(os.close, self._descriptor)
+            self.append(layout.header)
+        except BaseException as error:
+            self.discard(error)
+            raise
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Write what comes next."""
+        self._hash.update(data)
+        with explained(self.layout.path):
+            left = memoryview(data)
+            while left:
+                count = os.pwrite(self._descriptor, left, self._at)
+                left, self._at = left[count:], self._at + count
+
+    def pad(self) -> None:
+        """End a tensor."""
+        self.append(bytes(padded(self._at) - self._at))
+
+    def finish(self) -> WrittenFile:
+        """Put the file in its place."""
+        assert self._at == self.layout.size
+        self._files.close()
+        return WrittenFile(self.layout.path, self._at, self._hash.hexdigest())
+
+    def discard(self, error: BaseException) -> None:
+        """Leave nothing."""
+        with contextlib.suppress(BaseException):
+            self._files.__exit__(type(error), error, error.__traceback__)
+
+
+@dataclass(slots=True, eq=False)
+class _Encoding:
+    """One way to encode the tensor at hand.
+
+    Attributes:
+        kind: its type.
+        weights: importance [n_mat, n_in], None without.
+        users: indices of the candidates that want it.
+        block: rows of a piece.
+        digest: of its bytes so far.
+        sums: of squares: error, source, weighted error, weighted source.
+    """
+
+    kind: GGMLQuantizationType
+    weights: npt.NDArray[np.float32] | None
+    users: list[int]
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+    valid: bool = True
+
+
+class _Piece(NamedTuple):
+    """Rows of the tensor at hand, all of one expert."""
+
+    expert: int
+    raw: npt.NDArray[np.uint8]  # [n_rows, row_bytes] as the source has them
+    values: npt.NDArray[np.float32] | None  # [n_rows, n_in]; None when the tensor is only copied
+
+
+class _Pass:
+    """The pass; a context manager, so that what is unfinished goes."""
+
+    def __init__(self, source: GgufFile, wanted: Sequence[Wanted], how: How) -> None:
+        self.source = source
+        self.wanted = wanted
+        self.threads = how.n_threads()
+        self.errors = how.errors
+        self.failed: dict[int, BitlossError] = {}
+        self._pool = ThreadPoolExecutor(self.threads)
+        self._outputs: dict[int, list[_Output]] = {}
+        self._hashes: list[list[tuple[str, int, tuple[int, ...], bytes]]] = [[] for _ in wanted]
+        self._told: list[dict[str, TensorError]] = [{} for _ in wanted]
+        self._file_of = [
+            {tensor.name: at for at, file in enumerate(each.files) for tensor in file.tensors}
+            for each in wanted
+        ]
+
+    def __enter__(self) -> _Pass:
+        try:
+            for index, each in enumerate(self.wanted):
+                self._outputs[index] = []
+                for layout in each.files:
+                    self._outputs[index].append(_Output(layout))
+        except BaseException as error:
+            self._close(error)
+            raise
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._close(error or RuntimeError("not finished"))
+
+    def _close(self, error: BaseException) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for index in list(self._outputs):
+            self._drop(index, error)
+
+    def _drop(self, index: int, error: BaseException) -> None:
+        for output in self._outputs.pop(index, []):
+            output.discard(error)
+
+    def tensor(self, name: str) -> None:
+        """Encode one tensor and append it to the files."""
+        info = self.source.info(name)
+        encodings = self._encodings(name)
+        for piece in self._pieces(info, encodings):
+            self._encode(info, encodings, piece)
+        for encoding in encodings:
+            for index in encoding.users:
+                self._outputs[index][self._file_of[index][name]].pad()
+                shape = trimmed(info.shape)
+                self._hashes[index].append((name, int(encoding.kind), shape, encoding.digest.digest()))
+                if self.errors and encoding.kind != info.ggml_type:
+                    self._told[index][name] = _error(encoding)
+        self.source.forget(name)
+
+    def finish(self) -> list[Written | BitlossError]:
+        """Put the files in their places."""
+        results: list[Written | BitlossError] = []
+        for index in range(len(self.wanted)):
+            if index in self.failed:
+                results.append(self.failed[index])
+                continue
+            files = tuple(output.finish() for output in self._outputs[index])
+            del self._outputs[index]
+            results.append(Written(files, join_tensor_hashes(self._hashes[index]), self._told[index]))
+        return results
+
+    def _encodings(self, name: str) -> list[_Encoding]:
+        """Return the distinct encodings the candidates want of a tensor."""
+        found: dict[tuple[int, object], _Encoding] = {}
+        for index, each in enumerate(self.wanted):
+            if index in self.failed:
+                continue
+            tensor = each.plan.tensors[name]
+            kind = GGMLQuantizationType(tensor.target_type)
+            weights = each.weights.by_tensor.get(name) if each.weights else None
+            if tensor.is_copied or kind.name in _UNWEIGHTED:
+                weights = None
+            key = (tensor.target_type, None if weights is None else weights.tobytes())
+            if key not in found:
+                rows = None if weights is None else weights.reshape(-1, tensor.shape[0])
+                found[key] = _Encoding(kind, rows, [])
+            found[key].users.append(index)
+        return list(found.values())
+
+    def _pieces(self, info: TensorInfo, encodings: Sequence[_Encoding]) -> Iterator[_Piece]:
+        """Yield the rows of a tensor; those of two experts together only where nobody weighs them."""
+        kind = GGMLQuantizationType(info.ggml_type)
+        copied = all(encoding.kind == kind for encoding in encodings)
+        n_in = info.shape[0] if info.shape else 1
+        block, size = GGML_QUANT_SIZES[kind]
+        if not info.n_bytes:
+            return
+        raw = self.source.tensor_bytes(info.name).reshape(-1, n_in // block * size)
+        alone = all(encoding.weights is None for encoding in encodings)
+        per_expert = len(raw) if alone or len(info.shape) < 2 else info.shape[1]
+        step = max(1, PIECE_VALUES // max(1, n_in))
+        for first in range(0, len(raw), max(1, per_expert)):
+            for at in range(first, first + per_expert, step):
+                rows = raw[at : min(at + step, first + per_expert)]
+                if not self._all(lambda part: _valid(kind, part), self._shared(rows)):
+                    raise GgufError(
+                        "a value is not finite, or a block is damaged",
+                        where=f"{self.source.path}[{info.name}]",
+                    )
+                yield _Piece(
+                    first // max(1, per_expert), rows, None if copied else self._values(kind, rows, n_in)
+                )
+
+    def _values(
+        self, kind: GGMLQuantizationType, rows: npt.NDArray[np.uint8], n_in: int
+    ) -> npt.NDArray[np.float32]:
+        if kind is GGMLQuantizationType.F32:
+            return np.require(rows.view("<f4"), np.float32, ["C", "A"])
+        return codec.decode(kind, np.require(rows, np.uint8, ["C", "A"]), n_in, threads=self.threads)
+
+    def _encode(self, info: TensorInfo, encodings: list[_Encoding], piece: _Piece) -> None:
+        """Encode a piece in every way and append it to every file that wants it."""
+        done: list[tuple[_Encoding, npt.NDArray[np.uint8]]] = []
+        for encoding in encodings:
+            if encoding.kind == info.ggml_type or piece.values is None:
+                done.append((encoding, piece.raw))
+                continue
+            block, size = GGML_QUANT_SIZES[encoding.kind]
+            out = np.empty((len(piece.raw), piece.values.shape[1] // block * size), np.uint8)
+            weights = None if encoding.weights is None else encoding.weights[piece.expert]
+            codec.encode_into(encoding.kind, piece.values, weights, out, threads=self.threads)
+            done.append((encoding, out))
+        self._each(lambda item: self._look(info, piece, *item), done)
+        for encoding in [encoding for encoding in encodings if not encoding.valid]:
+            self._give_up(info, encoding)
+            encodings.remove(encoding)
+        self._append(info.name, [item for item in done if item[0].valid])
+
+    def _look(self, info: TensorInfo, piece: _Piece, encoding: _Encoding, out: npt.NDArray[np.uint8]) -> None:
+        """See that scales are finite, and how large the error is."""
+        if encoding.kind == info.ggml_type or piece.values is None:
+            return
+        encoding.valid = _valid(encoding.kind, out)
+        if not self.errors or not encoding.valid:
+            return
+        difference = codec.decode(encoding.kind, out, piece.values.shape[1], threads=1)
+        difference -= piece.values
+        squares = np.zeros((2, piece.values.shape[1]))
+        add_squares(squares[0], difference)
+        add_squares(squares[1], piece.values)
+        encoding.sums[:2] += squares.sum(axis=1)
+        if encoding.weights is not None:
+            encoding.sums[2:] += squares @ encoding.weights[piece.expert].astype(np.float64)
+
+    def _append(self, name: str, done: Sequence[tuple[_Encoding, npt.NDArray[np.uint8]]]) -> None:
+        tasks: list[tuple[Callable[[memoryview], None], memoryview]] = []
+        for encoding, out in done:
+            data = np.ascontiguousarray(out).reshape(-1).data
+            tasks.append((encoding.digest.update, data))
+            tasks += [
+                (self._outputs[index][self._file_of[index][name]].append, data) for index in encoding.users
+            ]
+        # a file is in one task of a piece only, so its pieces stay in order
+        self._each(lambda task: task[0](task[1]), tasks)
+
+    def _give_up(self, info: TensorInfo, encoding: _Encoding) -> None:
+        for index in encoding.users:
+            path = self.wanted[index].files[0].path
+            error = UnsupportedError(
+                f"{type_name(encoding.kind)} cannot hold this tensor: a scale is not finite",
+                where=f"{path}[{info.name}]",
+                mend="a value is too large for the type; choose another one",
+            )
+            self.failed[index] = error
+            self._drop(index, error)
+        if len(self.failed) == len(self.wanted):
+            raise self.failed[encoding.users[0]]
+
+    def _shared(self, rows: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+        """Share rows out to the threads."""
+        step = max(1, -(-len(rows) // self.threads))
+        return [rows[at : at + step] for at in range(0, len(rows), step)]
+
+    def _each(self, task: Callable[[T], object], items: Iterable[T]) -> None:
+        list(self._pool.map(task, items))
+
+    def _all(self, test: Callable[[T], bool], items: Iterable[T]) -> bool:
+        return all(self._pool.map(test, items))
+
+
+def _valid(kind: GGMLQuantizationType, rows: npt.NDArray[np.uint8]) -> bool:
+    """Ask ggml whether every value, or every scale of a block, is a finite number."""
+    return bool(ggml().ggml_validate_row_data(int(kind), rows.ctypes.data, rows.size))
+
+
+def _error(encoding: _Encoding) -> TensorError:
+    error, source, weighted, weighted_source = encoding.sums.tolist()
+    return TensorError(
+        type=type_name(encoding.kind),
+        rms=(error / source) ** 0.5 if source else None,
+        rms_weighted=(weighted / weighted_source) ** 0.5 if weighted_source else None,
+    )
