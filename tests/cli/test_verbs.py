@@ -209,6 +209,49 @@ def test_quantize_makes_each_type(cli: Cli, inputs: Inputs, tmp_path: Path) -> N
     assert made.tensors["blk.0.ffn_gate.weight"].type_name == "F16"
 
 
+def test_quantize_dry_run_tells_the_sizes(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    asked = ("quantize", inputs.source, "--types", "Q8_0,Q4_K_M,IQ4_XS", "-o", tmp_path / "out")
+    planned = _document(cli(*asked, "--dry-run", "--json"))
+    lines = _lines(cli(*asked, "--dry-run"))
+    assert not (tmp_path / "out").exists()
+    made = _document(cli(*asked, "--json", "--errors", "--verify"))
+    for before, after in zip(planned, made, strict=True):
+        assert {key: after[key] for key in before} == before
+        assert after["bytes"] == (tmp_path / "out" / after["file"]).stat().st_size
+        assert 0 < after["errors"]["blk.0.ffn_up.weight"]["rms"] < 0.2
+    assert lines[-1].startswith("3 files, ")
+    assert f"{made[0]['bits_per_weight']:.2f} bits per weight" in lines[0]
+
+
+def test_quantize_by_either_encoder(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    recipe = tmp_path / "types.txt"
+    recipe.write_text("ffn_up=q5_0 ffn_down=q8_0")
+    asked = ("quantize", inputs.source, "--types", "Q4_K_M,Q6_K", "--imatrix", inputs.imatrix,
+             "--tensor-type-file", recipe, "--tensor-type", "ffn_up=q4_1")  # fmt: skip
+    for encoder in ("bitloss", "llama.cpp"):
+        assert cli(*asked, "--encoder", encoder, "-o", tmp_path / encoder).code == 0
+    for kind in ("Q4_K_M", "Q6_K"):
+        name = f"tiny-f32-{kind}.gguf"
+        assert (tmp_path / "bitloss" / name).read_bytes() == (tmp_path / "llama.cpp" / name).read_bytes()
+        tensors = GgufFile.open(tmp_path / "bitloss" / name).tensors
+        assert [tensors[f"blk.0.ffn_{part}.weight"].type_name for part in ("up", "down")] == ["Q4_1", "Q8_0"]
+
+
+def test_quantize_in_parts_and_from_parts(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    row = _document(
+        cli("quantize", inputs.source, "--types", "F16", "--split-max-size", "1M", "-o", out, "--json")
+    )[0]
+    assert [part["path"] for part in row["parts"]] == sorted(path.name for path in out.iterdir())
+    assert row["sha256"] is None
+    first = out / row["file"]
+    whole = _document(cli("quantize", first, "--types", "Q8_0", "-o", tmp_path, "--json"))[0]
+    assert whole["file"] == "tiny-f32-F16-Q8_0.gguf"
+    kept = _document(cli("quantize", first, "--types", "Q8_0", "--keep-split", "-o", tmp_path, "--json"))[0]
+    assert len(kept["parts"]) == len(row["parts"])
+    assert kept["tensors_sha256"] == whole["tensors_sha256"]
+
+
 def test_base_then_measure_then_compare_and_report(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "measured"
     header = _document(cli("base", inputs.source, "--text", inputs.text, *TINY, "-o", base, "--json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bitloss.imatrix.file import read_imatrix, write_imatrix
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
 from bitloss.quantize import call
-from bitloss.quantize.quantize import QuantizeSpec, quantize
+from bitloss.quantize.quantize import How, QuantizeSpec, quantize
 from bitloss.quantize.types import ALIASES, QUANT_TYPES, TENSOR_TYPES
 
 pytestmark = pytest.mark.parity
@@ -71,7 +71,8 @@ def test_same_tensors(case: Case, tmp_path: Path, llama_tool: Tool, kind: str, w
     flags = ["--imatrix", case.imatrix] if with_imatrix else []
     llama_tool("llama-quantize", *flags, case.model, theirs, kind, 1)
     made = quantize(
-        QuantizeSpec(case.model, kind, ours, imatrix=case.imatrix if with_imatrix else None, threads=2)
+        QuantizeSpec(case.model, kind, ours, imatrix=case.imatrix if with_imatrix else None),
+        how=How(threads=2),
     )
     a, b = GgufFile.open(ours), GgufFile.open(theirs)
     assert list(a.tensors) == list(b.tensors)
@@ -125,11 +126,10 @@ def test_forced_types(case: Case, tmp_path: Path, llama_tool: Tool) -> None:
 def test_small_buffers_and_threads_change_nothing(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = quantize(QuantizeSpec(case.model, "Q4_K_M", tmp_path / "a.gguf", imatrix=case.imatrix, threads=1))
+    spec = QuantizeSpec(case.model, "Q4_K_M", tmp_path / "a.gguf", imatrix=case.imatrix)
+    whole = quantize(spec, how=How("llama.cpp", threads=1))
     monkeypatch.setattr(call, "MAX_BUFFER_BYTES", 10_000)
-    sliced = quantize(
-        QuantizeSpec(case.model, "Q4_K_M", tmp_path / "b.gguf", imatrix=case.imatrix, threads=3)
-    )
+    sliced = quantize(replace(spec, out=tmp_path / "b.gguf"), how=How("llama.cpp", threads=3))
     assert whole.sha256 == sliced.sha256
 
 

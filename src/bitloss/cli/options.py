@@ -26,6 +26,13 @@ class Rule(StrEnum):
     PRECISE = "precise"
 
 
+class EncoderName(StrEnum):
+    """What `--encoder` takes."""
+
+    BITLOSS = "bitloss"
+    LLAMA_CPP = "llama.cpp"
+
+
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output; progress on standard error.")
 ]

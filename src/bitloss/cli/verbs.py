@@ -12,11 +12,30 @@ import typer
 from pydantic import JsonValue
 
 from bitloss.cli.inputs import given_model, given_text
-from bitloss.cli.options import Chunks, Ctx, Json, Out, Quiet, Revision, listed, with_engine
+from bitloss.cli.options import (
+    Chunks,
+    Ctx,
+    EncoderName,
+    Json,
+    Out,
+    Quiet,
+    Revision,
+    listed,
+    with_engine,
+)
 from bitloss.cli.show import Screen, print_json
+from bitloss.display import size
 from bitloss.errors import FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
-from bitloss.run.steps import BaseStep, ConvertStep, ImatrixStep, KldStep, QuantizeStep, Step
+from bitloss.run.steps import (
+    BaseStep,
+    ConvertStep,
+    ImatrixStep,
+    KldStep,
+    QuantizeStep,
+    QuantizeTogetherStep,
+    Step,
+)
 from bitloss.spec import EngineSpec
 from bitloss.store import atomic_path, sha256_file
 
@@ -41,18 +60,6 @@ def _file(path: Path, what: str) -> Path:
 def _run(step: Step, *, quiet: bool) -> StepResult:
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
         return executor.run(step, screen.stage)
-
-
-def _pairs(overrides: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for override in overrides:
-        pattern, equals, kind = override.partition("=")
-        if not pattern or not equals or not kind:
-            raise UsageError(
-                "not a tensor type override", where="--tensor-type", expected="REGEX=TYPE", found=override
-            )
-        pairs.append((pattern, kind))
-    return tuple(pairs)
 
 
 def _say(lines: Sequence[str]) -> None:
@@ -198,43 +205,93 @@ def quantize(
     ] = None,
     output_tensor_type: Annotated[str | None, typer.Option(help="Type of output.weight.")] = None,
     token_embedding_type: Annotated[str | None, typer.Option(help="Type of token_embd.weight.")] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option("--tensor-type-file", help="List of REGEX=TYPE, after those of --tensor-type."),
+    ] = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors, no mixture.")] = False,
     allow_requantize: Annotated[
-        bool, typer.Option(help="Accept a source that is quantized already.")
+        bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")
+    ] = False,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Write the tensors in the parts the source has them in.")
+    ] = False,
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", help="Write parts of at most so much, e.g. 5G or 500M.")
+    ] = None,
+    encoder: Annotated[
+        EncoderName,
+        typer.Option(
+            "--encoder", help="bitloss encodes all types in one pass, llama.cpp one after the other."
+        ),
+    ] = EncoderName.BITLOSS,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how large the files will be and of what types.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the files back and compare them with what was written.")
+    ] = False,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Tell how far each tensor is from the source's (with --json).")
     ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a full-precision GGUF with llama.cpp's encoder."""
+    """Quantize a full-precision GGUF to any number of types, byte for byte as llama-quantize does."""
+    from bitloss.quantize.request import candidate_name, parse_override, parse_size, read_recipe
     from bitloss.quantize.types import parse_quant_type
 
     source = _file(source, "GGUF file")
-    names = [parse_quant_type(name).name for name in listed(types, "--types")]
-    made: list[JsonValue] = []
-    for kind in names:
-        target = out / f"{source.stem}-{kind}.gguf"
-        step = QuantizeStep(
+    overrides = [parse_override(text, "--tensor-type") for text in tensor_type or []]
+    steps = tuple(
+        QuantizeStep(
             source=source,
             source_sha256="",
-            type=kind,
+            type=parse_quant_type(name).name,
             imatrix=_file(imatrix, "importance matrix") if imatrix else None,
             imatrix_sha256=None,
-            tensor_types=_pairs(tensor_type or []),
+            tensor_types=(*overrides, *(read_recipe(tensor_type_file) if tensor_type_file else ())),
             output_tensor_type=output_tensor_type,
             token_embedding_type=token_embedding_type,
             pure=pure,
             allow_requantize=allow_requantize,
+            keep_split=keep_split,
+            split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
+            encoder=encoder.value,
             threads=threads,
-            out=target.resolve(),
+            verify=verify,
+            errors=errors,
+            out=(out / candidate_name(source, name)).resolve(),
         )
-        result = _run(step, quiet=quiet).value
-        assert isinstance(result, dict)
-        made.append({"file": target.name, **result})
-        if not json:
-            _say([f"{target}  ({result['bits_per_weight']:.2f} bits per weight)"])
+        for name in listed(types, "--types")
+    )
+    made = _list(_run(QuantizeTogetherStep(steps=steps, dry_run=dry_run), quiet=quiet).value)
     if json:
-        print_json(made)
+        print_json([{"file": each.pop("out"), **each} for each in made])
+    else:
+        _say([_made_line(out, each) for each in made])
+        if dry_run:
+            _say([f"{len(made)} files, {size(sum(each['bytes'] for each in made))}; nothing was written"])
+
+
+def _made_line(folder: Path, made: dict[str, Any]) -> str:
+    """A candidate that was made, or will be."""
+    types = ", ".join(f"{count} {kind}" for kind, count in made["type_counts"].items())
+    facts = [f"{made['bits_per_weight']:.2f} bits per weight", size(made["bytes"]), types]
+    if made["parts"]:
+        facts.append(f"{len(made['parts'])} parts")
+    for key, words in _ODD.items():
+        if made.get(key):
+            facts.append(f"{len(made[key])} tensors {words}")
+    return f"{folder / made['out']}  ({'; '.join(facts)})"
+
+
+_ODD = {
+    "without_imatrix": "without importance",
+    "unused_experts": "with experts no token reached (importance 1)",
+    "zero_weights": "with experts of importance 0",
+}
 
 
 @app.command(epilog="Example: bitloss base model-f32.gguf --text wiki.test.raw -o base")
@@ -290,6 +347,12 @@ def base(
 def command_line(argv: Sequence[str]) -> str:
     """A command as one would type it."""
     return shlex.join(["bitloss", *argv])
+
+
+def _list(result: JsonValue) -> list[dict[str, Any]]:
+    assert isinstance(result, list)
+    rows: list[Any] = result
+    return rows
 
 
 def _rows(result: JsonValue, key: str) -> list[Any]:

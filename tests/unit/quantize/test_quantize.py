@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +31,10 @@ from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.model.random_model import RandomShape, random_gguf
 from bitloss.progress import Progress
 from bitloss.quantize.call import QuantizeCall, TypeRules
+from bitloss.quantize.candidate import plan_candidates
 from bitloss.quantize.plan import type_plan
-from bitloss.quantize.quantize import QuantizeSpec, candidate_name, quantize
+from bitloss.quantize.quantize import How, QuantizeSpec, candidate_name, quantize, quantize_all
+from bitloss.quantize.request import Encoder, TensorError, parse_size, read_recipe
 from bitloss.quantize.verify import verify_candidate
 from bitloss.store import sha256_file
 
@@ -75,6 +80,9 @@ def test_the_record(source: Path, tmp_path: Path) -> None:
     counted = [step.done for step in told if step.stage == "quantize Q4_K_M"]
     assert counted == list(range(len(file.tensors) + 1))
     assert {step.total for step in told if step.stage == "quantize Q4_K_M"} == {len(file.tensors)}
+    assert told[-1].stage == "quantize Q4_K_M"  # nothing is read back
+    called = quantize(QuantizeSpec(source, "q4_k", out), told.append, How("llama.cpp"))
+    assert (called.sha256, called.tensors_sha256) == (made.sha256, made.tensors_sha256)
     assert told[-1].stage.startswith("hash")
 
 
@@ -175,7 +183,8 @@ def test_wrong_use(source: Path, tmp_path: Path) -> None:
     cases = [
         (QuantizeSpec(source, "Q4_KM", out), "Did you mean Q4_K_M"),
         (QuantizeSpec(source, "Q4_0", source), "would replace its source"),
-        (QuantizeSpec(source, "Q4_0", out, threads=-1), "impossible number of threads"),
+        (QuantizeSpec(source, "Q4_0", out, keep_split=True, split_max_bytes=10**6), "two ways to split"),
+        (QuantizeSpec(source, "Q4_0", out, split_max_bytes=10), "parts too small"),
         (QuantizeSpec(source, "F16", out, tensor_types=(("attn", "Q8_0"),)), "need a quantized file type"),
         (QuantizeSpec(source, "Q4_0", out, tensor_types=(("attn", "Q8"),)), "unknown tensor type"),
         (QuantizeSpec(source, "Q4_0", out, tensor_types=(("a\0b|attn", "Q8_0"),)), "a zero byte"),
@@ -183,6 +192,18 @@ def test_wrong_use(source: Path, tmp_path: Path) -> None:
     for spec, words in cases:
         with pytest.raises(UsageError, match=words):
             quantize(spec)
+    spec = QuantizeSpec(source, "Q4_0", out)
+    with pytest.raises(UsageError, match="impossible number of threads"):
+        quantize(spec, how=How(threads=-1))
+    with pytest.raises(UsageError, match="two candidates of the same name"):
+        quantize_all([spec, spec])
+    refused = (
+        (replace(spec, split_max_bytes=10**6), How("llama.cpp")),
+        (spec, How("llama.cpp", errors=True)),
+    )
+    for wrong, how in refused:
+        with pytest.raises(UsageError, match="encoder"):
+            quantize(wrong, how=how)
     assert only(tmp_path) == []
 
 
@@ -229,10 +250,13 @@ def test_a_source_with_a_nan_leaves_nothing(source: Path, tmp_path: Path) -> Non
     with bad.open("r+b") as file:
         file.seek(info.offset + 400)
         file.write(np.float32(np.nan).tobytes())
+    spec = QuantizeSpec(bad, "Q4_K_M", tmp_path / "a.gguf")
+    with pytest.raises(GgufError, match=r"nan\.gguf\[blk\.0\.ffn_up\.weight\]: a value is not finite"):
+        quantize(spec)
     with pytest.raises(
         EngineError, match=r"nan\.gguf\[blk\.0\.ffn_up\.weight\].*found tensor .* has invalid data"
     ):
-        quantize(QuantizeSpec(bad, "Q4_K_M", tmp_path / "a.gguf"))
+        quantize(spec, how=How("llama.cpp"))
     assert only(tmp_path) == ["nan.gguf"]
 
 
@@ -243,11 +267,22 @@ def test_values_too_large_for_a_type_leave_nothing(source: Path, tmp_path: Path)
     with big.open("r+b") as file:
         file.seek(info.offset + 400)
         file.write(np.float32(1e8).tobytes())
+    spec = QuantizeSpec(big, "Q8_0", tmp_path / "q8.gguf")
     with pytest.raises(
         EngineError, match=r"\[blk\.0\.ffn_up\.weight\].*validation failed. A value is too large"
     ):
-        quantize(QuantizeSpec(big, "Q8_0", tmp_path / "a.gguf"))
+        quantize(spec, how=How("llama.cpp"))
+    with pytest.raises(
+        UnsupportedError, match=r"q8\.gguf\[blk\.0\.ffn_up\.weight\]: Q8_0 cannot hold .* too large"
+    ):
+        quantize(spec)
     assert only(tmp_path) == ["big.gguf"]
+    # The others of the pass are finished.
+    with pytest.raises(UnsupportedError, match=r"q8\.gguf.*; finished: bf16\.gguf"):
+        quantize_all([spec, QuantizeSpec(big, "BF16", tmp_path / "bf16.gguf")])
+    assert only(tmp_path) == ["bf16.gguf", "big.gguf"]
+    alone = quantize(QuantizeSpec(big, "BF16", tmp_path / "alone.gguf"))
+    assert alone.sha256 == sha256_file(tmp_path / "bf16.gguf")
 
 
 def test_importance_beyond_float32_is_refused(source: Path, tmp_path: Path) -> None:
@@ -265,7 +300,7 @@ def test_not_enough_space_is_told_before_writing(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(DiskFull, match=r"a\.gguf: not enough space: expected 0\.\d MB free, found 0\.0 MB"):
+    with pytest.raises(DiskFull, match=r"a\.gguf: not enough space: expected \d\.\d MB free, found 0\.0 MB"):
         quantize(QuantizeSpec(source, "Q8_0", tmp_path / "new" / "a.gguf"))
     assert only(tmp_path) == []
 
@@ -274,25 +309,31 @@ CHILD = """
 import resource, signal, sys
 from pathlib import Path
 from bitloss.errors import BitlossError
-from bitloss.quantize.quantize import QuantizeSpec, quantize
+from bitloss.quantize.quantize import How, QuantizeSpec, quantize
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
-    quantize(QuantizeSpec(Path(sys.argv[1]), "Q8_0", Path(sys.argv[2])))
+    quantize(QuantizeSpec(Path(sys.argv[1]), "Q8_0", Path(sys.argv[2])), how=How(sys.argv[4]))
 except BitlossError as error:
     print(type(error).__name__, error)
 """
 
 
+@pytest.mark.parametrize(("encoder", "named"), [("bitloss", "FileProblem"), ("llama.cpp", "EngineError")])
 @pytest.mark.parametrize("limit", [1000, 100_000, 400_000])
-def test_a_file_that_cannot_grow_is_noticed(source: Path, tmp_path: Path, limit: int) -> None:
+def test_a_file_that_cannot_grow_is_noticed(
+    source: Path, tmp_path: Path, limit: int, encoder: Encoder, named: str
+) -> None:
     """llama.cpp does not look whether its writes succeed; a limit on the file size stands for a full disk."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     out = tmp_path / "a.gguf"
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, source, out, str(limit)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", CHILD, source, out, str(limit), encoder],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.startswith("EngineError"), done.stdout + done.stderr
+    assert done.stdout.startswith(named), done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert only(tmp_path) == []
 
@@ -316,8 +357,36 @@ def test_a_disk_that_fills_up_meanwhile(
 
     monkeypatch.setattr(QuantizeCall, "run", half_written)
     with pytest.raises(DiskFull, match="not enough space"):
-        quantize(QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf"))
+        quantize(QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf"), how=How("llama.cpp"))
     assert only(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_in_the_pass(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = os.pwrite
+
+    def full(descriptor: int, data: bytes, at: int) -> int:
+        if at > 200_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(descriptor, data, at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    specs = [QuantizeSpec(source, kind, tmp_path / f"{kind}.gguf") for kind in ("Q8_0", "Q4_0")]
+    with pytest.raises(DiskFull, match="the disk is full"):
+        quantize_all(specs)
+    assert only(tmp_path) == []
+
+
+def test_the_sum_of_the_files_must_fit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [QuantizeSpec(source, kind, tmp_path / f"{kind}.gguf") for kind in ("Q8_0", "Q4_0")]
+    needed = [sum(file.size for file in one.files) for one in plan_candidates(specs)]
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, sum(needed) - 1))
+    with pytest.raises(DiskFull, match="not enough space"):
+        quantize_all(specs)
+    assert only(tmp_path) == []
+    assert quantize(specs[0]).bytes == needed[0]
 
 
 def test_ctrl_c_in_the_middle_leaves_nothing(source: Path, tmp_path: Path) -> None:
@@ -336,17 +405,17 @@ def test_a_damaged_scale_is_found(source: Path, tmp_path: Path) -> None:
     name = "blk.0.ffn_up.weight"
     info = GgufFile.open(out).tensors[name]
     plan = type_plan(GgufFile.open(source), TypeRules(7))
-    assert verify_candidate(out, out, GgufFile.open(source), plan).size == out.stat().st_size
+    verify_candidate(GgufFile.open(out), out, GgufFile.open(source), plan)
     with out.open("r+b") as file:
         file.seek(info.offset + 34 * 10)
         file.write(np.float16(np.inf).tobytes())
     with pytest.raises(EngineError, match=rf"a\.gguf\[{name}\]: a value or a block's scale is not finite"):
-        verify_candidate(out, out, GgufFile.open(source), plan)
+        verify_candidate(GgufFile.open(out), out, GgufFile.open(source), plan)
     with pytest.raises(EngineError, match="another tensor than planned"):
-        verify_candidate(source, out, GgufFile.open(source), plan)
+        verify_candidate(GgufFile.open(source), out, GgufFile.open(source), plan)
     other = random_gguf(tmp_path / "other.gguf", RandomShape())
     with pytest.raises(EngineError, match="other tensors than planned"):
-        verify_candidate(other, out, GgufFile.open(source), plan)
+        verify_candidate(GgufFile.open(other), out, GgufFile.open(source), plan)
 
 
 def test_a_copied_tensor_that_changed_is_found(source: Path, tmp_path: Path) -> None:
@@ -357,4 +426,132 @@ def test_a_copied_tensor_that_changed_is_found(source: Path, tmp_path: Path) -> 
         stream.seek(GgufFile.open(out).tensors[name].offset)
         stream.write(np.float32(1.5).tobytes())
     with pytest.raises(EngineError, match=rf"\[{name}\]: a copied tensor differs from the source's"):
-        verify_candidate(out, out, file, type_plan(file, TypeRules(7)))
+        verify_candidate(GgufFile.open(out), out, file, type_plan(file, TypeRules(7)))
+
+
+def test_errors_are_those_of_the_decoded_file(source: Path, tmp_path: Path) -> None:
+    imatrix = tmp_path / "m.gguf"
+    write_imatrix(matrix(source, skip="attn_k"), imatrix)
+    spec = QuantizeSpec(source, "Q4_K_M", tmp_path / "a.gguf", imatrix=imatrix)
+    told = quantize(spec, how=How(errors=True)).errors
+    assert told is not None
+    plain, file = GgufFile.open(source), GgufFile.open(spec.out)
+    assert told.keys() == {name for name, info in file.tensors.items() if info.type_name != "F32"}
+    weights = 1 + np.arange(256.0)
+    for name, error in told.items():
+        a, b = (each.tensor_f32(name).astype(np.float64) for each in (plain, file))
+        assert error.type == file.tensors[name].type_name
+        assert error.rms == pytest.approx(((b - a) ** 2).sum() ** 0.5 / (a**2).sum() ** 0.5, rel=1e-6)
+        if not name.startswith("blk.") or "attn_k" in name:
+            assert error.rms_weighted is None
+        else:
+            expected = (weights * (b - a) ** 2).sum() / (weights * a**2).sum()
+            assert error.rms_weighted == pytest.approx(expected**0.5, rel=1e-6)
+    assert quantize(spec).errors is None
+
+
+def test_a_tensor_of_zeros_has_no_relative_error(source: Path, tmp_path: Path) -> None:
+    zero = tmp_path / "zero.gguf"
+    shutil.copy(source, zero)
+    info = GgufFile.open(source).tensors["blk.0.ffn_up.weight"]
+    with zero.open("r+b") as file:
+        file.seek(info.offset)
+        file.write(bytes(info.n_bytes))
+    made = quantize(QuantizeSpec(zero, "Q4_0", tmp_path / "a.gguf"), how=How(errors=True))
+    assert made.errors is not None
+    assert made.errors["blk.0.ffn_up.weight"] == TensorError("Q4_0", None, None)
+
+
+def test_experts_without_tokens_and_without_squares_are_named(tmp_path: Path) -> None:
+    shape = RandomShape(n_embd=256, n_ff=256, n_layer=1, n_expert=3, n_expert_used=1, n_head=2, head_dim=128)
+    model, imatrix, name = (
+        random_gguf(tmp_path / "m.gguf", shape),
+        tmp_path / "i.gguf",
+        "blk.0.ffn_up_exps.weight",
+    )
+    sums, counts = np.ones((3, 256)), np.array([8.0, 0.0, 4.0])
+    sums[1:] = 0
+    write_imatrix(Imatrix({name: ImatrixEntry(sums, counts)}, 1, 8, ()), imatrix)
+    made = quantize(QuantizeSpec(model, "Q4_K_S", tmp_path / "a.gguf", imatrix=imatrix))
+    called = quantize(
+        QuantizeSpec(model, "Q4_K_S", tmp_path / "b.gguf", imatrix=imatrix), how=How("llama.cpp")
+    )
+    assert made.sha256 == called.sha256
+    told = made.as_json()
+    assert told["unused_experts"] == {name: [1]}
+    assert told["zero_weights"] == {name: [2]}
+    assert name not in told["without_imatrix"]
+    assert "blk.0.ffn_gate_exps.weight" in told["without_imatrix"]
+
+
+def test_matrices_and_types_in_one_pass(source: Path, tmp_path: Path) -> None:
+    """Files made together are those made alone."""
+    matrices = []
+    for index in range(2):
+        made_up = matrix(source)
+        for entry in made_up.entries.values():
+            entry.sums[:] **= index + 1
+        matrices.append(tmp_path / f"m{index}.gguf")
+        write_imatrix(made_up, matrices[-1])
+    specs = [
+        QuantizeSpec(source, kind, tmp_path / f"{kind}-{index}.gguf", imatrix=imatrix)
+        for kind in ("Q4_K_M", "Q8_0", "Q2_K")
+        for index, imatrix in enumerate([None, *matrices])
+    ]
+    together = quantize_all(specs, how=How(threads=2, verify=True))
+    alone = [quantize(spec, how=How("llama.cpp")) for spec in specs]
+    assert [each.sha256 for each in together] == [each.sha256 for each in alone]
+    assert len({each.tensors_sha256 for each in together}) == 7  # Q8_0 takes no notice of a matrix
+
+
+def test_sizes_are_known_before(source: Path, tmp_path: Path) -> None:
+    specs = [QuantizeSpec(source, kind, tmp_path / f"{kind}.gguf") for kind in ("Q8_0", "Q4_K_M", "F16")]
+    planned = [one.as_json() for one in plan_candidates(specs)]
+    assert only(tmp_path) == []
+    for before, made in zip(planned, quantize_all(specs), strict=True):
+        after = made.as_json()
+        assert {key: after[key] for key in before} == before
+
+
+def test_a_text_with_a_zero_byte_is_kept_whole(source: Path, tmp_path: Path) -> None:
+    plain = GgufFile.open(source)
+    metadata = {
+        **plain.metadata,
+        "note": GgufValue(GgufType.STRING, "a\0b"),
+        "flag": GgufValue(GgufType.BOOL, True),
+    }
+    plans = [TensorPlan(info.name, info.shape, info.ggml_type) for info in plain.tensors.values()]
+    with GgufStream(tmp_path / "noted.gguf", metadata, plans) as stream:
+        for name in plain.tensors:
+            stream.write(plain.tensor_bytes(name))
+    made = [
+        quantize(
+            QuantizeSpec(tmp_path / "noted.gguf", "Q8_0", tmp_path / f"{encoder}.gguf"), how=How(encoder)
+        )
+        for encoder in ("bitloss", "llama.cpp")
+    ]
+    assert made[0].tensors_sha256 == made[1].tensors_sha256
+    assert [GgufFile.open(each.out).text("note") for each in made] == ["a\0b", "a"]
+
+
+def test_recipes_and_sizes(tmp_path: Path) -> None:
+    recipe = tmp_path / "types.txt"
+    recipe.write_text("attn_v=q8_0  blk\\.0\\.ffn=Q5_1\noutput=q6_K=x\n")
+    assert read_recipe(recipe) == (("attn_v", "q8_0"), (r"blk\.0\.ffn", "Q5_1"), ("output", "q6_K=x"))
+    for text, words in (
+        ("attn_v", "expected REGEX=TYPE, found attn_v"),
+        ("=q8_0", "REGEX"),
+        (" \n", "is empty"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(UsageError, match=words):
+            read_recipe(recipe)
+    recipe.write_bytes(b"\xff=q8_0")
+    with pytest.raises(FileProblem, match="not UTF-8"):
+        read_recipe(recipe)
+    with pytest.raises(FileProblem, match="No such file"):
+        read_recipe(tmp_path / "none")
+    assert (parse_size("500M", "x"), parse_size("2g", "x")) == (500_000_000, 2_000_000_000)
+    for text in ("2", "2T", "-1G", "0M", "1.5G", "²G"):
+        with pytest.raises(UsageError, match="not a size"):
+            parse_size(text, "--split-max-size")

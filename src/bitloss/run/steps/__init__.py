@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from bitloss.run.steps.common import MEASUREMENT_VERSION, engine_options, rounding
 from bitloss.run.steps.evaluating import BaseStep, KldStep, MeasureStep, MeasureTogetherStep, Part
-from bitloss.run.steps.making import ConvertStep, ImatrixStep, QuantizeStep
+from bitloss.run.steps.making import ConvertStep, ImatrixStep, QuantizeStep, QuantizeTogetherStep
 
 __all__ = [
     "MEASUREMENT_VERSION",
@@ -27,6 +27,7 @@ __all__ = [
     "MeasureTogetherStep",
     "Part",
     "QuantizeStep",
+    "QuantizeTogetherStep",
     "Step",
     "engine_options",
     "rounding",
@@ -34,7 +35,14 @@ __all__ = [
 ]
 
 Step = Annotated[
-    ConvertStep | ImatrixStep | QuantizeStep | BaseStep | KldStep | MeasureStep | MeasureTogetherStep,
+    ConvertStep
+    | ImatrixStep
+    | QuantizeStep
+    | QuantizeTogetherStep
+    | BaseStep
+    | KldStep
+    | MeasureStep
+    | MeasureTogetherStep,
     Field(discriminator="kind"),
 ]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from bitloss.engine.base import chunks_of_text
 from bitloss.progress import ProgressCallback
 from bitloss.run.steps.common import StepModel, engine_options, rounding
 from bitloss.spec import EngineSpec
+
+if TYPE_CHECKING:
+    from bitloss.quantize.request import QuantizeSpec
 
 
 class ConvertStep(StepModel):
@@ -113,7 +117,12 @@ class QuantizeStep(StepModel):
     token_embedding_type: str | None = None
     pure: bool = False
     allow_requantize: bool = False
+    keep_split: bool = False
+    split_max_bytes: int | None = None
+    encoder: Literal["bitloss", "llama.cpp"] = "bitloss"
     threads: int = 0
+    verify: bool = False
+    errors: bool = False
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
@@ -126,21 +135,73 @@ class QuantizeStep(StepModel):
             "output_tensor_type": self.output_tensor_type,
             "token_embedding_type": self.token_embedding_type,
             "pure": self.pure,
+            "split": [self.keep_split, self.split_max_bytes],
+            "encoder": self.encoder,
+            "errors": self.errors,
         }
 
-    def execute(self, progress: ProgressCallback) -> JsonValue:
-        """See `bitloss.quantize.quantize.quantize`."""
-        from bitloss.quantize.quantize import How, QuantizeSpec, quantize
+    def spec(self) -> QuantizeSpec:
+        """What to make."""
+        from bitloss.quantize.quantize import QuantizeSpec
 
-        spec = QuantizeSpec(
+        return QuantizeSpec(
             source=self.source,
             type=self.type,
-            imatrix=self.imatrix,
             out=self.out,
+            imatrix=self.imatrix,
             tensor_types=self.tensor_types,
             output_tensor_type=self.output_tensor_type,
             token_embedding_type=self.token_embedding_type,
             pure=self.pure,
             allow_requantize=self.allow_requantize,
+            keep_split=self.keep_split,
+            split_max_bytes=self.split_max_bytes,
         )
-        return quantize(spec, progress, How(threads=self.threads)).as_json()
+
+    def execute(self, progress: ProgressCallback) -> JsonValue:
+        """See `bitloss.quantize.quantize.quantize_all`."""
+        return _quantize((self,), progress)[0]
+
+
+class QuantizeTogetherStep(BaseModel):
+    """Several `QuantizeStep`s of one source in one pass: it is read once, what candidates share is encoded once.
+
+    It is never looked up itself: each of its steps is, and is kept as if it had been done alone. With ``dry_run``
+    nothing is written and the results tell what would be.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["quantize-together"] = "quantize-together"
+    steps: tuple[QuantizeStep, ...] = Field(min_length=1)
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if len({(s.source, s.encoder, s.threads, s.verify, s.errors) for s in self.steps}) > 1:
+            raise ValueError("steps of one pass have one source and the same way of encoding")
+        return self
+
+    @property
+    def outs(self) -> tuple[Path, ...]:
+        """What it leaves."""
+        return tuple(step.out for step in self.steps)
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Parts of the content key."""
+        return {"steps": [step.identity() for step in self.steps], "dry_run": self.dry_run}
+
+    def execute(self, progress: ProgressCallback) -> JsonValue:
+        """Results of the steps, in order."""
+        from bitloss.quantize.quantize import plan_candidates
+
+        if self.dry_run:
+            return [one.as_json() for one in plan_candidates([step.spec() for step in self.steps])]
+        return list(_quantize(self.steps, progress))
+
+
+def _quantize(steps: Sequence[QuantizeStep], progress: ProgressCallback) -> list[JsonValue]:
+    from bitloss.quantize.quantize import How, quantize_all
+
+    first = steps[0]
+    how = How(first.encoder, first.threads, first.verify, first.errors)
+    return [made.as_json() for made in quantize_all([step.spec() for step in steps], progress, how)]
