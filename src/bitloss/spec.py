@@ -174,6 +174,9 @@ class ExperimentSpec(_Part):
     """Type of the token embedding, where it shall not be the plan's."""
     pure: bool = False
     """Quantize every tensor to the type itself, no mixture."""
+    encoder: Literal["bitloss", "llama.cpp"] = "bitloss"
+    """Who encodes: ``bitloss`` all types of a source in one pass, ``llama.cpp`` one after the other; the bytes are the
+    same."""
     stop: StopSpec | None = None
     """When to stop measuring; the whole text is measured when left out."""
     engine: EngineSpec = EngineSpec()

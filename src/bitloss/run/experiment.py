@@ -18,6 +18,7 @@ from bitloss.model.gguf import GgufFile
 from bitloss.records import Cost
 from bitloss.run.executor import Executor
 from bitloss.run.passes import measure_in_passes
+from bitloss.run.quantizing import CandidateFile, Source, make_candidates
 from bitloss.run.sequential import MeasuredBlock, Stopped, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper
 from bitloss.run.steps import (
@@ -26,7 +27,6 @@ from bitloss.run.steps import (
     ImatrixStep,
     MeasureStep,
     Part,
-    QuantizeStep,
 )
 from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec
 from bitloss.store import RunFolder, StepRecord, sha256_file
@@ -40,42 +40,6 @@ def noise_chunks(n_chunks: int) -> int:
     It is a mean far below all others, and a pass of the full-precision model is the dearest of a run.
     """
     return min(n_chunks, max(8, min(n_chunks // 8, 32)))
-
-
-class Source(NamedTuple):
-    """A full-precision GGUF of the model.
-
-    Attributes:
-        name: its short name in the run (``f32``).
-        file: where it is.
-        sha256: of the file.
-    """
-
-    name: str
-    file: Path
-    sha256: str
-
-
-class CandidateFile(NamedTuple):
-    """A quantized file, made and hashed.
-
-    Attributes:
-        name: ``<TYPE>/<weights>``.
-        type: quantization type.
-        source: where the weights come from.
-        imatrix_from: name of the source the importance matrix was computed with; None without one.
-        file: where it is.
-        made: what `bitloss.quantize` said of it.
-        sha256: of the file.
-    """
-
-    name: str
-    type: str
-    source: Source
-    imatrix_from: str | None
-    file: Path
-    made: dict[str, Any]
-    sha256: str
 
 
 class Measured(NamedTuple):
@@ -154,11 +118,7 @@ class Runner:
         imatrices = (
             {name: self._imatrix(source) for name, source in sources.items()} if self.spec.calibration else {}
         )
-        candidates = [
-            self._quantize(kind, source, imatrices.get(name))
-            for kind in self.spec.quants
-            for name, source in sources.items()
-        ]
+        candidates = make_candidates(self.spec, self.folder.path, self.steps, sources, imatrices)
         base_source = next(iter(sources.values()))
         found = (
             self._whole(base_source, candidates)
@@ -217,28 +177,6 @@ class Runner:
             out=self.folder.path / "imatrix" / f"{source.file.stem}.imatrix.gguf",
         )
         return self.steps.do(step, f"imatrix {source.name}", source.name, [step.out])
-
-    def _quantize(self, kind: str, source: Source, imatrix: StepRecord | None) -> CandidateFile:
-        step = QuantizeStep(
-            source=source.file,
-            source_sha256=source.sha256,
-            type=kind,
-            imatrix=self.folder.path / imatrix.outputs[0].path if imatrix else None,
-            imatrix_sha256=imatrix.outputs[0].sha256 if imatrix else None,
-            tensor_types=tuple((each.pattern, each.type) for each in self.spec.tensor_types),
-            output_tensor_type=self.spec.output_tensor_type,
-            token_embedding_type=self.spec.token_embedding_type,
-            pure=self.spec.pure,
-            threads=self.spec.engine.threads,
-            out=self.folder.path / "candidates" / f"{source.file.stem}-{kind}.gguf",
-        )
-        name = f"{kind}/{source.name}"
-        record = self.steps.do(step, f"quantize {name}", source.name, [step.out])
-        made = record.result
-        assert isinstance(made, dict)
-        return CandidateFile(
-            name, kind, source, source.name if imatrix else None, step.out, made, record.outputs[0].sha256
-        )
 
     def _whole(self, source: Source, candidates: list[CandidateFile]) -> _Evaluated:
         """Measure on the whole text."""

@@ -14,7 +14,14 @@ from bitloss.engine.llama import engine_version
 from bitloss.progress import Progress
 from bitloss.records import Cost
 from bitloss.run.executor import Executor, StepResult
-from bitloss.run.steps import MEASUREMENT_VERSION, MeasureStep, MeasureTogetherStep, Step
+from bitloss.run.steps import (
+    MEASUREMENT_VERSION,
+    MeasureStep,
+    MeasureTogetherStep,
+    QuantizeStep,
+    QuantizeTogetherStep,
+    Step,
+)
 from bitloss.store import RunFolder, StepRecord, content_key
 
 
@@ -52,6 +59,20 @@ class Measurement(NamedTuple):
     """
 
     step: MeasureStep
+    label: str
+    route: str | None
+
+
+class Quantization(NamedTuple):
+    """A candidate to be made.
+
+    Attributes:
+        step: what to do.
+        label: how to call it.
+        route: the source it is made from.
+    """
+
+    step: QuantizeStep
     label: str
     route: str | None
 
@@ -107,13 +128,33 @@ class Stepper:
         Raises:
             BitlossError: the pass failed; nothing of it is kept.
         """
-        outputs = [each.step.out for each in todo]
         step = MeasureTogetherStep(steps=tuple(each.step for each in todo))
-        started, done = self._execute(step, label, outputs, plan)
+        return self._together(step, todo, label, plan)
+
+    def quantize(self, todo: Sequence[Quantization], label: str) -> list[StepRecord]:
+        """Make candidates of one source in one pass, and keep each as if it had been made alone.
+
+        Args:
+            todo: none has a record (see `found`).
+            label: how to call the pass.
+
+        Raises:
+            BitlossError: the pass failed; nothing of it is kept.
+        """
+        return self._together(QuantizeTogetherStep(steps=tuple(each.step for each in todo)), todo, label)
+
+    def _together(
+        self,
+        step: MeasureTogetherStep | QuantizeTogetherStep,
+        todo: Sequence[Measurement | Quantization],
+        label: str,
+        plan: str | None = None,
+    ) -> list[StepRecord]:
+        started, done = self._execute(step, label, [each.step.out for each in todo], plan)
         assert isinstance(done.value, list)
         records = []
-        # what is not a candidate's own (start, opening of the base) is shared out evenly
-        own = [_seconds(result) for result in done.value]
+        # What is not a candidate's own (start, opening of the base, all of a pass over a source) is shared out evenly.
+        own = [_seconds(result) if isinstance(step, MeasureTogetherStep) else 0.0 for result in done.value]
         rest = max(0.0, done.seconds - sum(own)) / len(own)
         for each, result, seconds in zip(todo, done.value, own, strict=True):
             alone = StepResult(result, seconds + rest, done.peak_bytes)
@@ -130,8 +171,8 @@ class Stepper:
         # a key says what a step makes, not where: what lies elsewhere than expected is made again
         return record if record is not None and all(path.exists() for path in outputs) else None
 
-    def reuse(self, each: Measurement, record: StepRecord) -> None:
-        """Count a measurement that was `found`."""
+    def reuse(self, each: Measurement | Quantization, record: StepRecord) -> None:
+        """Count what was `found`."""
         self._count(record, each.label, each.route, reused=True)
 
     def _count(self, record: StepRecord, label: str, route: str | None, *, reused: bool) -> None:

@@ -22,6 +22,7 @@ from bitloss.run.steps import (
     MeasureStep,
     MeasureTogetherStep,
     QuantizeStep,
+    QuantizeTogetherStep,
     Step,
     step_from_json,
 )
@@ -56,7 +57,8 @@ MATTERS: list[tuple[Step, list[dict[str, Any]]]] = [
     (IMATRIX, [*TEXT, *ROUNDING, {"text": Path("/t/u.txt")}]),  # the text's name goes into the file
     (QUANTIZE, [{"source_sha256": B}, {"type": "Q4_0"}, {"imatrix_sha256": B}, {"imatrix": Path("/i/j.gguf")},
                 {"imatrix": None, "imatrix_sha256": None}, {"tensor_types": (("a", "F16"),)},
-                {"output_tensor_type": "F16"}, {"token_embedding_type": "F16"}, {"pure": True}]),
+                {"output_tensor_type": "F16"}, {"token_embedding_type": "F16"}, {"pure": True},
+                {"encoder": "llama.cpp"}, {"keep_split": True}, {"split_max_bytes": 10**9}, {"errors": True}]),
     (BASE, [*TEXT, *ROUNDING]),
     (MEASURE, [{"candidate_tensors_sha256": B}, {"base_key": B}, *ROUNDING]),
 ]  # fmt: skip
@@ -65,6 +67,7 @@ ELSEWHERE: list[tuple[Step, dict[str, Any]]] = [
     (IMATRIX, {"source": Path("/z"), "text": Path("/z/t.txt"), "out": Path("/p")}),
     (IMATRIX, {"engine": EngineSpec(threads=7)}),
     (QUANTIZE, {"source": Path("/z"), "imatrix": Path("/z/i.gguf"), "threads": 3, "out": Path("/p")}),
+    (QUANTIZE, {"verify": True, "allow_requantize": True}),
     (BASE, {"source": Path("/z"), "out": Path("/p"), "engine": EngineSpec(threads=7)}),
     (MEASURE, {"candidate": Path("/z"), "base": Path("/z"), "base_model": Path("/z"), "out": Path("/p")}),
     (MEASURE, {"engine": EngineSpec(threads=7)}),
@@ -93,7 +96,12 @@ def test_the_versions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> No
     assert len({before, raised, step_key(BASE)}) == 3
 
 
-@pytest.mark.parametrize("step", [CONVERT, IMATRIX, QUANTIZE, BASE, MEASURE], ids=lambda step: step.kind)
+TOGETHER = QuantizeTogetherStep(steps=(QUANTIZE,), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "step", [CONVERT, IMATRIX, QUANTIZE, TOGETHER, BASE, MEASURE], ids=lambda step: step.kind
+)
 def test_a_step_survives_the_trip_to_the_child(step: Step) -> None:
     assert step_from_json(step.model_dump_json()) == step
 

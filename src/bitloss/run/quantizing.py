@@ -1,0 +1,130 @@
+"""Candidates, those of one source in one pass over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitloss.run.stepping import Quantization, Stepper
+from bitloss.run.steps import QuantizeStep
+from bitloss.spec import ExperimentSpec
+from bitloss.store import StepRecord
+
+
+class Source(NamedTuple):
+    """A full-precision GGUF of the model.
+
+    Attributes:
+        name: its short name in the run (``f32``).
+        file: where it is.
+        sha256: of the file.
+    """
+
+    name: str
+    file: Path
+    sha256: str
+
+
+class CandidateFile(NamedTuple):
+    """A quantized file, made and hashed.
+
+    Attributes:
+        name: ``<TYPE>/<weights>``.
+        type: quantization type.
+        source: where the weights come from.
+        imatrix_from: name of the source the importance matrix was computed with; None without one.
+        file: where it is.
+        made: what `bitloss.quantize` said of it.
+        sha256: of the file.
+    """
+
+    name: str
+    type: str
+    source: Source
+    imatrix_from: str | None
+    file: Path
+    made: dict[str, Any]
+    sha256: str
+
+
+def make_candidates(
+    spec: ExperimentSpec,
+    folder: Path,
+    steps: Stepper,
+    sources: Mapping[str, Source],
+    imatrices: Mapping[str, StepRecord],
+) -> list[CandidateFile]:
+    """Make the candidates of an experiment, or find them made.
+
+    Args:
+        spec: the experiment.
+        folder: of the run.
+        steps: does and keeps them.
+        sources: by name.
+        imatrices: importance matrices by the name of their source; empty without.
+
+    Returns:
+        Every type of every source, in the order of the types.
+
+    Raises:
+        BitlossError: a pass failed; those before it are kept.
+    """
+    pairs = [(kind, source) for kind in spec.quants for source in sources.values()]
+    todo = [_quantization(spec, folder, kind, source, imatrices.get(source.name)) for kind, source in pairs]
+    candidates = []
+    for (kind, source), each, record in zip(pairs, todo, quantize_in_passes(steps, todo), strict=True):
+        assert isinstance(record.result, dict)
+        imatrix = source.name if source.name in imatrices else None
+        file, sha256 = each.step.out, record.outputs[0].sha256
+        candidates.append(
+            CandidateFile(f"{kind}/{source.name}", kind, source, imatrix, file, record.result, sha256)
+        )
+    return candidates
+
+
+def _quantization(
+    spec: ExperimentSpec, folder: Path, kind: str, source: Source, imatrix: StepRecord | None
+) -> Quantization:
+    step = QuantizeStep(
+        source=source.file,
+        source_sha256=source.sha256,
+        type=kind,
+        imatrix=folder / imatrix.outputs[0].path if imatrix else None,
+        imatrix_sha256=imatrix.outputs[0].sha256 if imatrix else None,
+        tensor_types=tuple((each.pattern, each.type) for each in spec.tensor_types),
+        output_tensor_type=spec.output_tensor_type,
+        token_embedding_type=spec.token_embedding_type,
+        pure=spec.pure,
+        encoder=spec.encoder,
+        threads=spec.engine.threads,
+        out=folder / "candidates" / f"{source.file.stem}-{kind}.gguf",
+    )
+    return Quantization(step, f"quantize {kind}/{source.name}", source.name)
+
+
+def quantize_in_passes(steps: Stepper, todo: Sequence[Quantization]) -> list[StepRecord]:
+    """Make candidates, or find them made; returns their records in order.
+
+    What a run that was stopped has left to do of a source is done in one pass.
+
+    Raises:
+        BitlossError: a pass failed; those before it are kept.
+    """
+    records = {each.step.out: steps.found(each.step, [each.step.out]) for each in todo}
+    for source in dict.fromkeys(each.step.source for each in todo):
+        own = [each for each in todo if each.step.source == source]
+        for each in own:
+            if (record := records[each.step.out]) is not None:
+                steps.reuse(each, record)
+        missing = [each for each in own if records[each.step.out] is None]
+        if missing:
+            label = (
+                missing[0].label if len(missing) == 1 else f"quantize {len(missing)} types/{missing[0].route}"
+            )
+            records |= dict(zip(_outs(missing), steps.quantize(missing, label), strict=True))
+    return [record for each in todo if (record := records[each.step.out]) is not None]
+
+
+def _outs(todo: Sequence[Quantization]) -> list[Path]:
+    return [each.step.out for each in todo]
