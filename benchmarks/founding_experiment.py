@@ -21,7 +21,7 @@ from pathlib import Path
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_checkpoint import CheckpointOptions, random_checkpoint
 from bitloss.model.random_model import RandomShape
-from llama_tools import figure, perplexity, run, tool
+from llama_tools import figure, perplexity, run, tool, warm_up
 
 TYPES = ("Q8_0", "Q4_K_M")
 SOURCES = ("f32", "f16")
@@ -110,6 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
+    warm_up()
     shape = RandomShape(
         n_layer=args.layers,
         n_embd=args.hidden,

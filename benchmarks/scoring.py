@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from bitloss.model.random_model import RandomShape, random_gguf
-from llama_tools import figure, perplexity, run, tool
+from llama_tools import figure, perplexity, run, tool, warm_up
 
 VOCABULARY = 131_072
 STEP = 16 / 65535  # of llama.cpp's base file, nats
@@ -51,6 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
+    warm_up()
     shape = RandomShape(
         n_vocab=VOCABULARY, n_embd=args.hidden, n_layer=1, n_head=args.hidden // 64, n_head_kv=2, head_dim=64,
         n_ff=args.hidden, n_ctx_train=16384,
