@@ -220,7 +220,7 @@ def _resolved(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         path = _below(folder, model)
         # A hub id looks like a relative path; what is on the disk, or says it is a path, is one.
         if model.startswith((".", "/", "~")) or _exists(path):
-            found["model"] = str(path)
+            found["model"] = model if path == Path(model) else str(path)
     return found
 
 
