@@ -1,0 +1,151 @@
+"""A BF16 checkpoint to F32, F16 and BF16 in one go, beside writing as many bytes to the same disk.
+
+    uv run python benchmarks/convert_speed.py --work FOLDER [--gigabytes 2]
+
+A random checkpoint (Mistral's shapes) is converted in a process of its own, once as users do (with the proof) and once
+with `--no-proof`; then the same number of bytes is written and synced by plain writes, before and after. Asserted: the
+files hold the checkpoint's values, without the proof the conversion takes at most 1.5 times as long as the writes, and
+its peak memory is under 1 GB. The files are removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from bitloss.model.gguf import GgufFile
+from bitloss.model.random_checkpoint import (
+    CheckpointOptions,
+    checkpoint_config,
+    tokenizer_json,
+    weight_shapes,
+)
+from bitloss.model.random_model import RandomShape
+
+TYPES = ("f32", "f16", "bf16")
+PEAK = 1 << 30
+
+
+def shape_of(gigabytes: float) -> RandomShape:
+    """Shape of a model with that many gigabytes of BF16 weights."""
+    block = 2 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 11008)
+    layers = max(1, round(gigabytes * 1e9 / block))
+    return RandomShape(
+        n_vocab=4096, n_embd=4096, n_layer=layers, n_head=32, n_head_kv=8, head_dim=128, n_ff=11008
+    )
+
+
+def write_checkpoint(folder: Path, shape: RandomShape) -> None:
+    """Write a random BF16 checkpoint, a tensor at a time."""
+    folder.mkdir(parents=True)
+    options = CheckpointOptions(shape=shape)
+    (folder / "config.json").write_text(json.dumps(checkpoint_config(options)))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(shape.n_vocab, "tekken")))
+    specials = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(specials))
+    header, at = {}, 0
+    for name, size in weight_shapes(shape).items():
+        end = at + 2 * int(np.prod(size))
+        header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    rng = np.random.default_rng(0)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for size in weight_shapes(shape).values():
+            values = rng.standard_normal(size, np.float32) * 0.02 + (len(size) == 1)
+            file.write(values.astype(ml_dtypes.bfloat16).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def converted(folder: Path, out: Path, *extra: str) -> tuple[float, float]:
+    """Convert in a child process; return seconds and peak memory in bytes of the process that does the work."""
+    code = (
+        "import sys, json; from pathlib import Path; from bitloss.run.steps import ConvertStep;"
+        "from bitloss.run.child import peak_bytes;"
+        "s = ConvertStep(model=Path(sys.argv[1]), model_sha256='', types=('f32','f16','bf16'),"
+        "out=Path(sys.argv[2]), proof='--no-proof' not in sys.argv);"
+        "s.execute(lambda p: None); print(peak_bytes())"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(out), *extra],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return time.monotonic() - begun, float(done.stdout.split()[-1])
+
+
+def written(path: Path, n_bytes: int) -> float:
+    """Write and sync that many bytes; return seconds."""
+    piece = os.urandom(16 << 20)
+    begun = time.monotonic()
+    with path.open("wb") as file:
+        for start in range(0, n_bytes, len(piece)):
+            file.write(piece[: min(len(piece), n_bytes - start)])
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - begun
+    path.unlink()
+    return seconds
+
+
+def check(folder: Path, out: Path) -> int:
+    """Compare the files with the checkpoint's values; return their bytes."""
+    from bitloss.model.checkpoint import Checkpoint
+
+    source = Checkpoint.open(folder).tensor("model.layers.0.mlp.down_proj.weight").astype(np.float32)
+    total = 0
+    for kind in TYPES:
+        file = GgufFile.open(out / f"{folder.name}-{kind}.gguf")
+        expected = source.astype(np.float16).astype(np.float32) if kind == "f16" else source
+        assert np.array_equal(file.tensor_f32("blk.0.ffn_down.weight"), expected), kind
+        total += file.size
+    return total
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for the files, on the disk meant")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the checkpoint")
+    given = parser.parse_args()
+    folder, out = given.work / "model", given.work / "out"
+    try:
+        write_checkpoint(folder, shape_of(given.gigabytes))
+        plain, peak = converted(folder, out, "--no-proof")
+        total = check(folder, out)
+        shutil.rmtree(out)
+        before = written(given.work / "plain", total)
+        proven, proven_peak = converted(folder, out)
+        shutil.rmtree(out)
+        after = written(given.work / "plain", total)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
+    write = (before + after) / 2
+    print(f"{total / 1e9:.2f} GB written: plain writes {before:.1f} s and {after:.1f} s")
+    print(f"convert --no-proof {plain:.1f} s ({plain / write:.2f} x), peak {peak / 1e6:.0f} MB")
+    print(
+        f"convert            {proven:.1f} s ({proven / write:.2f} x), peak {proven_peak / 1e6:.0f} MB, files mapped"
+    )
+    assert peak < PEAK, peak
+    assert plain < 1.5 * write, plain / write
+
+
+if __name__ == "__main__":
+    main()
