@@ -1,7 +1,8 @@
 """From a text to chunks of tokens, as llama-perplexity cuts it.
 
 The text is tokenized whole (BOS first if the vocabulary adds it), cut into n_ctx pieces, the rest left over; in
-evaluation the first token of every piece is replaced by BOS when the vocabulary adds BOS.
+evaluation the first token of every piece is replaced by BOS when the vocabulary adds BOS. The second half of every
+piece is scored. Chunks cut by another rule (`bitloss.model.documents`) say for themselves which tokens are scored.
 
 Source: perplexity() and kl_divergence() in tools/perplexity/perplexity.cpp; a trailing newline is dropped as ``-f`` of
 common/arg.cpp does.
@@ -10,6 +11,7 @@ common/arg.cpp does.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +32,14 @@ class Chunks:
         tokens: int32 [n_chunks, n_ctx], as cut (first tokens of chunks are the text's own).
         add_bos: whether BOS takes the place of a chunk's first token in evaluation.
         bos: its id.
+        scored: bool [n_chunks, n_ctx], positions whose next token is scored (never the last of a chunk); None for
+            llama-perplexity's rule, `scored_positions` of every chunk.
     """
 
     tokens: NDArray[np.int32]
     add_bos: bool
     bos: int
+    scored: NDArray[np.bool_] | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -50,11 +55,42 @@ class Chunks:
     def sha256(self) -> str:
         """Hash of the tokens as cut (little-endian int32) with their shape and BOS rule."""
         header = f"{self.n_chunks} {self.n_ctx} {self.bos if self.add_bos else -1}\n".encode()
-        return hashlib.sha256(header + np.ascontiguousarray(self.tokens, "<i4").tobytes()).hexdigest()
+        data = header + np.ascontiguousarray(self.tokens, "<i4").tobytes()
+        if self.scored is not None:
+            data += b"scored\n" + np.packbits(self.scored).tobytes()
+        return hashlib.sha256(data).hexdigest()
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Number of scored positions of every chunk: int64 [n_chunks]."""
+        if self.scored is None:
+            return np.full(self.n_chunks, len(scored_positions(self.n_ctx)), np.int64)
+        return np.asarray(np.count_nonzero(self.scored, axis=1), np.int64)
+
+    @property
+    def n_scored(self) -> int:
+        """Number of tokens scored."""
+        return int(self.rows.sum())
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Positions whose next token is scored, by whatever rule: bool [n_chunks, n_ctx]."""
+        if self.scored is not None:
+            return self.scored
+        mask = np.zeros(self.tokens.shape, np.bool_)
+        positions = scored_positions(self.n_ctx)
+        mask[:, positions.start : positions.stop] = True
+        return mask
+
+    def row(self, chunk: int, position: int) -> int:
+        """Index of a scored position among those of its chunk."""
+        if self.scored is None:
+            return position - scored_positions(self.n_ctx).start
+        return int(np.count_nonzero(self.scored[chunk, :position]))
 
     def pick(self, which: NDArray[np.int64]) -> Chunks:
         """Some of the chunks, in the order given."""
-        return Chunks(np.ascontiguousarray(self.tokens[which]), self.add_bos, self.bos)
+        scored = None if self.scored is None else np.ascontiguousarray(self.scored[which])
+        return Chunks(np.ascontiguousarray(self.tokens[which]), self.add_bos, self.bos, scored)
 
     def as_computed(self) -> NDArray[np.int32]:
         """The tokens the engine is given: BOS put in where the vocabulary adds it."""
@@ -62,6 +98,28 @@ class Chunks:
         if self.add_bos:
             tokens[:, 0] = self.bos
         return tokens
+
+
+def scored_positions(n_ctx: int) -> range:
+    """Positions of a chunk that llama-perplexity scores: n_ctx/2 .. n_ctx-2 (255 of 512).
+
+    The first half only gives context; the last position has no next token within the chunk.
+    """
+    return range(n_ctx // 2, n_ctx - 1)
+
+
+def join_chunks(parts: Sequence[Chunks]) -> Chunks:
+    """Chunks of several texts, one text after the other; all cut alike (n_ctx, BOS, rule)."""
+    first = parts[0]
+    assert all((p.n_ctx, p.add_bos, p.bos, p.scored is None) == _kind(first) for p in parts)
+    if len(parts) == 1:
+        return first
+    scored = None if first.scored is None else np.concatenate([part.mask() for part in parts])
+    return Chunks(np.concatenate([part.tokens for part in parts]), first.add_bos, first.bos, scored)
+
+
+def _kind(chunks: Chunks) -> tuple[int, bool, int, bool]:
+    return chunks.n_ctx, chunks.add_bos, chunks.bos, chunks.scored is None
 
 
 def read_text(path: Path) -> str:
