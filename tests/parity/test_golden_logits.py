@@ -16,8 +16,9 @@ import pytest
 
 import bitloss
 from bitloss.convert.convert import SourceType, convert, source_path
-from bitloss.engine.base import EngineOptions, FlashAttention, Outputs, scored_positions
+from bitloss.engine.base import EngineOptions, FlashAttention, Outputs
 from bitloss.engine.llama import LlamaEngine
+from bitloss.model.text import scored_positions
 
 pytestmark = pytest.mark.parity
 

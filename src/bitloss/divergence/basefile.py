@@ -28,12 +28,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from bitloss.engine.base import Engine, Outputs, scored_positions
+from bitloss.engine.base import Engine, Outputs
 from bitloss.engine.llama import LlamaEngine, usable_cores
 from bitloss.engine.output_layer import SLICE_BYTES, OutputLayer, output_weight_name
 from bitloss.errors import BaseError, FileProblem, MismatchError, UnsupportedError
 from bitloss.model.gguf import GgufFile, tensor_bytes
-from bitloss.model.text import Chunks
+from bitloss.model.text import Chunks, scored_positions
 from bitloss.model.vocabulary import vocabulary_sha256
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_dir, atomic_write_text, sha256_file

@@ -39,9 +39,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitloss.divergence.measure import BaseLogits
-from bitloss.engine.base import scored_positions
 from bitloss.errors import BaseError, FileProblem
-from bitloss.model.text import LEAST_CONTEXT, Chunks
+from bitloss.model.text import LEAST_CONTEXT, Chunks, scored_positions
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path
 from bitloss.store.atomic import explained

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from bitloss.divergence.partial import partial_metrics
-from bitloss.engine.base import Engine, Outputs, Rows, scored_positions
+from bitloss.engine.base import Engine, Outputs, Rows
 from bitloss.errors import EngineError, FileProblem, MismatchError, RecordError
-from bitloss.model.text import Chunks
+from bitloss.model.text import Chunks, scored_positions
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path
 

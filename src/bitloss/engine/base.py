@@ -125,6 +125,14 @@ class EngineFacts:
     add_eos: bool
 
 
+class TokenRole(StrEnum):
+    """What a token is for."""
+
+    TEXT = "text"
+    CONTROL = "control"
+    END = "end"  # a control token that ends a generation
+
+
 class Rows(NamedTuple):
     """Results of consecutive scored positions of one chunk.
 
@@ -163,15 +171,29 @@ class Engine(Protocol):
         """What the engine knows of its model."""
         ...
 
-    def tokenize(self, text: str) -> NDArray[np.int32]:
+    def tokenize(self, text: str, *, rendered: bool = False) -> NDArray[np.int32]:
         """Tokens of a text as llama-perplexity makes them: BOS first if the vocabulary adds it, text taken literally.
 
-        Special tokens spelled out in the text are text.
+        Special tokens spelled out in the text are text; with ``rendered`` (the text is a chat template's) they are
+        tokens, and nothing is added.
         """
         ...
 
+    def token_text(self, token: int) -> bytes:
+        """The bytes a token stands for (special tokens as they are spelled)."""
+        ...
+
+    def token_role(self, token: int) -> TokenRole:
+        """Whether a token is text, a control token, or one that ends a generation."""
+        ...
+
     def evaluate(
-        self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
+        self,
+        chunks: NDArray[np.int32],
+        outputs: Outputs,
+        observer: Observer | None = None,
+        *,
+        scored: NDArray[np.bool_] | None = None,
     ) -> Generator[Rows, None, None]:
         """Compute chunks and yield what was asked for.
 
@@ -180,9 +202,11 @@ class Engine(Protocol):
 
         Args:
             chunks: int32 [n_chunks, n_ctx] token ids as they are to be computed (BOS already put in).
-            outputs: LOGITS and HIDDEN yield rows for the scored positions n_ctx/2 .. n_ctx-2; NOTHING yields empty
-                rows, as a sign of progress.
+            outputs: LOGITS and HIDDEN yield rows for the scored positions; NOTHING yields empty rows, as a sign of
+                progress.
             observer: sees the inputs of weight matrices for *all* positions computed.
+            scored: bool [n_chunks, n_ctx], the scored positions of every chunk; n_ctx/2 .. n_ctx-2 when None. Rows
+                that follow one another come together, as far as they are computed together.
 
         Raises:
             EngineError: the engine failed.
@@ -198,14 +222,6 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def scored_positions(n_ctx: int) -> range:
-    """Positions of a chunk that are scored: n_ctx/2 .. n_ctx-2, as llama-perplexity does (255 of 512).
-
-    The first half only gives context; the last position has no next token within the chunk.
-    """
-    return range(n_ctx // 2, n_ctx - 1)
 
 
 def chunks_of_text(engine: Engine, path: Path, *, n_ctx: int, n_chunks: int | None) -> Chunks:

@@ -14,7 +14,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bitloss.engine.base import EngineFacts, Observer, Outputs, Rows, scored_positions
+from bitloss.engine.base import EngineFacts, Observer, Outputs, Rows, TokenRole
+from bitloss.model.text import scored_positions
 
 
 class FakeEngine:
@@ -47,16 +48,29 @@ class FakeEngine:
         """What a real engine would say of its model."""
         return self._facts
 
-    def tokenize(self, text: str) -> NDArray[np.int32]:
-        """BOS, then one token per character."""
-        return np.array([self._facts.bos, *(ord(c) % self._facts.n_vocab for c in text)], np.int32)
+    def tokenize(self, text: str, *, rendered: bool = False) -> NDArray[np.int32]:
+        """BOS (not before a rendered text), then one token per character."""
+        characters = [ord(c) % self._facts.n_vocab for c in text]
+        return np.array(characters if rendered else [self._facts.bos, *characters], np.int32)
+
+    def token_text(self, token: int) -> bytes:
+        """The character of that number."""
+        return chr(token).encode()
+
+    def token_role(self, token: int) -> TokenRole:
+        """A line's end ends a turn."""
+        return TokenRole.END if token == ord("\n") else TokenRole.TEXT
 
     def evaluate(
-        self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
+        self,
+        chunks: NDArray[np.int32],
+        outputs: Outputs,
+        observer: Observer | None = None,
+        *,
+        scored: NDArray[np.bool_] | None = None,
     ) -> Generator[Rows, None, None]:
         """See `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = chunks.shape[1]
-        scored = scored_positions(n_ctx)
         for index, chunk in enumerate(chunks):
             total = np.cumsum(self.embedding[chunk], axis=0, dtype=np.float64)
             hidden = (total / np.arange(1, n_ctx + 1)[:, None]).astype(np.float32)
@@ -65,9 +79,14 @@ class FakeEngine:
             if outputs is Outputs.NOTHING:
                 yield Rows(index, 0, np.empty((0, 0), np.float32))
                 continue
-            for start in range(scored.start, scored.stop, self.micro_batch):
-                rows = hidden[start : min(start + self.micro_batch, scored.stop)]
-                yield Rows(index, start, rows if outputs is Outputs.HIDDEN else rows @ self.output.T)
+            positions = (
+                np.asarray(scored_positions(n_ctx)) if scored is None else np.flatnonzero(scored[index])
+            )
+            for run in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1):
+                for at in range(0, len(run), self.micro_batch):
+                    rows = hidden[run[at : at + self.micro_batch]]
+                    values = rows if outputs is Outputs.HIDDEN else rows @ self.output.T
+                    yield Rows(index, int(run[at]), values)
 
     def close(self) -> None:
         """Nothing to free."""

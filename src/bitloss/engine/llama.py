@@ -32,7 +32,7 @@ from bitloss.engine.base import (
     Outputs,
     Rows,
     SplitMode,
-    scored_positions,
+    TokenRole,
 )
 from bitloss.engine.ggml import TYPE_F32, ggml
 from bitloss.engine.limits import check_limits
@@ -40,6 +40,7 @@ from bitloss.engine.llama_log import captured_log
 from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile
+from bitloss.model.text import scored_positions
 
 _FLASH = {FlashAttention.AUTO: -1, FlashAttention.OFF: 0, FlashAttention.ON: 1}
 _SPLIT = {SplitMode.NONE: 0, SplitMode.LAYER: 1, SplitMode.ROW: 2}
@@ -145,14 +146,16 @@ class LlamaEngine:
         """Version and commit of the llama.cpp that computes."""
         return engine_version()
 
-    def tokenize(self, text: str) -> NDArray[np.int32]:
-        """Tokens of a text, as llama-perplexity makes them (``add_special`` on, ``parse_special`` off)."""
+    def tokenize(self, text: str, *, rendered: bool = False) -> NDArray[np.int32]:
+        """See `bitloss.engine.base.Engine.tokenize` (``add_special`` and ``parse_special`` of llama.cpp)."""
         data = text.encode("utf-8")
         room = len(data) + 16  # a token is never shorter than a byte, but for the special ones added around
         while True:
             tokens = np.empty(room, np.int32)
             pointer = tokens.ctypes.data_as(ct.POINTER(ct.c_int32))
-            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), pointer, room, True, False)
+            count = llama_cpp.llama_tokenize(
+                self._vocab, data, len(data), pointer, room, not rendered, rendered
+            )
             if count >= 0:
                 return tokens[:count].copy()
             room = -count
@@ -167,8 +170,19 @@ class LlamaEngine:
                 return buffer.raw[:count]
             room = -count
 
+    def token_role(self, token: int) -> TokenRole:
+        """See `bitloss.engine.base.Engine.token_role`."""
+        if llama_cpp.llama_vocab_is_eog(self._vocab, token):
+            return TokenRole.END
+        return TokenRole.CONTROL if llama_cpp.llama_vocab_is_control(self._vocab, token) else TokenRole.TEXT
+
     def evaluate(
-        self, chunks: NDArray[np.int32], outputs: Outputs, observer: Observer | None = None
+        self,
+        chunks: NDArray[np.int32],
+        outputs: Outputs,
+        observer: Observer | None = None,
+        *,
+        scored: NDArray[np.bool_] | None = None,
     ) -> Generator[Rows, None, None]:
         """Compute chunks; see `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = self._check_chunks(chunks)
@@ -181,6 +195,11 @@ class LlamaEngine:
             for first in range(0, len(chunks), side_by_side):
                 group = chunks[first : first + side_by_side]
                 context.clear()
+                if scored is not None and outputs is not Outputs.NOTHING:
+                    yield from self._masked(
+                        context, group, first, scored[first : first + side_by_side], outputs
+                    )
+                    continue
                 for begin in range(0, n_ctx, width):
                     tokens = group[:, begin : begin + width]
                     yield from self._micro_batch(context, tokens, first, begin, outputs)
@@ -215,6 +234,30 @@ class LlamaEngine:
         per_chunk = high - low
         for i in range(n_chunks):
             yield Rows(first + i, begin + low, rows[i * per_chunk : (i + 1) * per_chunk])
+
+    def _masked(
+        self,
+        context: _Context,
+        group: NDArray[np.int32],
+        first: int,
+        scored: NDArray[np.bool_],
+        outputs: Outputs,
+    ) -> Iterator[Rows]:
+        """Compute chunks side by side, as far as something is scored; both arrays [chunks side by side, n_ctx]."""
+        width = self.options.micro_batch // self.options.side_by_side(context.n_ctx)
+        for begin in range(0, int(np.flatnonzero(scored.any(axis=0))[-1]) + 1, width):
+            tokens, mask = group[:, begin : begin + width], scored[:, begin : begin + width]
+            wanted = mask.astype(np.int8)
+            spare = -1
+            if mask.sum() == 1 and mask.size > 1:
+                # as in `_micro_batch`: never a single row; its neighbour is asked for as well and thrown away
+                spare = int(np.flatnonzero(~mask)[0])
+                wanted.reshape(-1)[spare] = 1
+            rows = context.decode(tokens, begin, wanted, outputs)
+            at = int(0 <= spare < int(np.argmax(mask)))
+            for chunk, low, high in _runs(mask):
+                yield Rows(first + chunk, begin + low, rows[at : at + high - low])
+                at += high - low
 
     def hidden_and_logits(self, chunk: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Both for the scored positions of one chunk's first micro-batch that has any, computed in one graph.
@@ -355,6 +398,14 @@ class _Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         llama_cpp.llama_free(self._context)
+
+
+def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+    """Stretches of true entries in the rows of a mask: row, first, one after the last."""
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    begins, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    for (chunk, low), (_, high) in zip(begins, ends, strict=True):
+        yield int(chunk), int(low), int(high)
 
 
 def _last_error(log: list[str]) -> str:

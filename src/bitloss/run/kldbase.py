@@ -9,9 +9,9 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from bitloss.divergence.kldfile import KldFile
-from bitloss.engine.base import scored_positions
 from bitloss.errors import MismatchError
 from bitloss.model.gguf import GgufFile
+from bitloss.model.text import scored_positions
 from bitloss.model.vocabulary import vocabulary_sha256
 from bitloss.records import Base, Model, Text
 from bitloss.store import sha256_file

@@ -14,9 +14,9 @@ from bitloss.divergence.comparison import compare_all, table_pairs
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.divergence.statistics import summarize
 from bitloss.divergence.stopping import compare_all_anytime, same_files, table_size
-from bitloss.engine.base import scored_positions
 from bitloss.errors import RecordError
 from bitloss.explain.findings import findings
+from bitloss.model.text import scored_positions
 from bitloss.records import (
     Base,
     Calibration,

@@ -14,10 +14,9 @@ from bitloss.divergence.kldfile import KldFile, encode_rows, is_kld, write_kld
 from bitloss.divergence.measure import measure
 from bitloss.divergence.metrics import LEFT_OUT, token_metrics
 from bitloss.divergence.partial import partial_metrics
-from bitloss.engine.base import scored_positions
 from bitloss.engine.fake import FakeEngine
 from bitloss.errors import BaseError, FileProblem, MismatchError
-from bitloss.model.text import Chunks
+from bitloss.model.text import Chunks, scored_positions
 
 
 class Logits(NamedTuple):

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from bitloss.divergence.measure import TokenTable, measure, measure_together, read_tokens, write_tokens
 from bitloss.divergence.metrics import COLUMNS, token_metrics_reference
-from bitloss.engine.base import Outputs, scored_positions
+from bitloss.engine.base import Outputs
 from bitloss.engine.fake import FakeEngine
 from bitloss.errors import EngineError, FileProblem, MismatchError, RecordError
-from bitloss.model.text import Chunks, cut_chunks
+from bitloss.model.text import Chunks, cut_chunks, scored_positions
 from bitloss.progress import Progress
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitloss.engine.base import EngineOptions, Outputs, chunks_of_text, scored_positions
+from bitloss.engine.base import EngineOptions, Outputs, chunks_of_text
 from bitloss.engine.llama import LlamaEngine, engine_version
 from bitloss.engine.output_layer import OutputLayer, after_the_product
 from bitloss.errors import (
@@ -21,6 +21,7 @@ from bitloss.errors import (
 )
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.model.text import scored_positions
 
 DENSE = RandomShape(n_vocab=700, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=512)
 ODD = RandomShape(n_vocab=700, n_embd=160, n_head=5, n_head_kv=1, head_dim=32, n_ff=416)
@@ -81,6 +82,77 @@ def test_every_scored_row_comes_once_whatever_the_micro_batch(
     flat = hidden.reshape(-1, hidden.shape[-1])
     again = np.concatenate([layer.logits(flat[part]).copy() for part in layer.slices(len(flat))])
     assert np.array_equal(again, rows.reshape(again.shape))
+
+
+def _masked_rows(engine: LlamaEngine, chunks: np.ndarray, scored: np.ndarray, outputs: Outputs) -> np.ndarray:
+    """[n_chunks, n_ctx, width], NaN where nothing is scored; every row set exactly once."""
+    width = engine.facts.n_vocab if outputs is Outputs.LOGITS else engine.facts.n_embd
+    out = np.full((*chunks.shape, width), np.nan, np.float32)
+    for rows in engine.evaluate(chunks, outputs, scored=scored):
+        where = slice(rows.start, rows.start + len(rows.values))
+        assert len(rows.values)
+        assert scored[rows.chunk, where].all()
+        assert np.isnan(out[rows.chunk, where]).all()
+        out[rows.chunk, where] = rows.values
+    assert np.array_equal(~np.isnan(out).any(axis=2), scored)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "ubatch", "batch"), [(33, 512, 2048), (64, 32, 64), (48, 50, 200), (70, 16, 16)]
+)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_rows_of_a_mask_are_the_rows_of_all_bit_for_bit(
+    tmp_path: Path, n_ctx: int, ubatch: int, batch: int, share: float, dtype: str
+) -> None:
+    path = random_gguf(tmp_path / "m.gguf", DENSE, seed=4, dtype=dtype)  # type: ignore[arg-type]
+    chunks = _chunks(7, n_ctx)
+    everything = np.ones(chunks.shape, np.bool_)
+    everything[:, -1] = False
+    scored = everything & (np.random.default_rng(n_ctx).random(chunks.shape) < share)
+    scored[0, 5:] = False  # a short one, filled up behind its end
+    scored[0, 4] = True
+    scored[1:, n_ctx // 2] = True
+    filled = chunks.copy()
+    filled[0, 6:] = 0
+    with LlamaEngine(path, EngineOptions(threads=1, ubatch=ubatch, batch=batch)) as engine:
+        whole = _masked_rows(engine, chunks, everything, Outputs.LOGITS)
+        plain = _all_rows(engine, chunks, Outputs.LOGITS)
+        rows = _masked_rows(engine, filled, scored, Outputs.LOGITS)
+        hidden = _masked_rows(engine, filled, scored, Outputs.HIDDEN)
+    positions = scored_positions(n_ctx)
+    assert np.array_equal(whole[:, positions.start : positions.stop], plain)
+    assert np.array_equal(rows[scored], whole[scored])
+    layer = OutputLayer(path, threads=1)
+    flat = hidden[scored]
+    again = np.concatenate([layer.logits(flat[part]).copy() for part in layer.slices(len(flat))])
+    assert np.array_equal(again.view(np.uint32), rows[scored].view(np.uint32))
+
+
+def test_a_chunk_is_computed_only_as_far_as_something_is_scored(tmp_path: Path) -> None:
+    path = random_gguf(tmp_path / "m.gguf", DENSE, seed=4, dtype="f32")
+    chunks = _chunks(2, 64)
+    scored = np.zeros(chunks.shape, np.bool_)
+    scored[:, 3] = True
+
+    class Seen:
+        rows = 0
+
+        def wants(self, weight: str) -> bool:
+            return weight == "blk.0.attn_q.weight"
+
+        def dense(self, weight: str, x: np.ndarray) -> None:
+            self.rows += x.shape[1]
+
+        def experts(self, *_: object) -> None:
+            raise AssertionError
+
+    with LlamaEngine(path, EngineOptions(threads=1, ubatch=32, batch=128)) as engine:
+        for mask, computed in ((scored, 2 * 16), (None, 2 * 64)):
+            seen = Seen()
+            list(engine.evaluate(chunks, Outputs.HIDDEN, seen, scored=mask))
+            assert seen.rows == computed
 
 
 def test_rows_depend_on_earlier_tokens_only(tmp_path: Path) -> None:
