@@ -224,6 +224,21 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+def check_context(engine: Engine, n_ctx: int) -> None:
+    """Refuse chunks longer than the model was made for.
+
+    Raises:
+        UsageError: n_ctx is beyond that.
+    """
+    if n_ctx > engine.facts.n_ctx_train:
+        raise UsageError(
+            "context longer than the model was made for",
+            where="--ctx",
+            expected=f"at most {engine.facts.n_ctx_train}",
+            found=n_ctx,
+        )
+
+
 def chunks_of_text(engine: Engine, path: Path, *, n_ctx: int, n_chunks: int | None) -> Chunks:
     """Read, tokenize and cut a text with the engine's vocabulary.
 
@@ -232,14 +247,8 @@ def chunks_of_text(engine: Engine, path: Path, *, n_ctx: int, n_chunks: int | No
         TextError: the text is too short for two chunks.
         FileProblem, FormatError: the text cannot be read.
     """
+    check_context(engine, n_ctx)
     facts = engine.facts
-    if n_ctx > facts.n_ctx_train:
-        raise UsageError(
-            "context longer than the model was made for",
-            where="--ctx",
-            expected=f"at most {facts.n_ctx_train}",
-            found=n_ctx,
-        )
     return cut_chunks(
         engine.tokenize(read_text(path)),
         n_ctx=n_ctx,
