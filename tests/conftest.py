@@ -142,6 +142,7 @@ def sample_document() -> dict[str, Any]:
             "scored_tokens": 642 * 255,
             "add_bos": True,
         },
+        "texts": (),
         "sources": (),
         "calibration": {"name": "calibration.txt", "sha256": sha("cal"), "n_ctx": 512, "chunks": 128},
         "base": {

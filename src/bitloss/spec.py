@@ -19,10 +19,12 @@ import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -66,6 +68,11 @@ def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
     if twice:
         raise ValueError(f"{twice[0]} is there twice")
     return values
+
+
+def _listed(value: object) -> object:
+    """One text is a list of one; a list of JSON is a tuple, as strict validation wants it after this."""
+    return (value,) if isinstance(value, str | Path) else tuple(value) if isinstance(value, list) else value
 
 
 def _clean(text: str) -> str:
@@ -158,12 +165,18 @@ class ExperimentSpec(_Part):
     """Text of the importance matrices; without one, files are quantized without a matrix."""
     imatrix_chunks: int | None = Field(default=None, ge=1)
     """Chunks of the calibration text to use; all when left out."""
-    text: Path
-    """Text to measure on."""
+    text: Annotated[tuple[Path, ...], BeforeValidator(_listed), Field(min_length=1)]
+    """Texts to measure on, each cut by itself; a single one needs no list."""
+    documents: _Text | None = None
+    """How the texts are split into documents, whose borders no chunk crosses: ``blank-line``, ``file``, ``jsonl`` (the
+    ``text`` of each line) or ``line=TEXT``; llama-perplexity's way, as one, when left out."""
+    chat_template: bool = False
+    """The texts are conversations (JSON lines), rendered with the model's own template; the assistant's tokens are
+    scored."""
     ctx: int = Field(default=512, ge=8, le=1 << 20)
     """Tokens per chunk; the second half of each is scored."""
     chunks: int | None = Field(default=None, ge=1)
-    """Chunks of the text to measure on; all when left out."""
+    """Chunks of each text to measure on; all when left out."""
     out: Path | None = None
     """The run's folder; chosen by the command line when left out."""
     tensor_types: tuple[TensorTypeSpec, ...] = ()
@@ -186,9 +199,19 @@ class ExperimentSpec(_Part):
 
     @field_validator("calibration", "text", "out")
     @classmethod
-    def _no_null(cls, value: Path | None) -> Path | None:
-        _clean(str(value))
+    def _no_null(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
+        _clean(str(value) if not isinstance(value, tuple) else "".join(map(str, value)))
         return value
+
+    @field_serializer("text")
+    def _plain(self, texts: tuple[Path, ...]) -> str | list[str]:
+        return str(texts[0]) if len(texts) == 1 else [str(text) for text in texts]
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.stop is not None and (self.documents is not None or self.chat_template):
+            raise ValueError("stop needs chunks of one length: not with documents or chat_template")
+        return self
 
     def settings(self) -> dict[str, JsonValue]:
         """Return everything that makes this experiment what it is, as JSON.
@@ -196,8 +219,8 @@ class ExperimentSpec(_Part):
         Left out are `out`, and how much of the machine may be used: no result depends on that.
         """
         left_out: dict[str, Any] = {"out": True, "engine": {"threads", "max_memory"}}
-        if not self.stop:
-            left_out["stop"] = True
+        # what is not asked for leaves no trace: a run of an older version goes on
+        left_out |= {name: True for name in ("stop", "documents", "chat_template") if not getattr(self, name)}
         values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         return values
 
@@ -214,8 +237,13 @@ def _resolved(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Take relative paths from `folder`."""
     found = dict(values)
     for key in ("calibration", "text", "out"):
-        if isinstance(value := found.get(key), str) and value:
+        value = found.get(key)
+        if isinstance(value, str) and value:
             found[key] = str(_below(folder, value))
+        elif isinstance(value, list):
+            found[key] = [
+                str(_below(folder, each)) if isinstance(each, str) and each else each for each in value
+            ]
     if isinstance(model := found.get("model"), str) and model:
         path = _below(folder, model)
         # A hub id looks like a relative path; what is on the disk, or says it is a path, is one.

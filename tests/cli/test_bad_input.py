@@ -59,7 +59,7 @@ def _run(inputs: Inputs, model: Path, out: Path, **other: object) -> tuple[objec
     [
         (("run", "MISSING", "--text", "TEXT"), "no such model"),
         (("run", "MISSING.toml"), "No such file"),
-        (("run", "SOURCE", "--text", "MISSING"), "no such file"),
+        (("run", "SOURCE", "--text", "MISSING"), "no such text"),
         (("run", "SOURCE", "--calibration", "MISSING"), "no such file"),
         (("convert", "MISSING"), "no such model"),
         (("imatrix", "MISSING", "--text", "TEXT"), "no such GGUF file"),

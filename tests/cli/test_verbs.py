@@ -391,7 +391,12 @@ def test_engine_flags_reach_the_engine(cli: Cli, inputs: Inputs, tmp_path: Path)
         tmp_path / "base",
         "--json",
     )
-    assert _document(done)["options"] == {"ubatch": 16, "flash_attn": "off", "n_gpu_layers": 0}
+    assert _document(done)["options"] == {
+        "batch": 64,
+        "ubatch": 16,
+        "flash_attn": "off",
+        "n_gpu_layers": 0,
+    }
 
 
 def test_a_terminal_without_the_signs_of_a_table(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:

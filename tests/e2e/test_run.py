@@ -176,14 +176,14 @@ def test_a_step_whose_process_dies_costs_that_step_only(text: Path, tmp_path: Pa
     out = tmp_path / "run"
     spec = _spec(model, text, **{"from": ["f16"], "chunks": 10, "ctx": 32})
     with pytest.raises(EngineCrash, match=r"step measure-together died \(signal SIGKILL"):
-        run_experiment(spec, out=out, executor=_CrashesOnce(5), progress=lambda _: None)
+        run_experiment(spec, out=out, executor=_CrashesOnce(6), progress=lambda _: None)
     done = _started(out)
-    assert len(done) == 5
+    assert len(done) == 6
     assert not (out / "results.json").exists()
     assert _partials(out) == []
     results = _go(spec, out)
-    assert _started(out)[5:][0] == done[-1]
-    assert [cost.reused for cost in results.costs] == [True] * 4 + [False] * (len(results.costs) - 4)
+    assert _started(out)[6:][0] == done[-1]
+    assert [cost.reused for cost in results.costs] == [True] * 5 + [False] * (len(results.costs) - 5)
     whole = _go(spec, tmp_path / "undisturbed")
     assert results.candidates == whole.candidates
 

@@ -17,7 +17,7 @@ from bitloss.records import Outcome, Results, Verdict, read_results
 from bitloss.run.executor import InlineExecutor
 from bitloss.run.founding import run_experiment
 from bitloss.run.measuring import Measuring, measure_files
-from bitloss.run.steps import BaseStep, QuantizeStep
+from bitloss.run.steps import BaseStep, EvaluationTexts, QuantizeStep
 from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec, make_spec
 from bitloss.store import sha256_file
 
@@ -146,8 +146,8 @@ def test_measure_stops_on_a_base_that_is_there(model: Path, text: Path, tmp_path
         ).execute(silent)  # fmt: skip
     base = tmp_path / "base"
     BaseStep(
-        source=model, source_sha256=sha256_file(model), text=text, text_sha256=sha256_file(text), n_ctx=64,
-        chunks=60, engine=EngineSpec(threads=1), out=base,
+        source=model, source_sha256=sha256_file(model), texts=EvaluationTexts.of([text], n_ctx=64, chunks=60),
+        engine=EngineSpec(threads=1), out=base,
     ).execute(silent)  # fmt: skip
 
     def go(name: str, stop: StopSpec | None) -> Results:

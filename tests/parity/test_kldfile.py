@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitloss.divergence.basefile import Base, TextSource, write_base
+from bitloss.divergence.basefile import Base, TextSource
+from bitloss.divergence.basewrite import write_base
 from bitloss.divergence.kldfile import KldFile, write_kld
 from bitloss.divergence.measure import TokenTable, measure
 from bitloss.divergence.metrics import LEFT_OUT

@@ -19,7 +19,8 @@ import pytest
 
 import bitloss
 from bitloss.convert.convert import SourceType, convert, source_path
-from bitloss.divergence.basefile import Base, TextSource, write_base
+from bitloss.divergence.basefile import Base, TextSource
+from bitloss.divergence.basewrite import write_base
 from bitloss.divergence.measure import TokenTable, measure
 from bitloss.divergence.statistics import summarize
 from bitloss.engine.base import EngineOptions, chunks_of_text

@@ -45,4 +45,4 @@ def test_every_key_of_an_experiment_file_is_explained(generator: ModuleType) -> 
         assert f"| `{name}` |" in page or name in generator.TABLES, key
     assert "| `ctx` | whole number, at least 8, at most 1048576 | `512` |" in page
     assert '| `from` | list of `"f32"` or `"f16"` or `"bf16"` | `["f32", "f16"]` |' in page
-    assert "| `text` | path | has to be given |" in page
+    assert "| `text` | list of path | has to be given |" in page

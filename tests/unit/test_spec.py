@@ -34,7 +34,7 @@ def test_the_founding_experiment() -> None:
     assert spec.model == "mistralai/Mistral-Nemo-Instruct-2407"
     assert spec.sources == ("f32", "f16")
     assert spec.quants == ("Q8_0", "Q4_K_M")
-    assert spec.text == EXAMPLES / "wiki.test.raw"
+    assert spec.text == (EXAMPLES / "wiki.test.raw",)
     assert spec.ctx == 512
     assert spec.chunks is None
     assert spec.engine == EngineSpec(n_gpu_layers=35, flash_attn="on", split_mode="row")
@@ -50,7 +50,7 @@ def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir("/")
     spec = spec_of(tmp_path, 'model="models/m"\ntext="a/b.txt"\ncalibration="/abs/c.txt"\nout="../run"')
     assert spec.model == str(tmp_path / "models" / "m")
-    assert spec.text == tmp_path / "a" / "b.txt"
+    assert spec.text == (tmp_path / "a" / "b.txt",)
     assert spec.calibration == Path("/abs/c.txt")
     assert spec.out == tmp_path / ".." / "run"
 
@@ -68,7 +68,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     spec = spec_of(tmp_path, 'model="~/m"\ntext="~/t.txt"')
     assert spec.model == str(tmp_path / "home" / "m")
-    assert spec.text == tmp_path / "home" / "t.txt"
+    assert spec.text == (tmp_path / "home" / "t.txt",)
 
 
 GOOD = 'model="m"\ntext="t"\n'
@@ -157,7 +157,7 @@ def test_every_byte_of_an_experiment_may_be_missing(tmp_path: Path) -> None:
 
 def test_values_of_the_command_line() -> None:
     spec = make_spec({"model": Path("m"), "text": Path("t"), "from": ["bf16"]}, where="command line")
-    assert (spec.model, spec.text, spec.sources) == ("m", Path("t"), ("bf16",))
+    assert (spec.model, spec.text, spec.sources) == ("m", (Path("t"),), ("bf16",))
     with pytest.raises(UsageError, match=r"^command line: ctx: "):
         make_spec({"model": "m", "text": "t", "ctx": -1}, where="command line")
 

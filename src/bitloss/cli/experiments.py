@@ -11,8 +11,10 @@ import typer
 import bitloss
 from bitloss.cli.inputs import given_model, given_text
 from bitloss.cli.options import (
+    ChatTemplate,
     Chunks,
     Ctx,
+    Documents,
     Json,
     Margin,
     Precision,
@@ -106,11 +108,15 @@ def run(
         typer.Option("--calibration", help="Text of the importance matrices. [default: the bundled one]"),
     ] = None,
     text: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            "--text", "-f", help="Text to measure on; wikitext-2 is fetched. [default: the bundled one]"
+            "--text",
+            "-f",
+            help="Text to measure on, repeatable; wikitext-2 is fetched. [default: the bundled one]",
         ),
     ] = None,
+    documents: Documents = None,
+    chat_template: ChatTemplate = False,
     ctx: Ctx = 512,
     chunks: Chunks = None,
     imatrix_chunks: ImatrixChunks = None,
@@ -133,7 +139,7 @@ def run(
             screen.say(
                 "calibration: the bundled text (English novels); a text near the model's use is better"
             )
-        if text is None:
+        if not text:
             screen.say("text: the bundled one (an English novel); give --text to measure on your own")
     name, model = Path(model).name, str(given_model(model, revision, quiet=quiet))
     if from_ is None:
@@ -143,7 +149,9 @@ def run(
         "from": list(listed(from_, "--from")),
         "quants": list(listed(quants, "--quants")),
         "calibration": str((calibration or bundled("texts", "calibration.txt")).absolute()),
-        "text": str((text or bundled("texts", "evaluation.txt")).absolute()),
+        "text": [str(path.absolute()) for path in text or [bundled("texts", "evaluation.txt")]],
+        "documents": documents,
+        "chat_template": chat_template,
         "ctx": ctx,
         "chunks": chunks,
         "imatrix_chunks": imatrix_chunks,
@@ -174,13 +182,16 @@ def _refuse_more_settings(context: typer.Context, file: str) -> None:
 
 def _gguf_precision(path: Path) -> str:
     from bitloss.model.gguf import GgufFile
-    from bitloss.run.experiment import precision
+    from bitloss.model.source import precision
 
     return precision(GgufFile.open(path))
 
 
 def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json: bool, quiet: bool) -> None:
-    given = {"model": str(given_model(spec.model, None, quiet=quiet)), "text": given_text(spec.text)}
+    given = {
+        "model": str(given_model(spec.model, None, quiet=quiet)),
+        "text": tuple(given_text(each) for each in spec.text),
+    }
     spec = spec.model_copy(update=given)
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
         results = run_experiment(
@@ -221,16 +232,29 @@ def measure(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, tokens/ and report.md.")],
     engine: EngineSpec,
     text: Annotated[
-        Path | None, typer.Option("--text", "-f", help="Text, when --base is a GGUF file.")
+        list[Path] | None,
+        typer.Option(
+            "--text",
+            "-f",
+            help="Text, when --base is a GGUF file; repeatable. With a folder: what it must have been made from.",
+        ),
     ] = None,
+    documents: Documents = None,
+    chat_template: ChatTemplate = False,
     base_model: Annotated[
         Path | None, typer.Option("--base-model", help="The base's GGUF file, if it was moved.")
     ] = None,
-    ctx: Ctx = 512,
+    ctx: Annotated[
+        int | None,
+        typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk. [default: 512, or the base's]"),
+    ] = None,
     chunks: Chunks = None,
     stop_when: StopWhen = None,
     margin: Margin = None,
     precision: Precision = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept a base made from something else; the results say so.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -238,7 +262,7 @@ def measure(
     from bitloss.divergence.kldfile import is_kld
     from bitloss.run.measuring import Measuring, measure_files
 
-    if base.is_file() and text is None and not is_kld(base):
+    if base.is_file() and not text and not is_kld(base):
         raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
     plan = Measuring(
         candidates=candidates,
@@ -246,9 +270,12 @@ def measure(
         engine=engine,
         base=base,
         base_model=base_model,
-        text=None if text is None else given_text(text),
+        text=tuple(given_text(each) for each in text or ()),
         n_ctx=ctx,
         chunks=chunks,
+        documents=documents,
+        chat_template=chat_template,
+        force=force,
         commands=(command_line(context.obj),),
         stop=make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure"),
     )

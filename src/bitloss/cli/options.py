@@ -40,6 +40,20 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output.", show_default=False)]
 Ctx = Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk; the second half is scored.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks at most. [default: all]")]
+Documents = Annotated[
+    str | None,
+    typer.Option(
+        "--documents",
+        help="Split the text into documents, whose borders no chunk crosses: blank-line, file, jsonl or line=TEXT.",
+    ),
+]
+ChatTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--chat-template",
+        help="The text is JSON lines of conversations: render them with the model's own template, score the assistant.",
+    ),
+]
 
 Revision = Annotated[
     str | None,

@@ -13,8 +13,10 @@ from pydantic import JsonValue
 
 from bitloss.cli.inputs import given_model, given_text
 from bitloss.cli.options import (
+    ChatTemplate,
     Chunks,
     Ctx,
+    Documents,
     EncoderName,
     Json,
     Out,
@@ -30,10 +32,12 @@ from bitloss.run.executor import LocalExecutor, StepResult
 from bitloss.run.steps import (
     BaseStep,
     ConvertStep,
+    EvaluationTexts,
     ImatrixStep,
     KldStep,
     QuantizeStep,
     QuantizeTogetherStep,
+    Repair,
     Step,
 )
 from bitloss.spec import EngineSpec
@@ -301,7 +305,9 @@ def base(
     source: Annotated[Path, typer.Argument(help="GGUF that candidates will be measured against.")],
     out: Out,
     engine: EngineSpec,
-    text: Annotated[Path, typer.Option("--text", "-f", help="Evaluation text (UTF-8).")],
+    text: Annotated[list[Path], typer.Option("--text", "-f", help="Evaluation text (UTF-8); repeatable.")],
+    documents: Documents = None,
+    chat_template: ChatTemplate = False,
     kld: Annotated[
         Path | None,
         typer.Option(
@@ -311,21 +317,30 @@ def base(
     ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Make only the missing and damaged files of the base at --out again."),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Store a base: the hidden states candidates are measured against."""
-    for path, option in ((out, "--out"), (kld, "--kld")):
+    for path, option in ((None if repair else out, "--out"), (kld, "--kld")):
         if path is not None and path.exists():
-            raise FileProblem("already there", where=path, mend=f"choose another {option}, or remove it")
-    source, text = _file(source, "GGUF file"), _file(given_text(text), "text")
+            raise FileProblem(
+                "already there", where=path, mend=f"choose another {option}, remove it, or --repair a base"
+            )
     step = BaseStep(
-        source=source,
+        source=_file(source, "GGUF file"),
         source_sha256="",
-        text=text,
-        text_sha256=sha256_file(text),
-        n_ctx=ctx,
-        chunks=chunks,
+        texts=EvaluationTexts.of(
+            [given_text(each) for each in text],
+            n_ctx=ctx,
+            chunks=chunks,
+            documents=documents,
+            chat_template=chat_template,
+        ),
+        repair=Repair.ONLY if repair else Repair.NEVER,
         engine=engine,
         out=out.resolve(),
     )
@@ -338,6 +353,9 @@ def base(
     if json:
         print_json(result)
     else:
+        if repair:
+            made = ", ".join(str(name) for name in _rows(result, "repaired"))
+            _say([f"made again: {made}" if made else "nothing to make again: every file is as it was"])
         size = sum(path.stat().st_size for path in out.iterdir())
         _say([f"{out}  ({result['n_chunks']} chunks of {result['n_ctx']} tokens, {size / 2**20:.1f} MiB)"])
         if kld is not None:

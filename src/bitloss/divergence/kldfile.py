@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitloss.divergence.measure import BaseLogits
-from bitloss.errors import BaseError, FileProblem
+from bitloss.errors import BaseError, FileProblem, UnsupportedError
 from bitloss.model.text import LEAST_CONTEXT, Chunks, scored_positions
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path
@@ -349,10 +349,17 @@ def write_kld(path: Path, base: BaseLogits, progress: ProgressCallback = silent)
         Its size in bytes.
 
     Raises:
+        UnsupportedError: the chunks have a rule of their own for what is scored.
         BaseError: a base logit is NaN or +inf (named).
         DiskFull, FileProblem: as they say.
     """
     chunks = base.chunks
+    if chunks.scored is not None:
+        raise UnsupportedError(
+            "llama-perplexity's file has no place for which tokens are scored",
+            where=path,
+            mend="make the base without --documents and --chat-template",
+        )
     layout = _Layout(chunks.n_ctx, base.n_vocab, chunks.n_chunks)
     step = min(base.rows_per_slice, layout.rows_per_slice)
     with atomic_path(path) as partial, partial.open("wb") as stream:

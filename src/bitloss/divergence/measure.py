@@ -23,7 +23,7 @@ from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from bitloss.divergence.partial import partial_metrics
 from bitloss.engine.base import Engine, Outputs, Rows
 from bitloss.errors import EngineError, FileProblem, MismatchError, RecordError
-from bitloss.model.text import Chunks, scored_positions
+from bitloss.model.text import Chunks
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path
 
@@ -98,11 +98,15 @@ class TokenTable:
         return len(self.chunk)
 
     def in_order(self, chunks: NDArray[np.int64]) -> TokenTable:
-        """Take its chunks in another order: the k-th becomes what is chunk ``chunks[k]`` here (all of one length)."""
-        length = len(self) // max(1, len(chunks))
-        rows = (chunks[:, None] * length + np.arange(length)).reshape(-1)
+        """Take its chunks in another order: the k-th becomes what is chunk ``chunks[k]`` here."""
+        first, after = (
+            np.searchsorted(self.chunk, chunks, "left"),
+            np.searchsorted(self.chunk, chunks, "right"),
+        )
+        lengths = after - first
+        rows = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         return TokenTable(
-            np.repeat(np.arange(len(chunks), dtype=np.int32), length),
+            np.repeat(np.arange(len(chunks), dtype=np.int32), lengths),
             self.position[rows],
             self.target[rows],
             self.metrics[rows],
@@ -110,7 +114,7 @@ class TokenTable:
 
     @classmethod
     def join(cls, parts: Sequence[TokenTable], which: NDArray[np.int64]) -> TokenTable:
-        """Join tables of chunks that follow one another in ``which``, the chunks' indices in the text."""
+        """Join tables of chunks that follow one another in ``which``, the chunks' indices in the text (one length)."""
         length = sum(map(len, parts)) // len(which)
         return cls(
             np.repeat(which.astype(np.int32), length),
@@ -118,6 +122,11 @@ class TokenTable:
             np.concatenate([part.target for part in parts]),
             TokenMetrics.concat([part.metrics for part in parts]),
         )
+
+    def of_chunks(self, first: int, last: int) -> TokenTable:
+        """The rows of chunks first .. last-1, by their index."""
+        rows = np.flatnonzero((self.chunk >= first) & (self.chunk < last))
+        return TokenTable(self.chunk[rows], self.position[rows], self.target[rows], self.metrics[rows])
 
 
 class Measured(NamedTuple):
@@ -175,21 +184,24 @@ def measure_together(
             )
     picked = base if which is None else Picked(base, np.sort(which))
     pass_ = _Pass(picked, len(engines), threads)
-    chunks, scored = picked.chunks, scored_positions(picked.chunks.n_ctx)
+    chunks = picked.chunks
     tokens = chunks.as_computed()
+    left = chunks.rows  # rows of each chunk that are still to come
     done = 0
     with contextlib.ExitStack() as stack:
         # closed before the engines are: a generator holds the engine's context
         runs = [
-            stack.enter_context(contextlib.closing(engine.evaluate(tokens, Outputs.LOGITS)))
+            stack.enter_context(
+                contextlib.closing(engine.evaluate(tokens, Outputs.LOGITS, scored=chunks.scored))
+            )
             for engine in engines
         ]
         while (rows := pass_.next_rows(runs)) is not None:
             pass_.compare(rows)
-            n = len(rows[0].values)
-            done += n
-            if done % len(scored) < n:
-                progress(Progress("measure", done // len(scored), chunks.n_chunks, "chunks"))
+            left[rows[0].chunk] -= len(rows[0].values)
+            if left[rows[0].chunk] == 0:
+                done += 1
+                progress(Progress("measure", done, chunks.n_chunks, "chunks"))
     tables = [_table(chunks, parts) for parts in pass_.parts]
     if which is not None:
         order = np.searchsorted(np.sort(which), which)
@@ -206,7 +218,6 @@ class _Pass:
         self.seconds = [0.0] * n_engines
         # by chunk and scored row: chunks computed side by side come in turn
         self.parts: list[dict[tuple[int, int], TokenMetrics]] = [{} for _ in range(n_engines)]
-        self._first_scored = scored_positions(base.chunks.n_ctx).start
         self._compare = partial_metrics if base.known_in_part else token_metrics
 
     def next_rows(self, runs: Sequence[Iterator[Rows]]) -> list[Rows] | None:
@@ -227,8 +238,9 @@ class _Pass:
         chunk, start = rows[0].chunk, rows[0].start
         n = len(rows[0].values)
         targets = self.base.chunks.tokens[chunk, start + 1 : start + 1 + n]
+        begin = self.base.chunks.row(chunk, start)
         for at in range(0, n, self.base.rows_per_slice):
-            first = start - self._first_scored + at
+            first = begin + at
             end = min(n, at + self.base.rows_per_slice)
             began = time.perf_counter()
             reference = self.base.logits(chunk, first, end - at)
@@ -248,11 +260,11 @@ class _Pass:
 
 
 def _table(chunks: Chunks, parts: dict[tuple[int, int], TokenMetrics]) -> TokenTable:
-    scored, n = scored_positions(chunks.n_ctx), chunks.n_chunks
+    chunk, position = np.nonzero(chunks.mask())
     return TokenTable(
-        chunk=np.repeat(np.arange(n, dtype=np.int32), len(scored)),
-        position=np.tile(np.arange(scored.start, scored.stop, dtype=np.int32), n),
-        target=np.ascontiguousarray(chunks.tokens[:, scored.start + 1 : scored.stop + 1]).reshape(-1),
+        chunk=chunk.astype(np.int32),
+        position=position.astype(np.int32),
+        target=np.ascontiguousarray(chunks.tokens[chunk, position + 1]),
         metrics=TokenMetrics.concat([parts[place] for place in sorted(parts)]),
     )
 

@@ -2,7 +2,7 @@
 
 ``logits = output.weight x hidden`` through ``ggml_mul_mat``, the kernel the engine uses, so that the numbers are the
 engine's own, bit for bit (asserted for F32, F16 and BF16 files by tests, and on the first chunk of every base by
-`bitloss.divergence.basefile`). Computed in slices of rows: memory is O(slice x vocabulary).
+`bitloss.divergence.basewrite`). Computed in slices of rows: memory is O(slice x vocabulary).
 
 Some graphs go on after the product, and so does this one, with the same operations of ggml on the same numbers:
 Gemma 2 and 3 cap (x / c, tanh, x c), Granite divides by a scale. Others that would are refused by name.

@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from bitloss.display import decimal, duration, percent, probability, size
+from bitloss.explain.cautions import base_of_something_else, calibrated_on_the_measured_text, not_finite
 from bitloss.records import (
-    Calibration,
     Candidate,
     Comparison,
     Confidence,
@@ -24,7 +24,6 @@ from bitloss.records import (
     Results,
     Source,
     Stopping,
-    Text,
     Verdict,
 )
 
@@ -48,7 +47,9 @@ def _all(results: Results) -> Iterator[Finding | None]:
     for candidate in results.candidates:
         if candidate.identical_to is not None:
             yield identical_tensors(by_name[candidate.identical_to], candidate)
-    yield calibrated_on_the_measured_text(results.text, results.calibration, results.candidates)
+    yield calibrated_on_the_measured_text(results)
+    yield base_of_something_else(results.base)
+    yield not_finite(results.candidates)
     pairs: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for comparison in results.comparisons:
         pairs[comparison.a, comparison.b].append(comparison)
@@ -137,32 +138,6 @@ def identical_tensors(first: Candidate, second: Candidate) -> Finding | None:
             "sha256": [first.sha256, second.sha256],
             "bytes": [first.bytes, second.bytes],
         },
-        confidence=Confidence.PROVEN,
-    )
-
-
-# ---------------------------------------------------------------------------------- calibration on the text
-
-
-def calibrated_on_the_measured_text(
-    text: Text, calibration: Calibration | None, candidates: Sequence[Candidate]
-) -> Finding | None:
-    """Warn that the importance matrices have seen the text that was measured on.
-
-    Fires when both texts have the same hash and some candidate was made with an importance matrix.
-    """
-    made = [candidate.name for candidate in candidates if candidate.imatrix_from is not None]
-    if calibration is None or calibration.sha256 != text.sha256 or not made:
-        return None
-    return Finding(
-        id="calibrated-on-the-measured-text",
-        title="The importance matrices were computed on the text that was measured on",
-        text=(
-            f"{calibration.name} and {text.name} have the same content (sha256 {text.sha256[:_HASH_DIGITS]}…). Types "
-            "that use the importance matrix were fitted to this text, so their figures here may be better than on "
-            "a text they have not seen."
-        ),
-        evidence={"sha256": text.sha256, "candidates": list(made)},
         confidence=Confidence.PROVEN,
     )
 

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from bitloss.errors import UsageError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.hub import snapshot_of
@@ -64,3 +65,24 @@ def model_facts(model: Path, source: Path) -> ModelFacts:
     snapshot = snapshot_of(model)
     name = snapshot.name if snapshot else model.name
     return ModelFacts(name, checkpoint.architecture, parameters, dtypes.most_common(1)[0][0])
+
+
+def precision(file: GgufFile) -> str:
+    """``f32``, ``f16`` or ``bf16``: the type most weights of a GGUF are stored in.
+
+    Raises:
+        UsageError: the file is quantized.
+    """
+    by_type: dict[str, int] = {}
+    for info in file.tensors.values():
+        by_type[info.type_name] = by_type.get(info.type_name, 0) + info.n_elements
+    kind = max(by_type, key=lambda name: by_type[name])
+    if kind not in ("F32", "F16", "BF16"):
+        raise UsageError(
+            "the model is quantized already",
+            where=file.path,
+            expected="F32, F16 or BF16 weights",
+            found=kind,
+            mend="give the full-precision model; measure finished files with `bitloss measure`",
+        )
+    return kind.lower()

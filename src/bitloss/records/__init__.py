@@ -6,7 +6,6 @@ from bitloss.records.parts import Confidence, Figure, Metrics, Outcome, Record, 
 from bitloss.records.results import (
     SCHEMA,
     Base,
-    Calibration,
     Candidate,
     Comparison,
     Cost,
@@ -20,8 +19,8 @@ from bitloss.records.results import (
     Settled,
     Source,
     Stopping,
-    Text,
 )
+from bitloss.records.texts import Calibration, Documents, Overlap, Text, TextPart
 
 __all__ = [
     "RESULTS_NAME",
@@ -33,6 +32,7 @@ __all__ = [
     "Comparison",
     "Confidence",
     "Cost",
+    "Documents",
     "Figure",
     "Finding",
     "Known",
@@ -42,12 +42,14 @@ __all__ = [
     "Model",
     "NoiseFloor",
     "Outcome",
+    "Overlap",
     "Record",
     "Results",
     "Settled",
     "Source",
     "Stopping",
     "Text",
+    "TextPart",
     "Verdict",
     "json_schema",
     "read_results",

@@ -28,6 +28,7 @@ from bitloss.records.parts import (
     Sha256,
     Verdict,
 )
+from bitloss.records.texts import Calibration, Text, TextPart
 
 SCHEMA: Literal["bitloss/results@1"] = "bitloss/results@1"
 
@@ -77,39 +78,6 @@ class Model(Record):
     """Hash of its content; null when only a file of its log-probabilities was given."""
 
 
-class Text(Record):
-    """The text every candidate was measured on."""
-
-    name: BareName
-    """Name of the file."""
-    sha256: Sha256 | None
-    """Hash of the file; null when only its tokens were given."""
-    tokens_sha256: Sha256
-    """Hash of the tokens (int32, little-endian) after cutting into chunks; of all chunks, also where measuring stopped
-    early."""
-    n_ctx: int = Field(ge=2)
-    """Tokens per chunk; the second half is scored."""
-    chunks: int = Field(ge=1)
-    """Number of chunks measured."""
-    scored_tokens: int = Field(ge=1)
-    """Number of tokens scored in them."""
-    add_bos: bool
-    """Whether the first token of each chunk was replaced by BOS."""
-
-
-class Calibration(Record):
-    """The text the importance matrices were made from."""
-
-    name: BareName
-    """Name of the file."""
-    sha256: Sha256
-    """Hash of the file."""
-    n_ctx: int = Field(ge=2)
-    """Tokens per chunk."""
-    chunks: int = Field(ge=1)
-    """Number of chunks."""
-
-
 class Base(Record):
     """The model that candidates are measured against."""
 
@@ -125,6 +93,8 @@ class Base(Record):
     """Size of what was stored of its evaluation (hidden states, or a file of log-probabilities)."""
     limits: str | None = None
     """What this base cannot tell, in words; null when it is the engine's logits themselves."""
+    forced: tuple[NonEmpty, ...] = ()
+    """Differences between what it was made from and what was asked for, accepted with ``--force``."""
 
 
 class Source(Record):
@@ -174,6 +144,8 @@ class Candidate(Record):
     """An earlier candidate with the same `tensors_sha256`: measured once, its metrics are repeated here."""
     metrics: Metrics
     """What was measured."""
+    by_text: tuple[Metrics, ...] = ()
+    """The same for each of `texts`, in their order; empty when there is one text."""
 
 
 class Comparison(Record):
@@ -309,6 +281,8 @@ class Results(Record):
     """The model."""
     text: Text
     """The text it was measured on."""
+    texts: tuple[TextPart, ...] = ()
+    """The texts it consists of; empty when there is one."""
     calibration: Calibration | None
     """The text of the importance matrices; null when none was made."""
     base: Base
@@ -345,6 +319,9 @@ class Results(Record):
                 raise ValueError(f"identical_to of {candidate.name!r} names no earlier candidate")
             if self.candidates[names.index(twin)].tensors_sha256 != candidate.tensors_sha256:
                 raise ValueError(f"{candidate.name!r} is not identical to {twin!r}: their tensors differ")
+        for candidate in self.candidates:
+            if len(candidate.by_text) not in {0, len(self.texts)}:
+                raise ValueError(f"by_text of {candidate.name!r} has not a figure for each text")
         stopping = self.stopping
         for known in stopping.known if stopping else ():
             if known.candidate not in names:

@@ -16,6 +16,7 @@ from bitloss.report.tables import (
     founding_table,
     full_table,
     markdown_text,
+    texts_table,
     to_markdown,
 )
 from bitloss.store import atomic_write_text
@@ -48,11 +49,25 @@ def render_markdown(results: Results, *, uncertainty: Uncertainty = Uncertainty.
     return environment.get_template("report.md.j2").render(
         results=results,
         uncertainty=uncertainty.value,
+        scored=_scored(results),
         founding=to_markdown(founding_table(results, uncertainty=uncertainty)),
         everything=to_markdown(full_table(results, uncertainty=uncertainty)),
+        texts=to_markdown(texts_table(results, uncertainty=uncertainty)),
         files=to_markdown(files_table(results)),
         comparisons=to_markdown(comparisons_table(results)),
         costs=to_markdown(costs_table(results)),
+    )
+
+
+def _scored(results: Results) -> str:
+    """Which tokens of a chunk are scored, in words."""
+    documents = results.text.documents
+    if documents is None:
+        return "second half scored"
+    return (
+        "the assistant's tokens scored"
+        if documents.split == "conversations"
+        else "every token but the first scored"
     )
 
 

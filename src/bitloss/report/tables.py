@@ -258,6 +258,28 @@ def files_table(results: Results) -> Table:
     return Table(titles, tuple(rows), right=frozenset({2, 3, 4}))
 
 
+_OF_TEXTS = ("ppl", "ppl_base", "kld_mean", "kld_p99", "same_top")
+
+
+def texts_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:
+    """Every text with every candidate: how much was scored, and the figures that say most."""
+    notes = Notes()
+    rows = tuple(
+        (
+            part.name,
+            str(part.chunks),
+            str(part.scored_tokens),
+            candidate.name,
+            *(show_figure(candidate.by_text[i].get(m), m, uncertainty, notes) for m in _OF_TEXTS),
+        )
+        for i, part in enumerate(results.texts)
+        for candidate in results.candidates
+        if candidate.by_text
+    )
+    titles = ("Text", "Chunks", "Tokens", "Candidate", *(TITLES[m] for m in _OF_TEXTS))
+    return Table(titles, rows, tuple(notes.reasons), frozenset({1, 2, *range(4, len(titles))}))
+
+
 _VERDICTS = {Verdict.IDENTICAL: "identical", Verdict.TIE: "tie"}
 
 

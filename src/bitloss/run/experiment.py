@@ -13,10 +13,11 @@ from pydantic import JsonValue
 
 from bitloss.divergence.basefile import base_bytes
 from bitloss.divergence.measure import TokenTable, read_tokens, write_tokens
-from bitloss.errors import UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Cost
+from bitloss.run.bases import make_base, mended
 from bitloss.run.executor import Executor
+from bitloss.run.noise import NOISE, noise_chunks, other_arithmetic
 from bitloss.run.passes import measure_in_passes
 from bitloss.run.quantizing import CandidateFile, Source, make_candidates
 from bitloss.run.sequential import MeasuredBlock, Stopped, measure_until, part_label
@@ -24,22 +25,14 @@ from bitloss.run.stepping import Measurement, RunProgress, Stepper
 from bitloss.run.steps import (
     BaseStep,
     ConvertStep,
+    EvaluationTexts,
     ImatrixStep,
     MeasureStep,
+    OverlapStep,
     Part,
 )
 from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec
 from bitloss.store import RunFolder, StepRecord, sha256_file
-
-NOISE = "noise floor"
-
-
-def noise_chunks(n_chunks: int) -> int:
-    """Chunks the noise floor is measured on, drawn at random: an eighth of the text, at least 8, at most 32.
-
-    It is a mean far below all others, and a pass of the full-precision model is the dearest of a run.
-    """
-    return min(n_chunks, max(8, min(n_chunks // 8, 32)))
 
 
 class Measured(NamedTuple):
@@ -56,6 +49,7 @@ class Measured(NamedTuple):
         noise_engine: the engine's settings for that.
         imatrix_chunks: chunks of the calibration text used; None when no importance matrix was made.
         costs: of every step.
+        overlap: of texts and calibration text, as `bitloss.run.steps.OverlapStep` found it; None without one.
         stopped: the rule measuring stopped by; None when the whole text was measured.
     """
 
@@ -69,16 +63,22 @@ class Measured(NamedTuple):
     noise_engine: EngineSpec
     imatrix_chunks: int | None
     costs: list[Cost]
+    overlap: dict[str, Any] | None
     stopped: Stopped | None = None
 
 
 class _Base(NamedTuple):
-    """The base, or what was computed of it on a part of the text."""
+    """The base, or what was computed of it on a part of the text; the step that made it, and how that is called."""
 
     record: StepRecord
-    folder: Path
     source: Source
-    part: Part | None
+    step: BaseStep
+    label: str
+
+    @property
+    def part(self) -> Part | None:
+        """Chunks it holds; None for all."""
+        return self.step.part
 
 
 class _Evaluated(NamedTuple):
@@ -107,6 +107,7 @@ class Runner:
         self.folder = folder
         self.steps = Stepper(folder, executor, progress)
         self._hashes: dict[Path, str] = {}
+        self.texts = spec_texts(spec)
 
     def run(self) -> Measured:
         """Do what is not done yet.
@@ -120,6 +121,7 @@ class Runner:
         )
         candidates = make_candidates(self.spec, self.folder.path, self.steps, sources, imatrices)
         base_source = next(iter(sources.values()))
+        overlap = self._overlap(base_source)
         found = (
             self._whole(base_source, candidates)
             if self.spec.stop is None
@@ -137,6 +139,7 @@ class Runner:
             noise_engine=self._noise_engine(),
             imatrix_chunks=_field(counted[0], "chunks") if counted else None,
             costs=self.steps.costs,
+            overlap=overlap,
             stopped=found.stopped,
         )
 
@@ -238,16 +241,13 @@ class Runner:
         step = BaseStep(
             source=source.file,
             source_sha256=source.sha256,
-            text=self.spec.text,
-            text_sha256=self._hash(self.spec.text),
-            n_ctx=self.spec.ctx,
-            chunks=self.spec.chunks,
+            texts=self.texts,
             part=part,
             engine=self.spec.engine,
             out=folder / part.tag if part else folder,
         )
-        record = self.steps.do(step, part_label(f"base {source.name}", part), None, [step.out])
-        return _Base(record, step.out, source, part)
+        label = part_label(f"base {source.name}", part)
+        return _Base(make_base(self.steps, step, label), source, step, label)
 
     def _measurement(
         self,
@@ -263,7 +263,7 @@ class Runner:
         step = MeasureStep(
             candidate=what.file,
             candidate_tensors_sha256=tensors_sha256,
-            base=base.folder,
+            base=base.step.out,
             base_model=base.source.file.resolve(),  # a GGUF may have been moved since the base was made
             base_key=base.record.key,
             part=few,
@@ -276,13 +276,31 @@ class Runner:
         return Measurement(step, part_label(f"measure {name}", part), route)
 
     def _measure(self, todo: list[Measurement], base: _Base) -> None:
-        measure_in_passes(
-            self.steps,
-            todo,
-            base_bytes=base_bytes(base.folder, base.source.file),
-            n_ctx=self.spec.ctx,
-            part=part_label("", base.part),
+        def passes() -> None:
+            measure_in_passes(
+                self.steps,
+                todo,
+                base_bytes=base_bytes(base.step.out, base.source.file),
+                n_ctx=self.spec.ctx,
+                part=part_label("", base.part),
+            )
+
+        mended(self.steps, base.step, base.label, passes)
+
+    def _overlap(self, source: Source) -> dict[str, Any] | None:
+        """What texts and calibration text have in common; None without a calibration text."""
+        if self.spec.calibration is None:
+            return None
+        step = OverlapStep(
+            source=source.file,
+            source_sha256=source.sha256,
+            texts=self.texts,
+            calibration=self.spec.calibration,
+            calibration_sha256=self._hash(self.spec.calibration),
+            calibration_chunks=self.spec.imatrix_chunks,
+            out=self.folder.path / "overlap.json",
         )
+        return _object(self.steps.do(step, "overlap of the texts", None, [step.out]).result)
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
@@ -290,37 +308,19 @@ class Runner:
         return self._hashes[path]
 
 
-def other_arithmetic(engine: EngineSpec, n_ctx: int) -> EngineSpec:
-    """Settings under which the engine computes the same thing in another order.
-
-    Half the micro-batch, and flash attention switched: another kernel for softmax(QK)V, whose sums are taken in
-    another order. On a CPU the micro-batch alone changes nothing (every row is computed by itself).
-    """
-    half = max(2, min(engine.ubatch, engine.batch, n_ctx) // 2)
-    return engine.model_copy(
-        update={"ubatch": half, "flash_attn": "on" if engine.flash_attn == "off" else "off"}
-    )
-
-
-def precision(file: GgufFile) -> str:
-    """``f32``, ``f16`` or ``bf16``: the type most weights of a GGUF are stored in.
+def spec_texts(spec: ExperimentSpec) -> EvaluationTexts:
+    """The texts of an experiment, hashed.
 
     Raises:
-        UsageError: the file is quantized.
+        FileProblem, UsageError: as `EvaluationTexts.of`.
     """
-    by_type: dict[str, int] = {}
-    for info in file.tensors.values():
-        by_type[info.type_name] = by_type.get(info.type_name, 0) + info.n_elements
-    kind = max(by_type, key=lambda name: by_type[name])
-    if kind not in ("F32", "F16", "BF16"):
-        raise UsageError(
-            "the model is quantized already",
-            where=file.path,
-            expected="F32, F16 or BF16 weights",
-            found=kind,
-            mend="give the full-precision model; measure finished files with `bitloss measure`",
-        )
-    return kind.lower()
+    return EvaluationTexts.of(
+        spec.text,
+        n_ctx=spec.ctx,
+        chunks=spec.chunks,
+        documents=spec.documents,
+        chat_template=spec.chat_template,
+    )
 
 
 def _distinct(candidates: list[CandidateFile]) -> dict[str, CandidateFile]:

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitloss.convert.families import family_of
-from bitloss.errors import FileProblem, TextError, UsageError
+from bitloss.convert.specials import optional_json, templates
+from bitloss.errors import FileProblem, TextError, UnsupportedError, UsageError
+from bitloss.model.chat_template import ChatTemplate
 from bitloss.model.checkpoint import Checkpoint
+from bitloss.model.conversations import read_conversations
+from bitloss.model.documents import DocumentRule, split_documents
 from bitloss.model.gguf import GgufFile
-from bitloss.model.source import model_facts, model_sha256
+from bitloss.model.source import model_facts, model_sha256, precision
 from bitloss.model.text import read_text
 from bitloss.quantize.types import parse_quant_type
 from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, Source, write_results
 from bitloss.report.render import write_report
 from bitloss.run.executor import Executor
-from bitloss.run.experiment import Measured, Runner, precision
-from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
+from bitloss.run.experiment import Measured, Runner, spec_texts
+from bitloss.run.results import MeasuredFile, Setting, assemble
 from bitloss.run.sequential import check_rule
 from bitloss.run.stepping import RunProgress
+from bitloss.run.steps import check_texts, texts_sha256
+from bitloss.run.texts import text_records
 from bitloss.spec import ExperimentSpec, dump_toml
 from bitloss.store import RunFolder, atomic_write_text, sha256_file
 
@@ -51,7 +57,7 @@ def run_experiment(
     spec = checked(spec)
     contents = {
         "model": model_sha256(Path(spec.model)),
-        "text": sha256_file(spec.text),
+        "text": texts_sha256(spec_texts(spec).sha256),
         "calibration": sha256_file(spec.calibration) if spec.calibration else None,
     }
     with RunFolder.open(out, spec.key(**contents), spec.settings(), timeout=_LOCK_SECONDS) as folder:
@@ -81,9 +87,7 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
             where=spec.model,
             mend="give an HF folder (config.json, safetensors, tokenizer) or a GGUF file",
         )
-    for path in (spec.text, spec.calibration):
-        if path is not None:
-            _check_text(path, spec.ctx)
+    _check_texts(model, spec)
     if not spec.quants:
         raise UsageError("no quantization types", where="--quants", expected="types such as Q8_0,Q4_K_M")
     quants = tuple(parse_quant_type(name).name for name in spec.quants)
@@ -92,6 +96,39 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
     _check_model(model, spec)
     check_rule(spec.stop, len(quants) * len(spec.sources))
     return spec.model_copy(update={"quants": quants, "model": str(model.resolve())})
+
+
+def _check_texts(model: Path, spec: ExperimentSpec) -> None:
+    check_texts(spec.text, documents=spec.documents, chat_template=spec.chat_template)
+    if spec.calibration is not None:
+        _check_text(spec.calibration, spec.ctx)
+    if spec.chat_template:
+        _check_template(model)
+        for path in spec.text:
+            read_conversations(read_text(path), path)
+    elif spec.documents is not None:
+        for path in spec.text:
+            split_documents(read_text(path), DocumentRule.parse(spec.documents), path)
+    else:
+        for path in spec.text:
+            _check_text(path, spec.ctx)
+
+
+def _check_template(model: Path) -> None:
+    """Refuse a model without a chat template before hours of work; a GGUF's is compiled as well."""
+    if model.is_file():
+        ChatTemplate.of(GgufFile.open(model))
+        return
+    checkpoint = Checkpoint.open(model)
+    if "tokenizer.chat_template" not in templates(
+        checkpoint, optional_json(checkpoint, "tokenizer_config.json")
+    ):
+        raise UnsupportedError(
+            "the model has no chat template",
+            where=model,
+            expected="chat_template in tokenizer_config.json, or chat_template.jinja",
+            mend="leave out --chat-template",
+        )
 
 
 def _check_text(path: Path, n_ctx: int) -> None:
@@ -155,7 +192,7 @@ def _results(
             dtype=facts.dtype,
             sha256=str(contents["model"]),
         ),
-        text=text_record(measured.header, len(stopped.which) if stopped else None),
+        texts=text_records(measured.header, stopped.which if stopped else None, measured.overlap),
         calibration=calibration,
         base=Base(
             name=source.name,

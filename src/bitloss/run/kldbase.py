@@ -14,6 +14,7 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.text import scored_positions
 from bitloss.model.vocabulary import vocabulary_sha256
 from bitloss.records import Base, Model, Text
+from bitloss.run.texts import TextRecords
 from bitloss.store import sha256_file
 
 
@@ -88,7 +89,7 @@ class Described(NamedTuple):
     """What stands in the results of a run about its model, text and base."""
 
     model: Model
-    text: Text
+    texts: TextRecords
     base: Base
 
 
@@ -128,14 +129,16 @@ def kld_records(base: KldBase, candidate: GgufFile, steps: Sequence[Mapping[str,
             dtype="unknown",
             sha256=None,
         ),
-        text=Text(
-            name=name,
-            sha256=None,
-            tokens_sha256=str(first["tokens_sha256"]),
-            n_ctx=base.n_ctx,
-            chunks=base.n_chunks,
-            scored_tokens=scored,
-            add_bos=bool(first["add_bos"]),
+        texts=TextRecords(
+            Text(
+                name=name,
+                sha256=None,
+                tokens_sha256=str(first["tokens_sha256"]),
+                n_ctx=base.n_ctx,
+                chunks=base.n_chunks,
+                scored_tokens=scored,
+                add_bos=bool(first["add_bos"]),
+            )
         ),
         base=Base(
             name=name,

@@ -12,23 +12,28 @@ from bitloss.divergence.basefile import BaseHeader, base_bytes, read_header
 from bitloss.divergence.kldfile import is_kld
 from bitloss.divergence.measure import write_tokens
 from bitloss.errors import FileProblem, MismatchError, UsageError
+from bitloss.model.documents import Splitting
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts
 from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
 from bitloss.quantize.types import QUANT_TYPES
 from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
 from bitloss.report.render import write_report
+from bitloss.run.basecheck import Wanted, check_base
+from bitloss.run.bases import make_base, mended
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
 from bitloss.run.passes import measure_in_passes
-from bitloss.run.results import MeasuredFile, Setting, assemble, text_record
+from bitloss.run.results import MeasuredFile, Setting, assemble
 from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper
-from bitloss.run.steps import BaseStep, MeasureStep, Part, rounding
+from bitloss.run.steps import BaseStep, EvaluationTexts, MeasureStep, Part, check_texts, rounding
+from bitloss.run.texts import text_records
 from bitloss.spec import EngineSpec, StopSpec
-from bitloss.store import RunFolder, content_key, sha256_file
+from bitloss.store import RunFolder, StepRecord, content_key, sha256_file
 
 _LOCK_SECONDS = 2.0
+_N_CTX = 512
 
 
 class Measuring(NamedTuple):
@@ -40,9 +45,12 @@ class Measuring(NamedTuple):
         engine: how llama.cpp computes.
         base: folder made by `bitloss base`, a GGUF file, or a base file of llama-perplexity (``.kld``).
         base_model: the base's GGUF file, if it is no longer where the base says.
-        text: evaluation text, when `base` is a GGUF file.
-        n_ctx: tokens in a chunk, likewise.
-        chunks: chunks at most, likewise.
+        text: evaluation texts, when `base` is a GGUF file; of a folder, what it should have been made from.
+        n_ctx: tokens in a chunk, likewise; 512 when None.
+        chunks: chunks of each text at most, when `base` is a GGUF file.
+        documents: how texts are split into documents, as `text`.
+        chat_template: texts are conversations, as `text`.
+        force: accept a base made from something else, and say so in the results.
         commands: commands that repeat it, for the report.
         stop: when to stop before the text is at its end (a base is computed on the whole text all the same;
             not with a ``.kld`` file).
@@ -53,9 +61,12 @@ class Measuring(NamedTuple):
     engine: EngineSpec
     base: Path
     base_model: Path | None = None
-    text: Path | None = None
-    n_ctx: int = 512
+    text: tuple[Path, ...] = ()
+    n_ctx: int | None = None
     chunks: int | None = None
+    documents: str | None = None
+    chat_template: bool = False
+    force: bool = False
     commands: tuple[str, ...] = ()
     stop: StopSpec | None = None
 
@@ -65,6 +76,7 @@ class _Base(NamedTuple):
     header: BaseHeader
     key: str
     model: Path
+    step: BaseStep | None = None  # that made it, in this run
 
 
 def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress) -> Results:
@@ -80,8 +92,7 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
     """
     files, out = _opened(plan.candidates), plan.out
     kld = _kld(plan, files)
-    if kld is None:
-        _check_vocabularies(plan, files)
+    forced = () if kld else _check_base(plan, files)
     settings: dict[str, JsonValue] = {
         "base": {"kld": kld.sha256} if kld else _base_identity(plan),
         "engine": rounding(plan.engine),
@@ -102,10 +113,10 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
             else:
                 stopped, tokens = _until(plan, plan.stop, files, base, steps)
                 measured = [(_measured_file(path, file, tokens[path]), {}) for path, file in files.items()]
-            described = _described(base, len(stopped.which) if stopped else None)
+            described = _described(base, stopped, forced)
         setting = Setting(
             model=described.model,
-            text=described.text,
+            texts=described.texts,
             calibration=None,
             base=described.base,
             sources=(),
@@ -123,7 +134,9 @@ def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
     if not is_kld(plan.base):
         return None
     for option, value in (
-        ("--text", plan.text),
+        ("--text", plan.text or None),
+        ("--documents", plan.documents),
+        ("--chat-template", plan.chat_template or None),
         ("--base-model", plan.base_model),
         ("--stop-when", plan.stop),
     ):
@@ -138,7 +151,7 @@ def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
     return base
 
 
-def _described(base: _Base, chunks: int | None) -> Described:
+def _described(base: _Base, stopped: Stopped | None, forced: tuple[str, ...]) -> Described:
     model = base.model
     facts = model_facts(model, model)
     sha256 = sha256_file(model)
@@ -150,13 +163,14 @@ def _described(base: _Base, chunks: int | None) -> Described:
             dtype=facts.dtype,
             sha256=sha256,
         ),
-        text=text_record(base.header.model_dump(), chunks),
+        texts=text_records(base.header.model_dump(mode="json"), stopped.which if stopped else None),
         base=Base(
             name=base.header.model,
             file=base.header.model,
             bytes=model.stat().st_size,
             sha256=sha256,
             stored_bytes=sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()),
+            forced=forced,
         ),
     )
 
@@ -178,9 +192,11 @@ def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
     return files
 
 
-def _check_vocabularies(plan: Measuring, files: Mapping[Path, GgufFile]) -> None:
+def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, ...]:
+    """Refuse a base that does not fit; returns the differences that ``--force`` accepts."""
+    header, wanted = None, Wanted()
     if plan.base.is_file():
-        expected = vocabulary_sha256(GgufFile.open(plan.base))
+        model, expected = plan.base, vocabulary_sha256(GgufFile.open(plan.base))
     else:
         header = read_header(plan.base)
         expected = header.vocabulary_sha256
@@ -191,6 +207,15 @@ def _check_vocabularies(plan: Measuring, files: Mapping[Path, GgufFile]) -> None
                 where=model,
                 mend="put the file back, or say where it is with --base-model",
             )
+        if plan.stop is not None and header.scored_tokens is not None:
+            raise UsageError(
+                "stopping by a rule needs chunks of one length, this base has documents",
+                where="--stop-when",
+                mend="measure the whole text",
+            )
+        check_texts(plan.text, documents=plan.documents, chat_template=plan.chat_template)
+        split = Splitting.CONVERSATIONS.value if plan.chat_template else plan.documents
+        wanted = Wanted(plan.text, plan.n_ctx, split)
     for path, file in files.items():
         if vocabulary_sha256(file) != expected:
             raise MismatchError(
@@ -200,21 +225,25 @@ def _check_vocabularies(plan: Measuring, files: Mapping[Path, GgufFile]) -> None
                 found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
                 mend="candidate and base must be made from the same model",
             )
+    return check_base(header, model, files, wanted, where=plan.base, force=plan.force)
+
+
+def _texts(plan: Measuring) -> EvaluationTexts:
+    return EvaluationTexts.of(
+        plan.text,
+        n_ctx=plan.n_ctx or _N_CTX,
+        chunks=plan.chunks,
+        documents=plan.documents,
+        chat_template=plan.chat_template,
+    )
 
 
 def _base_identity(plan: Measuring) -> dict[str, JsonValue]:
     if plan.base.is_dir() or not plan.base.exists():
         header = read_header(plan.base)
         return {"tokens": header.tokens_sha256, "tensors": header.tensors_sha256, "engine": header.engine}
-    assert plan.text is not None
-    if not plan.text.is_file():
-        raise FileProblem("no such text", where=plan.text, mend="give a UTF-8 text file")
-    return {
-        "model": sha256_file(plan.base),
-        "text": sha256_file(plan.text),
-        "ctx": plan.n_ctx,
-        "chunks": plan.chunks,
-    }
+    texts = _texts(plan).identity()
+    return {"model": sha256_file(plan.base), "ctx": texts.pop("n_ctx"), **texts}
 
 
 def _base(plan: Measuring, steps: Stepper) -> _Base:
@@ -222,19 +251,15 @@ def _base(plan: Measuring, steps: Stepper) -> _Base:
         header = read_header(plan.base)
         model = (plan.base_model or plan.base / header.model_path).resolve()
         return _Base(plan.base.resolve(), header, sha256_file(plan.base / "base.json"), model)
-    assert plan.text is not None
     step = BaseStep(
         source=plan.base.resolve(),
         source_sha256=sha256_file(plan.base),
-        text=plan.text.resolve(),
-        text_sha256=sha256_file(plan.text),
-        n_ctx=plan.n_ctx,
-        chunks=plan.chunks,
+        texts=_texts(plan),
         engine=plan.engine,
         out=(plan.out / "base").resolve(),
     )
-    record = steps.do(step, f"base {plan.base.name}", None, [step.out])
-    return _Base(step.out, read_header(step.out), record.key, step.source)
+    record = make_base(steps, step, f"base {plan.base.name}")
+    return _Base(step.out, read_header(step.out), record.key, step.source, step)
 
 
 def _computed(file: GgufFile) -> str:
@@ -280,13 +305,20 @@ def _measure(
         )
         for computed, path in first.items()
     ]
-    records = measure_in_passes(
-        steps,
-        todo,
-        base_bytes=0 if isinstance(base, KldBase) else base_bytes(base.folder, base.model),
-        n_ctx=base.n_ctx if isinstance(base, KldBase) else base.header.n_ctx,
-        part=part_label("", part),
-    )
+
+    def passes() -> list[StepRecord]:
+        return measure_in_passes(
+            steps,
+            todo,
+            base_bytes=0 if isinstance(base, KldBase) else base_bytes(base.folder, base.model),
+            n_ctx=base.n_ctx if isinstance(base, KldBase) else base.header.n_ctx,
+            part=part_label("", part),
+        )
+
+    if isinstance(base, _Base) and base.step is not None:
+        records = mended(steps, base.step, f"base {base.model.name}", passes)
+    else:
+        records = passes()
     return {
         computed: (each.step.out, record.result)
         for computed, each, record in zip(first, todo, records, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from bitloss.divergence.statistics import summarize
 from bitloss.divergence.stopping import compare_all_anytime, same_files, table_size
 from bitloss.errors import RecordError
 from bitloss.explain.findings import findings
-from bitloss.model.text import scored_positions
 from bitloss.records import (
     Base,
     Calibration,
@@ -32,6 +31,7 @@ from bitloss.records import (
     Text,
 )
 from bitloss.run.machine import this_llama_cpp, this_machine
+from bitloss.run.texts import TextRecords
 
 
 class MeasuredFile(NamedTuple):
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
 
     Attributes:
         model: the model the user named.
-        text: the evaluation text.
+        texts: the evaluation text, or texts.
         calibration: the calibration text, or None.
         base: what candidates are measured against.
         sources: the full-precision files of the run.
@@ -77,7 +77,7 @@ class Setting(NamedTuple):
     """
 
     model: Model
-    text: Text
+    texts: TextRecords
     calibration: Calibration | None
     base: Base
     sources: tuple[Source, ...]
@@ -104,23 +104,25 @@ def assemble(
     Raises:
         RecordError: a file of per-token results is damaged, or not of this text.
     """
-    tables = {path: _read(path, setting.text) for path in {file.tokens for file in files}}
+    tables = {path: _read(path, setting.texts.text) for path in {file.tokens for file in files}}
     figures = {path: _metrics(table) for path, table in tables.items()}
-    candidates = _candidates(files, figures)
+    by_text = {path: _by_text(table, setting.texts) for path, table in tables.items()}
+    candidates = _candidates(files, figures, by_text)
     floor = None
     if noise is not None:
         how, path = noise
         table, _ = read_tokens(path)
         few = len(np.unique(table.chunk))
-        if few < setting.text.chunks:
-            how = f"{how}, on {few} of its {setting.text.chunks} chunks drawn at random"
+        if few < setting.texts.text.chunks:
+            how = f"{how}, on {few} of its {setting.texts.text.chunks} chunks drawn at random"
         floor = NoiseFloor(how=how, metrics=_metrics(table))
     results = Results(
         bitloss=importlib.metadata.version("bitloss"),
         llama_cpp=this_llama_cpp(),
         machine=this_machine(n_gpu_layers=setting.n_gpu_layers),
         model=setting.model,
-        text=setting.text,
+        text=setting.texts.text,
+        texts=setting.texts.parts,
         calibration=setting.calibration,
         base=setting.base,
         sources=setting.sources,
@@ -134,25 +136,6 @@ def assemble(
         commands=setting.commands,
     )
     return results.model_copy(update={"findings": findings(results)})
-
-
-def text_record(header: Mapping[str, Any], chunks: int | None = None) -> Text:
-    """The evaluation text, from a base's header (`bitloss.divergence.basefile.BaseHeader` as JSON).
-
-    Args:
-        header: of the base.
-        chunks: how many of its chunks were measured; None for all.
-    """
-    chunks = chunks or int(header["n_chunks"])
-    return Text(
-        name=header["text"],
-        sha256=header["text_sha256"],
-        tokens_sha256=header["tokens_sha256"],
-        n_ctx=header["n_ctx"],
-        chunks=chunks,
-        scored_tokens=chunks * len(scored_positions(header["n_ctx"])),
-        add_bos=header["add_bos"],
-    )
 
 
 def _read(path: Path, text: Text) -> TokenTable:
@@ -172,7 +155,15 @@ def _metrics(table: TokenTable) -> Metrics:
     return dict(summarize(table.metrics, table.chunk))
 
 
-def _candidates(files: Sequence[MeasuredFile], figures: Mapping[Path, Metrics]) -> list[Candidate]:
+def _by_text(table: TokenTable, texts: TextRecords) -> tuple[Metrics, ...]:
+    return tuple(_metrics(table.of_chunks(place.start, place.stop)) for place in texts.chunks)
+
+
+def _candidates(
+    files: Sequence[MeasuredFile],
+    figures: Mapping[Path, Metrics],
+    by_text: Mapping[Path, tuple[Metrics, ...]],
+) -> list[Candidate]:
     first: dict[tuple[str, Path], str] = {}
     made = []
     for file in files:
@@ -191,6 +182,7 @@ def _candidates(files: Sequence[MeasuredFile], figures: Mapping[Path, Metrics]) 
                 tensors_sha256=file.tensors_sha256,
                 identical_to=None if twin == file.name else twin,
                 metrics=figures[file.tokens],
+                by_text=by_text[file.tokens],
             )
         )
     return made

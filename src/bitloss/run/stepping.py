@@ -95,7 +95,9 @@ class Stepper:
         self.progress = progress
         self.costs: list[Cost] = []
 
-    def do(self, step: Step, label: str, route: str | None, outputs: list[Path]) -> StepRecord:
+    def do(
+        self, step: Step, label: str, route: str | None, outputs: list[Path], *, again: bool = False
+    ) -> StepRecord:
         """Find the step's record, or run it and keep one.
 
         Args:
@@ -103,11 +105,12 @@ class Stepper:
             label: how to call it.
             route: source it is done for; None when several share it.
             outputs: files and folders it leaves, all inside the run folder.
+            again: run it although there is a record: what it left is known to be damaged.
 
         Raises:
             BitlossError: the step failed; nothing of it is kept.
         """
-        record = self.found(step, outputs)
+        record = None if again else self.found(step, outputs)
         if record is not None:
             self._count(record, label, route, reused=True)
             return record

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bitloss.divergence import basefile
-from bitloss.divergence.basefile import Base, TextSource, check_vocabulary, read_header, write_base
+from bitloss.divergence import basewrite
+from bitloss.divergence.basefile import Base, TextSource, check_vocabulary, read_header
+from bitloss.divergence.basewrite import write_base
 from bitloss.engine.base import EngineOptions, Outputs
 from bitloss.engine.llama import LlamaEngine
 from bitloss.errors import BaseError, BitlossError, FileProblem, MismatchError
@@ -29,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = np.random.default_rng(0).integers(3, 300, 5 * 16).astype(np.int32)
     chunks = cut_chunks(tokens, n_ctx=16, n_chunks=None, bos=1, where="t")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(basefile, "_SHARD_BYTES", 2 * 7 * 64 * 4)
+        patch.setattr(basewrite, "SHARD_BYTES", 2 * 7 * 64 * 4)
         with LlamaEngine(model, EngineOptions(threads=1)) as engine:
             write_base(engine, chunks, text=TextSource("t", "0" * 64), out=folder / "base")
     return folder
@@ -187,7 +188,7 @@ def test_a_base_is_whole_or_not_there(made: Path, tmp_path: Path, monkeypatch: p
     def fails(*_: object) -> None:
         raise BitlossError("stopped")
 
-    monkeypatch.setattr(basefile, "vocabulary_sha256", fails)
+    monkeypatch.setattr(basewrite, "vocabulary_sha256", fails)
     tokens = np.arange(3, 3 + 32, dtype=np.int32)
     chunks = cut_chunks(tokens, n_ctx=16, n_chunks=None, bos=1, where="t")
     with LlamaEngine(made / "m.gguf", EngineOptions(threads=1)) as engine, pytest.raises(BitlossError):

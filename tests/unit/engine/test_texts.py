@@ -84,6 +84,46 @@ def test_tokens_and_mask_are_those_of_transformers(
     assert sum(engine.token_role(tokens[i]) is TokenRole.END for i in targets) == spelled.count("</s>")
 
 
+@pytest.mark.parametrize("name", ["llama-spm", "llama-tied", "mistral-odd"])
+def test_the_assistants_tokens_spell_what_it_says_in_every_kind_of_vocabulary(
+    name: str, tmp_path: Path
+) -> None:
+    """SentencePiece puts spaces before stretches of text, and spells rare characters in bytes."""
+    folder = ROOT / "tests" / "data" / "checkpoints" / name
+    convert(folder, [SourceType("f32")], tmp_path)
+    path = _talks(tmp_path, "short", "white space", "characters", "same words")
+    source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+    source += " {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    with LlamaEngine(source_path(tmp_path, name, "f32"), vocab_only=True) as engine:
+        special = {
+            key: engine.token_text(token).decode()
+            for key, token in (("bos_token", engine.facts.bos), ("eos_token", _ends_with(engine)))
+        }
+        template = ChatTemplate(source, SpecialTokens(**special), where="m")
+        (text,) = cut_texts(
+            engine, [path], TextRule(512 if name != "mistral-odd" else 256, None, CONVERSATIONS), template
+        )
+        assert text.chunks.n_chunks == 4
+        for row, mask, title in zip(
+            text.chunks.tokens,
+            text.chunks.mask(),
+            ("short", "white space", "characters", "same words"),
+            strict=True,
+        ):
+            targets = np.flatnonzero(mask) + 1
+            spelled = b"".join(engine.token_text(int(row[i])) for i in targets).decode()
+            messages = _golden()["conversations"][title]["messages"]
+            said = [m["content"] for m in messages if m["role"] == "assistant"]
+            # the space the template puts before belongs to the first token, as the model writes it
+            expected = "".join(f" {each}{special['eos_token']}" for each in said)
+            assert spelled.replace(" ", "") == expected.replace(" ", "")
+            assert abs(len(spelled) - len(expected)) <= 2 * len(said)
+
+
+def _ends_with(engine: LlamaEngine) -> int:
+    return next(t for t in range(engine.facts.n_vocab) if engine.token_role(t) is TokenRole.END)
+
+
 def test_a_conversation_longer_than_a_chunk_is_cut_and_counted(demo: Path, tmp_path: Path) -> None:
     template = ChatTemplate.of(GgufFile.open(demo))
     said = [f"{i} and one more is {i + 1}." for i in range(30)]

@@ -8,7 +8,6 @@ import pytest
 
 from bitloss.explain.findings import (
     Twin,
-    calibrated_on_the_measured_text,
     engine_noise,
     findings,
     identical_tensors,
@@ -260,16 +259,3 @@ def test_the_founding_experiment(sample_results: Results) -> None:
 def test_nothing_measured_nothing_found(sample_results: Results) -> None:
     empty = sample_results.model_copy(update={"candidates": (), "comparisons": (), "costs": ()})
     assert findings(empty) == ()
-
-
-def test_calibration_on_the_measured_text_is_said(sample_results: Results) -> None:
-    text, calibration = sample_results.text, sample_results.calibration
-    assert calibration is not None
-    same = calibration.model_copy(update={"sha256": text.sha256})
-    candidates = sample_results.candidates
-    finding = calibrated_on_the_measured_text(text, same, candidates)
-    assert finding is not None
-    assert finding.evidence["sha256"] == text.sha256
-    plain = [each.model_copy(update={"imatrix_from": None}) for each in candidates]
-    for silent in ((calibration, candidates), (None, candidates), (same, plain)):
-        assert calibrated_on_the_measured_text(text, *silent) is None

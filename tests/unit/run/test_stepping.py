@@ -18,11 +18,14 @@ from bitloss.run.steps import (
     MEASUREMENT_VERSION,
     BaseStep,
     ConvertStep,
+    EvaluationTexts,
     ImatrixStep,
     MeasureStep,
     MeasureTogetherStep,
+    OverlapStep,
     QuantizeStep,
     QuantizeTogetherStep,
+    Repair,
     Step,
     step_from_json,
 )
@@ -36,8 +39,10 @@ IMATRIX = ImatrixStep(source=Path("/s"), source_sha256=A, text=Path("/t/t.txt"),
                       chunks=3, engine=ENGINE, out=Path("/o"))  # fmt: skip
 QUANTIZE = QuantizeStep(source=Path("/s"), source_sha256=A, type="Q8_0", imatrix=Path("/i/i.gguf"),
                         imatrix_sha256=A, out=Path("/o"))  # fmt: skip
-BASE = BaseStep(source=Path("/s"), source_sha256=A, text=Path("/t/t.txt"), text_sha256=A, n_ctx=64, chunks=3,
-                engine=ENGINE, out=Path("/o"))  # fmt: skip
+TEXTS = EvaluationTexts(paths=(Path("/t/t.txt"),), sha256=(A,), n_ctx=64, chunks=3)
+BASE = BaseStep(source=Path("/s"), source_sha256=A, texts=TEXTS, engine=ENGINE, out=Path("/o"))
+OVERLAP = OverlapStep(source=Path("/s"), source_sha256=A, texts=TEXTS, calibration=Path("/c.txt"),
+                      calibration_sha256=A, calibration_chunks=None, out=Path("/o"))  # fmt: skip
 MEASURE = MeasureStep(candidate=Path("/c"), candidate_tensors_sha256=A, base=Path("/b"), base_key=A,
                       engine=ENGINE, out=Path("/o"))  # fmt: skip
 
@@ -51,6 +56,19 @@ ROUNDING: list[dict[str, Any]] = [
     {"engine": EngineSpec(batch=512)},  # fewer chunks side by side
 ]
 TEXT: list[dict[str, Any]] = [{"source_sha256": B}, {"text_sha256": B}, {"n_ctx": 65}, {"chunks": None}]
+TEXTS_MATTER: list[dict[str, Any]] = [
+    {"texts": TEXTS.model_copy(update=change)}
+    for change in (
+        {"sha256": (B,)},
+        {"n_ctx": 65},
+        {"chunks": None},
+        {"paths": TEXTS.paths * 2, "sha256": (A, B)},
+        {"paths": TEXTS.paths * 2, "sha256": (B, A)},
+        {"documents": "file"},
+        {"documents": "line=---"},
+        {"chat_template": True},
+    )
+]
 MATTERS: list[tuple[Step, list[dict[str, Any]]]] = [
     (CONVERT, [{"model_sha256": B}, {"types": ("f32",)}, {"types": ("f16", "f32")}, {"name": "other"},
                {"model": Path("/m/y")}]),  # the folder's name becomes the model's
@@ -59,7 +77,8 @@ MATTERS: list[tuple[Step, list[dict[str, Any]]]] = [
                 {"imatrix": None, "imatrix_sha256": None}, {"tensor_types": (("a", "F16"),)},
                 {"output_tensor_type": "F16"}, {"token_embedding_type": "F16"}, {"pure": True},
                 {"encoder": "llama.cpp"}, {"keep_split": True}, {"split_max_bytes": 10**9}, {"errors": True}]),
-    (BASE, [*TEXT, *ROUNDING]),
+    (BASE, [{"source_sha256": B}, *TEXTS_MATTER, *ROUNDING]),
+    (OVERLAP, [{"source_sha256": B}, {"calibration_sha256": B}, {"calibration_chunks": 3}, *TEXTS_MATTER]),
     (MEASURE, [{"candidate_tensors_sha256": B}, {"base_key": B}, *ROUNDING]),
 ]  # fmt: skip
 ELSEWHERE: list[tuple[Step, dict[str, Any]]] = [
@@ -69,6 +88,8 @@ ELSEWHERE: list[tuple[Step, dict[str, Any]]] = [
     (QUANTIZE, {"source": Path("/z"), "imatrix": Path("/z/i.gguf"), "threads": 3, "out": Path("/p")}),
     (QUANTIZE, {"verify": True, "allow_requantize": True}),
     (BASE, {"source": Path("/z"), "out": Path("/p"), "engine": EngineSpec(threads=7)}),
+    (BASE, {"texts": TEXTS.model_copy(update={"paths": (Path("/z/z.txt"),)}), "repair": Repair.ONLY}),
+    (OVERLAP, {"source": Path("/z"), "calibration": Path("/z"), "out": Path("/p")}),
     (MEASURE, {"candidate": Path("/z"), "base": Path("/z"), "base_model": Path("/z"), "out": Path("/p")}),
     (MEASURE, {"engine": EngineSpec(threads=7)}),
     (MEASURE, {"engine": EngineSpec(max_memory=7)}),
@@ -88,6 +109,11 @@ def test_paths_and_threads_do_not_change_the_key(step: Step, change: dict[str, A
     assert step_key(moved) == step_key(step)
 
 
+def test_one_text_has_the_key_it_always_had() -> None:
+    engine = dict(BASE.identity())["engine"]
+    assert BASE.identity() == {"source": A, "text": A, "n_ctx": 64, "chunks": 3, "engine": engine}
+
+
 def test_the_versions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = step_key(BASE)
     monkeypatch.setattr(stepping, "MEASUREMENT_VERSION", MEASUREMENT_VERSION + 1)
@@ -100,7 +126,7 @@ TOGETHER = QuantizeTogetherStep(steps=(QUANTIZE,), dry_run=True)
 
 
 @pytest.mark.parametrize(
-    "step", [CONVERT, IMATRIX, QUANTIZE, TOGETHER, BASE, MEASURE], ids=lambda step: step.kind
+    "step", [CONVERT, IMATRIX, QUANTIZE, TOGETHER, OVERLAP, BASE, MEASURE], ids=lambda step: step.kind
 )
 def test_a_step_survives_the_trip_to_the_child(step: Step) -> None:
     assert step_from_json(step.model_dump_json()) == step

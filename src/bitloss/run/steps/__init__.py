@@ -14,24 +14,30 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from bitloss.run.steps.common import MEASUREMENT_VERSION, engine_options, rounding
-from bitloss.run.steps.evaluating import BaseStep, KldStep, MeasureStep, MeasureTogetherStep, Part
+from bitloss.run.steps.evaluating import BaseStep, KldStep, MeasureStep, MeasureTogetherStep, Part, Repair
 from bitloss.run.steps.making import ConvertStep, ImatrixStep, QuantizeStep, QuantizeTogetherStep
+from bitloss.run.steps.texts import EvaluationTexts, OverlapStep, check_texts, texts_sha256
 
 __all__ = [
     "MEASUREMENT_VERSION",
     "BaseStep",
     "ConvertStep",
+    "EvaluationTexts",
     "ImatrixStep",
     "KldStep",
     "MeasureStep",
     "MeasureTogetherStep",
+    "OverlapStep",
     "Part",
     "QuantizeStep",
     "QuantizeTogetherStep",
+    "Repair",
     "Step",
+    "check_texts",
     "engine_options",
     "rounding",
     "step_from_json",
+    "texts_sha256",
 ]
 
 Step = Annotated[
@@ -39,6 +45,7 @@ Step = Annotated[
     | ImatrixStep
     | QuantizeStep
     | QuantizeTogetherStep
+    | OverlapStep
     | BaseStep
     | KldStep
     | MeasureStep

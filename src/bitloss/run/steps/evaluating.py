@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from bitloss.engine.base import chunks_of_text
+from bitloss.errors import BaseError, FileProblem, MismatchError, UnsupportedError
+from bitloss.model.text import Chunks
 from bitloss.progress import ProgressCallback
 from bitloss.run.steps.common import StepModel, engine_options, rounding
+from bitloss.run.steps.texts import EvaluationTexts
 from bitloss.spec import EngineSpec
+
+_NOT_TO_BE_MENDED = (BaseError, FileProblem, MismatchError)
 
 
 class Part(BaseModel):
@@ -41,8 +46,19 @@ class Part(BaseModel):
         return {"part": self.model_dump()}
 
 
+class Repair(StrEnum):
+    """What to do about a base that is there already."""
+
+    NEVER = "never"
+    """Make all of it again."""
+    IF_SAME = "if-same"
+    """Keep what is whole of it where it was made from the same with the same arithmetic, else make it again."""
+    ONLY = "only"
+    """Keep what is whole of it, or fail."""
+
+
 class BaseStep(StepModel):
-    """Base model + evaluation text -> hidden states.
+    """Base model + evaluation texts -> hidden states.
 
     With a part, the folder holds those chunks in their order; the result tells of the whole text (its ``n_chunks`` and
     ``tokens_sha256``).
@@ -51,40 +67,49 @@ class BaseStep(StepModel):
     kind: Literal["base"] = "base"
     source: Path
     source_sha256: str
-    text: Path
-    text_sha256: str
-    n_ctx: int
-    chunks: int | None
+    texts: EvaluationTexts
     part: Part | None = None
+    repair: Repair = Repair.NEVER
     engine: EngineSpec
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
         return {
             "source": self.source_sha256,
-            "text": self.text_sha256,
-            "n_ctx": self.n_ctx,
-            "chunks": self.chunks,
+            **self.texts.identity(),
             "engine": rounding(self.engine),
             **(self.part.identity() if self.part else {}),
         }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
-        """See `bitloss.divergence.basefile.write_base`."""
-        from bitloss.divergence.basefile import TextSource, write_base
+        """See `bitloss.divergence.basewrite`: `write_base`, `repair_base`."""
+        from bitloss.divergence.basefile import read_header
+        from bitloss.divergence.basewrite import repair_base, write_base
         from bitloss.engine.llama import LlamaEngine
+        from bitloss.engine.texts import pooled
 
+        mended: list[str] | None = None
         with LlamaEngine(self.source, engine_options(self.engine)) as engine:
-            chunks = chunks_of_text(engine, self.text, n_ctx=self.n_ctx, n_chunks=self.chunks)
-            header = write_base(
-                engine,
-                chunks.pick(self.part.of(chunks.n_chunks)) if self.part else chunks,
-                text=TextSource(self.text.name, self.text_sha256),
-                out=self.out,
-                progress=progress,
-            )
+            cut = self.texts.cut(engine)
+            chunks = pooled(cut)
+            self._refuse_mask_in_parts(chunks)
+            mine = chunks.pick(self.part.of(chunks.n_chunks)) if self.part else chunks
+            if self.repair is not Repair.NEVER:
+                with contextlib.suppress(*(() if self.repair is Repair.ONLY else _NOT_TO_BE_MENDED)):
+                    mended = repair_base(engine, mine, self.out, progress)
+            if mended is None:
+                write_base(engine, mine, text=self.texts.source(cut), out=self.out, progress=progress)
+        header = read_header(self.out)
         told = header.model_copy(update={"n_chunks": chunks.n_chunks, "tokens_sha256": chunks.sha256})
-        return told.model_dump(mode="json")
+        return {**told.model_dump(mode="json"), "repaired": list(mended or ())}
+
+    def _refuse_mask_in_parts(self, chunks: Chunks) -> None:
+        if self.part is not None and chunks.scored is not None:
+            raise UnsupportedError(
+                "stopping by a rule needs chunks of one length",
+                where="--stop-when with --documents or --chat-template",
+                mend="measure the whole text",
+            )
 
 
 class KldStep(StepModel):

@@ -1,0 +1,96 @@
+"""Whether a stored base fits what is measured against it: another model, text, n_ctx or engine build, each by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bitloss.divergence.basefile import BaseHeader
+from bitloss.engine.llama import engine_version
+from bitloss.errors import MismatchError
+from bitloss.model.gguf import GgufFile
+from bitloss.store import sha256_file
+
+_SHAPE = ("embedding_length", "block_count")
+
+
+class Wanted(NamedTuple):
+    """What was asked for beside a base that is there already; None where nothing was said.
+
+    Attributes:
+        texts: the files of the text.
+        n_ctx: tokens in a chunk.
+        documents: how the texts are split.
+    """
+
+    texts: Sequence[Path] = ()
+    n_ctx: int | None = None
+    documents: str | None = None
+
+
+def check_base(
+    header: BaseHeader | None,
+    model: Path,
+    candidates: Mapping[Path, GgufFile],
+    wanted: Wanted,
+    *,
+    where: Path,
+    force: bool,
+) -> tuple[str, ...]:
+    """Refuse a base made from something else than what is measured.
+
+    Args:
+        header: of the base; None when it is only about to be made.
+        model: the base's GGUF file.
+        candidates: what is to be measured.
+        wanted: what was asked for.
+        where: the base's folder.
+        force: accept the differences, and return them.
+
+    Returns:
+        The differences, each in words; empty when all is the same.
+
+    Raises:
+        MismatchError: there are some, and ``force`` is not given.
+    """
+    settings = _settings(header, wanted) if header else ()
+    found = (*settings, *model_differences(GgufFile.open(model), candidates))
+    if found and not force:
+        raise MismatchError(
+            "the base was made from something else than what is measured",
+            where=where,
+            found="; ".join(found),
+            mend="make a base that fits with `bitloss base`, or accept the difference with --force",
+        )
+    return found
+
+
+def _settings(header: BaseHeader, wanted: Wanted) -> list[str]:
+    found = []
+    if header.engine != engine_version():
+        found.append(f"engine build: base by {header.engine}, candidates by {engine_version()}")
+    if wanted.n_ctx is not None and wanted.n_ctx != header.n_ctx:
+        found.append(f"n_ctx: base {header.n_ctx}, asked for {wanted.n_ctx}")
+    if wanted.documents is not None and wanted.documents != header.documents:
+        found.append(f"documents: base {header.documents or 'none'}, asked for {wanted.documents}")
+    theirs = [text.sha256 for text in header.texts] or [header.text_sha256]
+    if wanted.texts and [sha256_file(path) for path in wanted.texts] != theirs:
+        found.append(f"text: base {header.text}, asked for {' + '.join(path.name for path in wanted.texts)}")
+    return found
+
+
+def model_differences(base: GgufFile, candidates: Mapping[Path, GgufFile]) -> list[str]:
+    """Say which candidates are no versions of the base's model: another architecture, width or number of layers."""
+    found = []
+    for path, file in candidates.items():
+        pairs = [("architecture", base.architecture, file.architecture)]
+        if base.architecture == file.architecture:
+            keys = [(name, f"{base.architecture}.{name}") for name in _SHAPE]
+            pairs += [(name, base.value(key, None), file.value(key, None)) for name, key in keys]
+        found += [
+            f"model: {name} of the base {theirs}, of {path.name} {mine}"
+            for name, theirs, mine in pairs
+            if theirs != mine
+        ]
+    return found

@@ -1,0 +1,97 @@
+"""Cautions fire on their evidence and on nothing less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bitloss.explain.cautions import (
+    TELLING_SHARE,
+    base_of_something_else,
+    calibrated_on_the_measured_text,
+    not_finite,
+)
+from bitloss.explain.findings import findings
+from bitloss.records import Figure, Overlap, Results, TextPart
+
+
+def _overlap(shared: int, windows: int = 10_000) -> Overlap:
+    return Overlap(window=32, windows=windows, shared=shared, share=shared / windows)
+
+
+def _with(results: Results, **changes: Any) -> Results:
+    return results.model_copy(update={"text": results.text.model_copy(update=changes)})
+
+
+def _part(name: str, sha256: str, shared: int) -> TextPart:
+    return TextPart(
+        name=name, sha256=sha256, tokens_sha256=sha256, chunks=2, scored_tokens=510, overlap=_overlap(shared)
+    )
+
+
+def test_the_same_text_is_said(sample_results: Results) -> None:
+    calibration = sample_results.calibration
+    assert calibration is not None
+    same = _with(sample_results, sha256=calibration.sha256)
+    finding = calibrated_on_the_measured_text(same)
+    assert finding is not None
+    assert finding.evidence["sha256"] == calibration.sha256
+    assert "same content" in finding.text
+    assert finding in findings(same)
+    plain = tuple(each.model_copy(update={"imatrix_from": None}) for each in same.candidates)
+    for silent in (
+        sample_results,
+        same.model_copy(update={"calibration": None}),
+        same.model_copy(update={"candidates": plain}),
+    ):
+        assert calibrated_on_the_measured_text(silent) is None
+
+
+def test_a_shared_passage_is_said_and_a_stray_window_is_not(sample_results: Results) -> None:
+    enough = round(10_000 * TELLING_SHARE)
+    finding = calibrated_on_the_measured_text(_with(sample_results, overlap=_overlap(enough)))
+    assert finding is not None
+    assert finding.evidence["shared"] == enough
+    assert "0.100 %" in finding.title
+    assert f"({enough} of 10000 in all)" in finding.text
+    for shared in (0, enough - 1):
+        assert calibrated_on_the_measured_text(_with(sample_results, overlap=_overlap(shared))) is None
+    assert calibrated_on_the_measured_text(_with(sample_results, overlap=_overlap(0, windows=1))) is None
+
+
+def test_one_of_several_texts_is_named(sample_results: Results) -> None:
+    calibration = sample_results.calibration
+    assert calibration is not None
+    pooled = _with(sample_results, overlap=_overlap(30, windows=100_000))
+    parts = (_part("a.txt", "a" * 64, 0), _part("b.txt", "b" * 64, 30))
+    finding = calibrated_on_the_measured_text(pooled.model_copy(update={"texts": parts}))
+    assert finding is not None
+    assert "0.300 % of b.txt" in finding.text
+    assert "a.txt" not in finding.text
+    whole = (_part("a.txt", "a" * 64, 0), _part("b.txt", calibration.sha256, 0))
+    finding = calibrated_on_the_measured_text(pooled.model_copy(update={"texts": whole}))
+    assert finding is not None
+    assert "b.txt have the same content" in finding.text
+
+
+def test_what_was_forced_is_said(sample_results: Results) -> None:
+    assert base_of_something_else(sample_results.base) is None
+    forced = sample_results.base.model_copy(update={"forced": ("n_ctx: base 512, asked for 256",)})
+    finding = base_of_something_else(forced)
+    assert finding is not None
+    assert "n_ctx: base 512, asked for 256" in finding.text
+    assert finding in findings(sample_results.model_copy(update={"base": forced}))
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_logits_that_are_not_finite_are_counted_and_named(sample_results: Results, count: int) -> None:
+    first, *others = sample_results.candidates
+    metrics = first.metrics | {"nonfinite_tokens": Figure(value=count)}
+    found = not_finite((first.model_copy(update={"metrics": metrics}), *others))
+    if not count:
+        assert found is None
+        return
+    assert found is not None
+    assert found.evidence == {"tokens": {first.name: 3}}
+    assert f"{first.name} (3 tokens)" in found.text
