@@ -19,9 +19,10 @@ inline void fit_q2_weighted(Group& group, Affine16& to) {
     const Floats* w = group.weights;
     Floats sums[16], scales[16], mins[16];
     Ints q_scales[16], q_mins[16];
+    for (int j = 0; j < 16; j += side)
+        fit_affine<16, 3, false>(group.x + 16 * j, w + 16 * j, {-0.9F, 0.05F, 36}, to.fit + j);
     for (int j = 0; j < 16; ++j) {
         sums[j] = sum<16>(w + 16 * j);
-        to.fit[j] = fit_affine<16, 3, false>(group.x + 16 * j, w + 16 * j, -0.9F, 0.05F, 36);
         scales[j] = to.fit[j].scale;
         mins[j] = to.fit[j].min;
     }
@@ -30,14 +31,14 @@ inline void fit_q2_weighted(Group& group, Affine16& to) {
     for (int j = 0; j < 16; ++j) to.scales[j] = (q_scales[j] | (q_mins[j] << 4)) & all(255);
 }
 
-inline void fit_q2_plain(const Group& group, Affine16& to) {
+inline void fit_q2_plain(Group& group, Affine16& to) {
     const Floats zero = all(0.0F), most = all(15.0F);
     Floats top_scale = zero, top_min = zero;
+    Floats* const w = group.weights;  // free, as there are none
+    for (int i = 0; i < super; ++i) w[i] = absolute(group.x[i]);
+    for (int j = 0; j < 16; j += side)
+        fit_affine<16, 3, true>(group.x + 16 * j, w + 16 * j, {-0.5F, 0.1F, 15}, to.fit + j);
     for (int j = 0; j < 16; ++j) {
-        const Floats* x = group.x + 16 * j;
-        Floats w[16];
-        for (int i = 0; i < 16; ++i) w[i] = absolute(x[i]);
-        to.fit[j] = fit_affine<16, 3, true>(x, w, -0.5F, 0.1F, 15);
         top_scale = larger(to.fit[j].scale, top_scale);
         top_min = larger(to.fit[j].min, top_min);
     }

@@ -32,8 +32,8 @@ inline void fit_q3_weighted(Group& group, Symmetric16& to, Ints* q) {
 inline void fit_q3_plain(const Group& group, Symmetric16& to, Ints* q) {
     const Floats zero = all(0.0F);
     Floats scales[16], size = zero, top = zero;
-    for (int j = 0; j < 16; j += 4) fit_by_turns<16, 4, 4>(group.x + 16 * j, q + 16 * j, scales + j);
     for (int j = 0; j < 16; ++j) {
+        scales[j] = fit_by_turns<16, 4>(group.x + 16 * j, q + 16 * j);
         const Floats here = absolute(scales[j]);
         const Mask more = here > size;
         size = select(more, here, size);

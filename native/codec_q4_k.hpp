@@ -19,9 +19,10 @@ inline void fit_weighted(Group& group, Affine32& to) {
     weigh<2>(group);
     const Floats* w = group.weights;
     Floats sums[8], scales[8], mins[8];
+    for (int j = 0; j < 8; j += side)
+        fit_affine<32, nmax, false>(group.x + 32 * j, w + 32 * j, {-0.9F, 0.05F, 36}, to.fit + j);
     for (int j = 0; j < 8; ++j) {
         sums[j] = sum<32>(w + 32 * j);
-        to.fit[j] = fit_affine<32, nmax, false>(group.x + 32 * j, w + 32 * j, -0.9F, 0.05F, 36);
         scales[j] = to.fit[j].scale;
         mins[j] = to.fit[j].min;
     }
@@ -31,17 +32,20 @@ inline void fit_weighted(Group& group, Affine32& to) {
 
 template <int nmax>
 inline void fit_plain(Group& group, Affine32& to) {
-    constexpr float from = nmax == 15 ? -1.0F : -0.5F;
-    constexpr int steps = nmax == 15 ? 20 : 15;
+    constexpr AffineSteps steps = nmax == 15 ? AffineSteps{-1.0F, 0.1F, 20} : AffineSteps{-0.5F, 0.1F, 15};
     const Floats zero = all(0.0F), most = all(63.0F);
+    Floats* const w = group.weights;  // free, as there are none
     Floats top_scale = zero, top_min = zero;
     for (int j = 0; j < 8; ++j) {
         const Floats* x = group.x + 32 * j;
-        Floats w[32], squares = zero;
+        Floats squares = zero;
         for (int i = 0; i < 32; ++i) squares = squares + x[i] * x[i];
         const Floats size = square_root(squares / all(32.0F));
-        for (int i = 0; i < 32; ++i) w[i] = size + absolute(x[i]);
-        to.fit[j] = fit_affine<32, nmax, false>(x, w, from, 0.1F, steps);
+        for (int i = 0; i < 32; ++i) w[32 * j + i] = size + absolute(x[i]);
+    }
+    for (int j = 0; j < 8; j += side)
+        fit_affine<32, nmax, false>(group.x + 32 * j, w + 32 * j, steps, to.fit + j);
+    for (int j = 0; j < 8; ++j) {
         top_scale = larger(to.fit[j].scale, top_scale);
         top_min = larger(to.fit[j].min, top_min);
     }

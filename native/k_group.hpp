@@ -31,7 +31,7 @@ inline void transpose(const float* const (&from)[lanes], Floats* to) {
 // The super-blocks [at, at + lanes) of a job; where they run past `end` the last one is taken again.
 struct Group {
     Floats x[super];
-    Floats weights[super];  // the columns'; only where the job has weights
+    Floats weights[super];  // the columns' if the job has weights, else room
 
     void load(const EncodeJob& job, std::size_t at, std::size_t end) {
         const float *rows[lanes], *columns[lanes];

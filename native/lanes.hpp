@@ -148,6 +148,16 @@ BITLOSS_INLINE Ints load_words(const std::uint8_t* from) { return widen<std::uin
 template <class Of>
 struct Lanes {
     Of part[parts];
+
+    Lanes() = default;
+    // Part by part: the copy GCC makes of a struct of two vectors goes through general registers.
+    BITLOSS_INLINE Lanes(const Lanes& other) {
+        for (int p = 0; p < parts; ++p) part[p] = other.part[p];
+    }
+    BITLOSS_INLINE Lanes& operator=(const Lanes& other) {
+        for (int p = 0; p < parts; ++p) part[p] = other.part[p];
+        return *this;
+    }
 };
 using Floats = Lanes<machine::Floats>;
 using Ints = Lanes<machine::Ints>;
@@ -172,12 +182,12 @@ BITLOSS_INLINE Ints all(std::int32_t x) {
 template <class V>
 BITLOSS_INLINE V load(const void* from) {
     V v;
-    __builtin_memcpy(&v, from, sizeof v);
+    __builtin_memcpy(v.part, from, sizeof v);
     return v;
 }
 template <class Of>
 BITLOSS_INLINE void store(void* to, const Lanes<Of>& v) {
-    __builtin_memcpy(to, &v, sizeof v);
+    __builtin_memcpy(to, v.part, sizeof v);
 }
 
 #define BITLOSS_BINARY(op)                                                         \
@@ -360,7 +370,7 @@ BITLOSS_INLINE Floats from_half(const Ints& half) {
 BITLOSS_INLINE float largest(const Floats& x) {
     typedef float Quarter __attribute__((vector_size(16)));
     Quarter quarters[lanes / 4];
-    __builtin_memcpy(quarters, &x, sizeof x);
+    __builtin_memcpy(quarters, x.part, sizeof x);
     Quarter top = quarters[0];
     for (int i = 1; i < lanes / 4; ++i) top = top > quarters[i] ? top : quarters[i];
     const Quarter pairs = __builtin_shufflevector(top, top, 2, 3, 0, 1);
