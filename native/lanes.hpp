@@ -182,7 +182,7 @@ BITLOSS_INLINE Ints all(std::int32_t x) {
 template <class V>
 BITLOSS_INLINE V load(const void* from) {
     V v;
-    __builtin_memcpy(v.part, from, sizeof v);
+    __builtin_memcpy(static_cast<void*>(&v), from, sizeof v);
     return v;
 }
 template <class Of>
