@@ -276,9 +276,9 @@ def test_base_then_measure_then_compare_and_report(cli: Cli, inputs: Inputs, tmp
 
     written = (out / "report.md").read_bytes()
     (out / "report.md").unlink()
-    assert _document(cli("report", out, "--json")) == {"report": "report.md"}
+    assert _document(cli("report", out, "--json")) == {"report": "report.md", "html": "report.html"}
     assert (out / "report.md").read_bytes() == written
-    assert _lines(cli("report", out / "results.json")) == [str(out / "report.md")]
+    assert _lines(cli("report", out / "results.json")) == [str(out / "report.md"), str(out / "report.html")]
 
 
 def test_measure_against_a_gguf_equals_measuring_against_its_stored_base(
@@ -349,7 +349,7 @@ def test_run_on_a_gguf(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     assert again.code == 0
     assert again.err.count("done before") == len(document["costs"])
     assert "Mean KLD" in again.out
-    assert f"report: {out / 'report.md'}" in again.out
+    assert f"report: {out / 'report.html'}" in again.out
 
 
 def test_demo_with_two_chunks(cli: Cli, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app, command_line
 from bitloss.errors import UsageError
 from bitloss.records import RESULTS_NAME, Results
-from bitloss.report.render import write_report
 from bitloss.report.tables import comparisons_table, founding_table, to_rich
+from bitloss.report.write import write_report
 from bitloss.run.executor import LocalExecutor
 from bitloss.run.founding import run_experiment
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
@@ -213,7 +213,10 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
     for finding in results.findings:
         console.print(f"\n{finding.title}", style="bold", markup=False)
         console.print(finding.text, markup=False)
-    console.print(f"\nreport: {out / 'report.md'}\nresults: {out / RESULTS_NAME}", markup=False)
+    console.print(
+        f"\nreport: {out / 'report.html'}\nthe same as text: {out / 'report.md'}\nresults: {out / RESULTS_NAME}",
+        markup=False,
+    )
 
 
 @app.command(epilog="Example: bitloss measure *.gguf --base base -o measured")
@@ -302,13 +305,13 @@ def compare(
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")], json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Write report.md again from results.json; needs no model and no engine."""
+    """Write the report again from results.json and tokens/: pages, pictures, tables; needs no model and no engine."""
     from bitloss.records import read_results
 
     results = read_results(run)
     folder = run if run.is_dir() else run.parent
-    path = write_report(results, folder)
+    written = write_report(results, folder)
     if json:
-        print_json({"report": path.name})
+        print_json({"report": written.markdown.name, "html": written.html.name})
     elif not quiet:
-        sys.stdout.write(f"{path}\n")
+        sys.stdout.write(f"{written.markdown}\n{written.html}\n")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from bitloss.divergence.metrics import COLUMNS, TokenMetrics, token_metrics
 from bitloss.divergence.partial import partial_metrics
+from bitloss.divergence.worst import Rows as WorstRows
+from bitloss.divergence.worst import Worst, WorstKeeper
 from bitloss.engine.base import Engine, Outputs, Rows
 from bitloss.errors import EngineError, FileProblem, MismatchError, RecordError
 from bitloss.model.text import Chunks
@@ -87,12 +89,14 @@ class TokenTable:
         position: int32 [n], position within the chunk whose next token is predicted.
         target: int32 [n], that next token.
         metrics: columns [n]; see `bitloss.divergence.metrics`.
+        worst: the tokens with the largest divergence, in their text; empty where it was not kept.
     """
 
     chunk: NDArray[np.int32]
     position: NDArray[np.int32]
     target: NDArray[np.int32]
     metrics: TokenMetrics
+    worst: Worst = Worst()  # noqa: RUF009 - frozen
 
     def __len__(self) -> int:
         return len(self.chunk)
@@ -110,17 +114,24 @@ class TokenTable:
             self.position[rows],
             self.target[rows],
             self.metrics[rows],
+            self.worst.moved({int(chunk): k for k, chunk in enumerate(chunks)}),
         )
 
     @classmethod
     def join(cls, parts: Sequence[TokenTable], which: NDArray[np.int64]) -> TokenTable:
         """Join tables of chunks that follow one another in ``which``, the chunks' indices in the text (one length)."""
         length = sum(map(len, parts)) // len(which)
+        worst, done = [], 0
+        for part in parts:
+            many = len(part) // length
+            worst.append(part.worst.moved({k: int(which[done + k]) for k in range(many)}))
+            done += many
         return cls(
             np.repeat(which.astype(np.int32), length),
             np.concatenate([part.position for part in parts]),
             np.concatenate([part.target for part in parts]),
             TokenMetrics.concat([part.metrics for part in parts]),
+            Worst.join(worst),
         )
 
     def of_chunks(self, first: int, last: int) -> TokenTable:
@@ -202,7 +213,10 @@ def measure_together(
             if left[rows[0].chunk] == 0:
                 done += 1
                 progress(Progress("measure", done, chunks.n_chunks, "chunks"))
-    tables = [_table(chunks, parts) for parts in pass_.parts]
+    tables = [
+        replace(_table(chunks, parts), worst=keeper.worst.spelled(_words(engine)))
+        for engine, parts, keeper in zip(engines, pass_.parts, pass_.keepers, strict=True)
+    ]
     if which is not None:
         order = np.searchsorted(np.sort(which), which)
         tables = [table.in_order(order) for table in tables]
@@ -218,6 +232,7 @@ class _Pass:
         self.seconds = [0.0] * n_engines
         # by chunk and scored row: chunks computed side by side come in turn
         self.parts: list[dict[tuple[int, int], TokenMetrics]] = [{} for _ in range(n_engines)]
+        self.keepers = [WorstKeeper() for _ in range(n_engines)]
         self._compare = partial_metrics if base.known_in_part else token_metrics
 
     def next_rows(self, runs: Sequence[Iterator[Rows]]) -> list[Rows] | None:
@@ -247,8 +262,13 @@ class _Pass:
             share = (time.perf_counter() - began) / len(rows)
             for i, each in enumerate(rows):
                 with self._timed(i):
-                    self.parts[i][chunk, first] = self._compare(
+                    metrics = self._compare(
                         reference, each.values[at:end], targets[at:end], threads=self.threads
+                    )
+                    self.parts[i][chunk, first] = metrics
+                    text = self.base.chunks.tokens[chunk]
+                    self.keepers[i].look(
+                        WorstRows(chunk, text, start + at, metrics.kld), reference, each.values[at:end]
                     )
                 self.seconds[i] += share
 
@@ -257,6 +277,12 @@ class _Pass:
         began = time.perf_counter()
         yield
         self.seconds[i] += time.perf_counter() - began
+
+
+def _words(engine: Engine) -> Callable[[int], bytes]:
+    """What a token stands for, where the engine can tell."""
+    text: Callable[[int], bytes] | None = getattr(engine, "token_text", None)
+    return text or (lambda token: f"<{token}>".encode())
 
 
 def _table(chunks: Chunks, parts: dict[tuple[int, int], TokenMetrics]) -> TokenTable:
@@ -269,6 +295,7 @@ def _table(chunks: Chunks, parts: dict[tuple[int, int], TokenMetrics]) -> TokenT
     )
 
 
+_WORST = "bitloss.worst"
 _PLACES = ("chunk", "position", "target")
 _DTYPES: dict[str, type[np.generic]] = {**dict.fromkeys(_PLACES, np.int32), **COLUMNS}
 
@@ -277,9 +304,10 @@ def write_tokens(table: TokenTable, path: Path, facts: dict[str, str]) -> None:
     """Write per-token results as Parquet (zstd), atomically; ``facts`` go into the file's metadata."""
     columns = {name: getattr(table, name) for name in _PLACES}
     columns |= {name: getattr(table.metrics, name) for name in COLUMNS}
-    arrow = pa.table(columns).replace_schema_metadata(
-        {"bitloss": json.dumps({"schema": TOKENS_SCHEMA, **facts})}
-    )
+    metadata = {"bitloss": json.dumps({"schema": TOKENS_SCHEMA, **facts})}
+    if table.worst.tokens:
+        metadata[_WORST] = table.worst.model_dump_json()
+    arrow = pa.table(columns).replace_schema_metadata(metadata)
     with atomic_path(path) as partial:
         pq.write_table(arrow, partial, compression="zstd")
 
@@ -297,6 +325,7 @@ def read_tokens(path: Path) -> tuple[TokenTable, dict[str, str]]:
         arrow = pq.read_table(path)
         facts = _facts(arrow)
         columns = {name: _column(arrow, name, dtype) for name, dtype in _DTYPES.items()}
+        worst = Worst.model_validate_json((arrow.schema.metadata or {}).get(_WORST.encode(), b"{}"))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise RecordError(
             "not a Parquet file of tokens bitloss wrote, or damaged",
@@ -307,7 +336,7 @@ def read_tokens(path: Path) -> tuple[TokenTable, dict[str, str]]:
     if facts.pop("schema", None) != TOKENS_SCHEMA:
         raise RecordError("of another version", where=path, expected=TOKENS_SCHEMA)
     places = {name: columns.pop(name) for name in _PLACES}
-    return TokenTable(**places, metrics=TokenMetrics(**columns)), facts
+    return TokenTable(**places, metrics=TokenMetrics(**columns), worst=worst), facts
 
 
 def _facts(arrow: pa.Table) -> dict[str, str]:

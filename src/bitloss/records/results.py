@@ -146,6 +146,8 @@ class Candidate(Record):
     """What was measured."""
     by_text: tuple[Metrics, ...] = ()
     """The same for each of `texts`, in their order; empty when there is one text."""
+    tokens: BareName | None = None
+    """Name of its file of per-token results in ``tokens/``; null when not known."""
 
 
 class Comparison(Record):

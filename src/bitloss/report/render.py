@@ -76,7 +76,7 @@ def _code(lines: tuple[str, ...]) -> str:
     return "\n".join(f"    {visible(line, 2000)}" for line in lines)
 
 
-def write_report(results: Results, folder: Path, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Path:
+def write_markdown(results: Results, folder: Path, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Path:
     """Write ``report.md`` into `folder`, atomically.
 
     Returns:

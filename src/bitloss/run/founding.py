@@ -17,7 +17,7 @@ from bitloss.model.source import model_facts, model_sha256, precision
 from bitloss.model.text import read_text
 from bitloss.quantize.types import parse_quant_type
 from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, Source, write_results
-from bitloss.report.render import write_report
+from bitloss.report.write import write_report
 from bitloss.run.executor import Executor
 from bitloss.run.experiment import Measured, Runner, spec_texts
 from bitloss.run.results import MeasuredFile, Setting, assemble

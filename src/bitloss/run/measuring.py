@@ -18,7 +18,7 @@ from bitloss.model.source import model_facts
 from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
 from bitloss.quantize.types import QUANT_TYPES
 from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
-from bitloss.report.render import write_report
+from bitloss.report.write import write_report
 from bitloss.run.basecheck import Wanted, check_base
 from bitloss.run.bases import make_base, mended
 from bitloss.run.executor import Executor

@@ -183,6 +183,7 @@ def _candidates(
                 identical_to=None if twin == file.name else twin,
                 metrics=figures[file.tokens],
                 by_text=by_text[file.tokens],
+                tokens=file.tokens.name,
             )
         )
     return made

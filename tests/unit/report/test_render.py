@@ -9,7 +9,7 @@ import pytest
 from bitloss.errors import FileProblem
 from bitloss.explain.findings import findings
 from bitloss.records import Results
-from bitloss.report.render import render_markdown, write_report
+from bitloss.report.render import render_markdown, write_markdown
 from bitloss.report.tables import Uncertainty
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def test_a_run_with_little_in_it(sample_results: Results) -> None:
 
 
 def test_written_beside_the_results(explained: Results, tmp_path: Path) -> None:
-    path = write_report(explained, tmp_path)
+    path = write_markdown(explained, tmp_path)
     assert path == tmp_path / "report.md"
     assert path.read_text(encoding="utf-8") == render_markdown(explained)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileProblem):
-        write_report(explained, tmp_path / "file")
+        write_markdown(explained, tmp_path / "file")

@@ -1,0 +1,78 @@
+"""The audit's picture: how large the weights are, by power of two, beside what F16 can hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from bitloss.report.looks import Look, Plot
+from bitloss.report.svg import NARROW, Chart, Series, Size, linear, logarithmic, tip_attribute
+from bitloss.report.tables import Table
+
+_SMALLEST, _NORMAL, _LARGEST = -24, -14, 15
+"""Exponents of F16's smallest subnormal, smallest normal and largest values."""
+
+
+def exponents(look: Look) -> Plot | None:
+    """Histogram of the matrices' exponents; None without an audit that counted them."""
+    counts = _counts(look.results.audit)
+    if not counts:
+        return None
+    low, high = min(*counts, _SMALLEST) - 1, max(*counts, _LARGEST) + 1
+
+    def draw(of: Size) -> Chart:
+        x = linear(
+            low, high, count=4 if of is NARROW else 10, label=lambda v: f"2^{v:g}" if v == int(v) else ""
+        )
+        chart = Chart(
+            of, x, logarithmic(0.5, max(counts.values())), "size of a weight", "weights (logarithmic)"
+        )
+        left, right = chart.px(_SMALLEST - 0.5), chart.px(_LARGEST + 0.5)
+        chart.body.append(
+            f'<rect x="{left:.1f}" y="{chart.top}" width="{right - left:.1f}" height="{chart.bottom - chart.top:.1f}" '
+            'class="range"/>'
+        )
+        chart.note((left + right) / 2, chart.top + 14, "F16 can hold these", anchor="middle")
+        chart.group(Series("weights", 0, 0), 0)
+        half = max(1.0, (chart.px(1) - chart.px(0)) * 0.42)
+        for exponent, count in sorted(counts.items()):
+            cx, top = chart.px(exponent), chart.py(count)
+            tip = tip_attribute(f"2^{exponent} to 2^{exponent + 1}\n{count} weights\n{_place(exponent)}")
+            chart.body.append(
+                f'<rect class="mark" {tip} x="{cx - half:.1f}" y="{top:.1f}" width="{2 * half:.1f}" '
+                f'height="{chart.bottom - top:.1f}" fill="currentColor"/>'
+            )
+        chart.end()
+        return chart
+
+    rows = tuple((f"2^{e}", str(n), _place(e)) for e, n in sorted(counts.items()))
+    return Plot(
+        "exponents",
+        "How large the weights are",
+        "Weights of all matrices by power of two. F16 holds those in the shaded range; below 2^-14 with fewer digits. "
+        "A value there is exact in F16 when its last set bit is at or above 2^-24.",
+        draw,
+        (),
+        Table(("Size from", "Weights", "In F16"), rows, right=frozenset({0, 1})),
+    )
+
+
+def _place(exponent: int) -> str:
+    if exponent > _LARGEST:
+        return "too large for F16"
+    if exponent < _SMALLEST:
+        return "below F16's smallest value"
+    return "in F16's range" if exponent >= _NORMAL else "with fewer digits in F16"
+
+
+def _counts(audit: Any) -> dict[int, int]:
+    """Weights by exponent, whether the audit is a record or plain JSON; empty where it has none."""
+    told = audit.model_dump() if isinstance(audit, BaseModel) else audit
+    matrices = told.get("matrices") if isinstance(told, dict) else None
+    if not isinstance(matrices, dict):
+        return {}
+    lowest, counts = matrices.get("lowest_exponent"), matrices.get("exponents")
+    if not isinstance(lowest, int) or not isinstance(counts, list | tuple):
+        return {}
+    return {lowest + i: n for i, n in enumerate(counts) if isinstance(n, int) and n > 0}

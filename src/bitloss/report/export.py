@@ -1,0 +1,107 @@
+"""``RUN/tables/``: everything a report shows as CSV and Parquet, numbers as they are and as they are written.
+
+`figures` has a row for each file and metric, with `shown` (as in every table) beside `value`, `se` and `se_clustered`
+(in the metric's unit: nats, fractions). The tables behind the pictures hold text as shown.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bitloss.display import visible
+from bitloss.records import Candidate, Metrics, Results
+from bitloss.report.looks import FLOOR, Plot
+from bitloss.report.tables import TITLES, Notes, Table, Uncertainty, show_figure
+from bitloss.report.worst import WorstOf
+from bitloss.store import atomic_path, atomic_write_text
+
+TABLES = "tables"
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_tables(
+    results: Results, plots: Sequence[Plot], worst: Sequence[WorstOf], folder: Path
+) -> list[Path]:
+    """Write every table as ``folder/tables/NAME.csv`` and ``.parquet``.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileProblem: one cannot be written.
+    """
+    tables: dict[str, Rows] = {
+        "figures": figure_rows(results),
+        "files": [_file(c) for c in results.candidates],
+        "comparisons": [
+            c.model_dump(mode="json", exclude={"ci95"}) | _interval(c.ci95) for c in results.comparisons
+        ],
+        "costs": [c.model_dump(mode="json") for c in results.costs],
+        **{plot.id: _plain(plot.table) for plot in plots},
+        "worst-tokens": [row for each in worst for row in each.rows],
+    }
+    written = []
+    for name, rows in tables.items():
+        if rows:
+            target = folder / TABLES / f"{name}.csv"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(target, _csv(rows))
+            parquet = target.with_suffix(".parquet")
+            with atomic_path(parquet) as partial:
+                pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), partial, compression="zstd")
+            written += [target, parquet]
+    return written
+
+
+def figure_rows(results: Results) -> Rows:
+    """Every figure of every file and of the noise floor, in the order of the tables."""
+    columns: list[tuple[str, Metrics]] = [(c.name, c.metrics) for c in results.candidates]
+    columns += [(FLOOR, results.noise_floor.metrics)] if results.noise_floor else []
+    order = {metric: i for i, metric in enumerate(TITLES)}
+    rows = []
+    for name, metrics in columns:
+        for metric in sorted(metrics, key=lambda m: (order.get(m, len(order)), m)):
+            figure = metrics[metric]
+            notes = Notes()
+            shown = show_figure(figure, metric, Uncertainty.BOTH, notes)
+            rows.append(
+                {
+                    "candidate": visible(name),
+                    "metric": metric,
+                    "title": TITLES.get(metric, metric),
+                    "value": figure.value,
+                    "se": figure.se,
+                    "se_clustered": figure.se_clustered,
+                    "shown": "n/a" if notes.reasons else shown,
+                    "reason": figure.reason,
+                }
+            )
+    return rows
+
+
+def _file(c: Candidate) -> dict[str, Any]:
+    row = c.model_dump(mode="json", exclude={"metrics"})
+    return {key: visible(value, 400) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _interval(ci95: tuple[float, float] | None) -> dict[str, Any]:
+    return {"ci95_low": ci95 and ci95[0], "ci95_high": ci95 and ci95[1]}
+
+
+def _plain(table: Table) -> Rows:
+    return [dict(zip(table.columns, map(visible, row), strict=True)) for row in table.rows]
+
+
+def _csv(rows: Rows) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,84 @@
+"""What a picture is, and how a candidate looks in all of them.
+
+Colour goes by quantization type, dash and mark by what tells files of one type apart, so that two routes to the same
+type lie side by side in one colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bitloss.records import Candidate, Results
+from bitloss.report.summary import TokenSummary
+from bitloss.report.svg import NARROW, WIDE, Chart, Series, Size
+from bitloss.report.tables import Table
+
+FLOOR = "noise floor"
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A picture.
+
+    Attributes:
+        id: its name as a file and an anchor.
+        title: what it is.
+        caption: how to read it, one or two sentences.
+        draw: draws it at a size.
+        legend: the series in it.
+        table: the numbers it shows.
+    """
+
+    id: str
+    title: str
+    caption: str
+    draw: Callable[[Size], Chart]
+    legend: tuple[Series, ...]
+    table: Table
+
+    def both(self) -> tuple[str, str]:
+        """The picture for a wide page and for a narrow one."""
+        label = f"{self.title}. {self.caption}"
+        return self.draw(WIDE).inline(label, "wide"), self.draw(NARROW).inline(label, "narrow")
+
+
+class Look(NamedTuple):
+    """What pictures are made from.
+
+    Attributes:
+        results: of the run.
+        tokens: aggregated per-token results of candidates, by name; those without are missing.
+        floor: of the noise floor; None where not kept.
+        series: how each candidate looks, in the order of the table.
+    """
+
+    results: Results
+    tokens: Mapping[str, TokenSummary]
+    floor: TokenSummary | None
+    series: tuple[Series, ...]
+
+
+def series_of(candidates: Sequence[Candidate]) -> tuple[Series, ...]:
+    """Colours by type and variants within a type, in the order of the table."""
+    types: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    made = []
+    for each in candidates:
+        colour = types.setdefault(each.type, len(types))
+        variant = seen.get(each.type, 0)
+        seen[each.type] = variant + 1
+        made.append(Series(each.name, colour, variant))
+    return tuple(made)
+
+
+def distinct(look: Look) -> list[int]:
+    """Indices of candidates that were measured themselves: a twin's curve would hide its own."""
+    return [i for i, c in enumerate(look.results.candidates) if c.identical_to is None]
+
+
+def twins(look: Look) -> str:
+    """Say, for a caption, which candidates a picture leaves out as equal to another."""
+    names = [f"{c.name} is {c.identical_to}" for c in look.results.candidates if c.identical_to]
+    return f" Not drawn twice: {'; '.join(names[:6])}." if names else ""

@@ -1,0 +1,64 @@
+"""Pictures as files: SVG, and PNG drawn from it by resvg, without a browser and with a font of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bitloss
+from bitloss.report.svg import WIDE, standalone
+from bitloss.store import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bitloss.report.looks import Plot
+
+PLOTS = "plots"
+_ZOOM = 2
+
+
+def write_pictures(plots: Sequence[Plot], folder: Path, *, model: str) -> list[Path]:
+    """Write each picture into ``folder/plots`` as SVG and PNG.
+
+    Args:
+        plots: what to draw.
+        folder: the run's.
+        model: name of the model, for the headings.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileProblem: one cannot be written.
+    """
+    written = []
+    for plot in plots:
+        svg = standalone(plot.draw(WIDE), f"{model}: {plot.title[:1].lower()}{plot.title[1:]}", plot.legend)
+        for suffix, data in (("svg", svg.encode()), ("png", png(svg))):
+            path = folder / PLOTS / f"{plot.id}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(path, data)
+            written.append(path)
+    return written
+
+
+def png(svg: str) -> bytes:
+    """Draw an SVG at twice its size.
+
+    Fonts of the system are looked through (slow, and different everywhere) only for characters ours does not have.
+    """
+    import resvg_py
+
+    ours = all(ord(c) < 0x180 or c in "–—‘’“”…−∆ΔΣσ≈≤≥·←↑→↓↕" for c in svg)
+    font = Path(bitloss.__file__).parent / "assets" / "fonts" / "bitloss-sans.ttf"
+    return bytes(
+        resvg_py.svg_to_bytes(
+            svg_string=svg,
+            zoom=_ZOOM,
+            skip_system_fonts=ours,
+            font_files=[str(font)],
+            font_family="bitloss-sans",
+            sans_serif_family="bitloss-sans",
+        )
+    )

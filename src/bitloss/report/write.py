@@ -1,0 +1,139 @@
+"""A whole report in a run's folder: pages, pictures, tables; from ``results.json`` and the files of tokens alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from bitloss.errors import FormatError, MismatchError
+from bitloss.records import Results
+from bitloss.report.export import write_tables
+from bitloss.report.looks import Look, series_of
+from bitloss.report.page import PAGE_NAME, Page, render_html
+from bitloss.report.pictures import write_pictures
+from bitloss.report.plots import all_plots
+from bitloss.report.render import write_markdown
+from bitloss.report.summary import TokenSummary, noise_file, read_table, summarize_tokens, token_files
+from bitloss.report.tables import Uncertainty
+from bitloss.report.worst import WorstOf, worst_of
+from bitloss.store import atomic_write_text
+
+
+class Report(NamedTuple):
+    """Where a report was written.
+
+    Attributes:
+        markdown: ``report.md``.
+        html: ``report.html``.
+        files: pictures and tables.
+    """
+
+    markdown: Path
+    html: Path
+    files: list[Path]
+
+
+class Gathered(NamedTuple):
+    """What the files of tokens gave.
+
+    Attributes:
+        tokens: by candidate.
+        floor: of the noise floor.
+        worst: of the candidates measured themselves.
+        warnings: what was missing.
+    """
+
+    tokens: dict[str, TokenSummary]
+    floor: TokenSummary | None
+    worst: list[WorstOf]
+    warnings: list[str]
+
+
+def write_report(
+    results: Results,
+    folder: Path,
+    *,
+    uncertainty: Uncertainty = Uncertainty.TOKENS,
+    warnings: tuple[str, ...] = (),
+) -> Report:
+    """Write ``report.md``, ``report.html``, ``plots/`` and ``tables/`` into `folder`.
+
+    A file of tokens that is missing, damaged or of another text costs the pictures made from it, not the report; the
+    page says so.
+
+    Raises:
+        FileProblem: something cannot be written.
+    """
+    return write_gathered(
+        results,
+        folder,
+        gather(results, token_files(results, folder), noise_file(folder)),
+        uncertainty=uncertainty,
+        warnings=warnings,
+    )
+
+
+def write_gathered(
+    results: Results,
+    folder: Path,
+    gathered: Gathered,
+    *,
+    uncertainty: Uncertainty = Uncertainty.TOKENS,
+    warnings: tuple[str, ...] = (),
+) -> Report:
+    """Write a report of what was gathered; see `write_report`."""
+    series = series_of(results.candidates)
+    plots = all_plots(Look(results, gathered.tokens, gathered.floor, series))
+    page = Page(results, plots, series, gathered.worst, (*warnings, *gathered.warnings))
+    html = folder / PAGE_NAME
+    atomic_write_text(html, render_html(page))
+    markdown = write_markdown(results, folder, uncertainty=uncertainty)
+    files = write_pictures(plots, folder, model=results.model.name)
+    files += write_tables(results, plots, gathered.worst, folder)
+    return Report(markdown, html, files)
+
+
+def gather(results: Results, files: Mapping[str, Path], noise: Path | None) -> Gathered:
+    """Read every file of tokens once, one in memory at a time."""
+    tokens: dict[str, TokenSummary] = {}
+    worst: list[WorstOf] = []
+    warnings: list[str] = []
+    read: dict[Path, TokenSummary | None] = {}
+    for each in results.candidates:
+        path = files.get(each.name)
+        if path is None:
+            continue
+        if path not in read:
+            try:
+                table = read_table(path, results)
+            except (FormatError, MismatchError) as error:
+                warnings.append(f"Left out of the pictures: {path.name}: {error.what}.")
+                read[path] = None
+                continue
+            summary = summarize_tokens(table)
+            read[path] = summary
+            if summary.worst:
+                worst.append(worst_of(each.name, table, summary, table.worst))
+            if summary.left_out:
+                warnings.append(
+                    f"{each.name}: {summary.left_out} tokens without a finite KLD are left out of pictures."
+                )
+        if (found := read[path]) is not None:
+            tokens[each.name] = found
+    missing = [c.name for c in results.candidates if c.name not in files]
+    if missing:
+        said = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        warnings.append(f"Per-token results are not here for {said}: some pictures lack them.")
+    return Gathered(tokens, _floor(noise), worst, warnings)
+
+
+def _floor(path: Path | None) -> TokenSummary | None:
+    from bitloss.divergence.measure import read_tokens
+
+    if path is None:
+        return None
+    try:
+        return summarize_tokens(read_tokens(path)[0], worst=0)
+    except FormatError:
+        return None

@@ -1,0 +1,283 @@
+"""The page in a real browser: no errors, no requests, everything on it works, and it fits a phone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.browser.conftest import Browser
+from tests.tokens import token_table, with_worst, write_table
+
+from bitloss.explain.findings import findings
+from bitloss.records import Figure, Results
+from bitloss.report.page import PAGE_NAME
+from bitloss.report.write import write_report
+
+EVIL = '<img src=x onerror="document.title=1">\u202e\x07 </script><script>document.title=2</script>'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def page(sample_document: dict[str, Any], folder: Path) -> Path:
+    """The founding experiment's page, with tokens, and with names nobody should give."""
+    if not (folder / PAGE_NAME).exists():
+        sample_document["text"] |= {"chunks": 12, "scored_tokens": 12 * 63, "n_ctx": 128}
+        for each in sample_document["candidates"]:
+            each["metrics"] |= {
+                f"dp_{name}": Figure(value=0.001 * k)
+                for k, name in enumerate(
+                    ("p0_1", "p1", "p5", "p25", "median", "p75", "p95", "p99", "p99_9"), -4
+                )
+            }
+            each["file"] = each["file"].replace("Mistral", EVIL.replace("/", "\u2215"))
+        results = Results.model_validate(sample_document)
+        results = results.model_copy(update={"findings": findings(results)})
+        for k, each in enumerate(results.candidates[:3]):
+            table = with_worst(token_table(12, 63, scale=1 / (1 + 5 * (k == 2)), seed=k), {5: EVIL, 9: "\n"})
+            write_table(table, folder, each.name.replace("/", "-"), each.tensors_sha256)
+        write_report(results, folder)
+    return folder / PAGE_NAME
+
+
+def column_titles(browser: Browser) -> list[str]:
+    return [cell.text for cell in browser.all("#measurements thead th")]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_opens_quietly_and_fits(browser: Browser, page: Path, width: int, theme: str) -> None:
+    browser.open(page, width=width, theme=theme)
+    assert browser.console() == []
+    assert browser.requested() == [page.as_uri()]
+    assert browser.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert width - 20 <= browser.js("document.documentElement.clientWidth") <= width
+    assert browser.js("performance.timing.loadEventEnd - performance.timing.navigationStart") < 2000
+    shown = [svg.is_displayed() for svg in browser.all("svg.chart.narrow")]
+    assert len(shown) == 6  # all but the audit
+    assert set(shown) == {width == 390}
+    wide = [svg.is_displayed() for svg in browser.all("svg.chart.wide")]
+    assert set(wide) == {width != 390}
+    if kept := os.environ.get("BITLOSS_SCREENSHOTS"):
+        browser.keep(Path(kept) / f"report-{width}-{theme}.png", width)
+
+
+def test_hostile_names_are_shown_and_not_run(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.driver.title == "Mistral-Nemo-Instruct-2407: what the bits cost"
+    assert browser.all("img") == []
+    assert len(browser.all("script")) == 2
+    text = browser.all("#files table")[0].text
+    assert '<img src=x onerror="document.title=1">\\u' in text  # cut in the middle, as long names are
+    assert "\\u202e\\x07" in browser.js("document.getElementById('size-kld').innerHTML")
+    assert "\u202e" not in browser.js("document.documentElement.outerHTML")
+    panel = browser.one("#worst-panel")
+    assert '<img src=x onerror="document.title=1">\\u{202e}\\u{7}' in panel.text
+
+
+def test_the_policy_stops_what_is_not_the_pages_own_script(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.js(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1'; "
+        "document.body.append(s); return 0; })()"
+    )
+    assert browser.js("window.ran") is None
+    assert any("Content Security Policy" in line for line in browser.console())
+
+
+def test_a_metric_sorts_the_files(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    names = column_titles(browser)
+    assert names == ["Metric", "Q4_K_M/f32", "Q4_K_M/f16", "Q8_0/f32", "Q8_0/f16", "noise floor"]
+    kld = next(b for b in browser.all("#measurements tbody th button") if b.text.startswith("Mean KLD"))
+    browser.click(kld)
+    assert column_titles(browser)[1:] == ["Q8_0/f32", "Q8_0/f16", "Q4_K_M/f32", "Q4_K_M/f16", "noise floor"]
+    row = kld.find_element("xpath", "ancestor::tr").find_elements("css selector", "td")
+    assert row[0].text.startswith("0.000859 ± 0.000005")
+    browser.click(kld)
+    assert column_titles(browser)[1:] == ["Q4_K_M/f16", "Q4_K_M/f32", "Q8_0/f32", "Q8_0/f16", "noise floor"]
+    assert "sorted by Mean KLD, descending" in browser.js("document.getElementById('live').textContent")
+
+
+def test_a_column_sorts_the_rows_by_what_its_words_mean(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    time = next(b for b in browser.all("#files table thead button") if b.text.startswith("Time"))
+    table = time.find_element("xpath", "ancestor::table")
+    index = [h.text for h in table.find_elements("css selector", "thead th")].index(["Time", "↕"][0])
+    browser.click(time)
+
+    def column() -> list[str]:
+        rows = table.find_elements("css selector", "tbody tr")
+        return [row.find_elements("css selector", "th,td")[index].text for row in rows]
+
+    expected = ["55.0 s", "1 min 00 s", "5 min 01 s", "6 min 52 s", "8 min 10 s", "8 min 21 s", "10 min 00 s"]
+    assert column()[:7] == expected
+    assert time.find_element("xpath", "..").get_attribute("aria-sort") == "ascending"
+    browser.click(time)
+    assert column()[::-1][:7] == expected
+
+
+def test_standard_errors_both_ways(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    cell = browser.all("#measurements tbody tr:nth-child(5) td")[0]
+    assert cell.text.splitlines()[0] == "0.018110 ± 0.000112"
+    for way, shown in (
+        ("clustered", "0.018110 ± 0.000168"),
+        ("both", "0.018110 ± 0.000112 (0.000168)"),
+        ("tokens", "0.018110 ± 0.000112"),
+    ):
+        browser.click(browser.one(f"[data-set-u={way}]"))
+        assert cell.text.splitlines()[0] == shown
+    assert cell.text.splitlines()[1] == "≈ Q4_K_M/f16"
+
+
+def test_pointing_and_the_keyboard_tell_the_same(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    mark = browser.all("#size-kld svg.wide .mark")[0]
+    tip = browser.one("#tip")
+    assert not tip.is_displayed()
+    browser.hover(mark)
+    browser.until("!document.getElementById('tip').hidden")
+    told = next(part for part in tip.text.split("\n\n") if part.startswith("Q4_K_M/f32\n"))
+    assert "\n\n" in tip.text  # the f16 file lies on it and speaks too
+    assert "6.96 GiB" in told
+    assert "4.8800 bits per weight" in told
+    assert "mean KLD 0.018110 ± 0.000168" in told
+    assert "quantized in 8 min 21 s, imatrix 32 min 40 s" in told
+    browser.hover(browser.one("#h-pictures"))
+    browser.until("document.getElementById('tip').hidden")
+    browser.js("arguments[0].focus()", mark)
+    assert tip.text == told
+    assert mark.get_attribute("aria-label").startswith("Q4_K_M/f32 · ")
+
+
+def test_a_legend_shows_one_line_alone(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    figure = browser.one("#kld-percentiles")
+    browser.click(browser.all("#kld-percentiles .legend button")[1])
+    assert "dim" in figure.get_attribute("class")
+    on = browser.all("#kld-percentiles svg.wide .series.on")
+    assert [g.get_attribute("data-s") for g in on] == ["1"]
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen(browser: Browser, page: Path) -> None:
+    def paper() -> str:
+        return str(browser.js("getComputedStyle(document.body).backgroundColor"))
+
+    browser.open(page, theme="dark")
+    dark = paper()
+    browser.open(page, theme="light")
+    light = paper()
+    assert light != dark
+    browser.click(browser.one("#theme"))
+    assert paper() == dark
+    browser.click(browser.one("#theme"))
+    assert paper() == light
+    browser.js("localStorage.clear()")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(browser: Browser, page: Path, theme: str) -> None:
+    """Contrast by WCAG: 4.5 for text, 3 for the lines of the pictures."""
+    browser.open(page, theme=theme)
+    ratios = browser.js(
+        """(() => {
+        const parse = (c) => c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+            .map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+        const lum = (c) => { const [r, g, b] = parse(c); return .2126 * r + .7152 * g + .0722 * b; };
+        const ratio = (a, b) => { const [x, y] = [lum(a), lum(b)].sort((p, q) => q - p);
+            return (x + .05) / (y + .05); };
+        const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+            if (!/, 0\\)$/.test(c) && c !== 'transparent') return c; } return 'rgb(255, 255, 255)'; };
+        const text = [...document.querySelectorAll('h1,h2,h3,p,td,th,button,.badge,summary,dt,dd,a,figcaption')]
+            .filter((e) => e.offsetParent)
+            .map((e) => [ratio(getComputedStyle(e).color, behind(e)), e.textContent.slice(0, 30)]);
+        const lines = [...document.querySelectorAll('svg.wide .series')]
+            .map((e) => [ratio(getComputedStyle(e).color, behind(document.body)), e.className.baseVal]);
+        return [text.sort((a, b) => a[0] - b[0])[0], lines.sort((a, b) => a[0] - b[0])[0]];
+        })()"""
+    )
+    assert ratios[0][0] >= 4.5, ratios[0]
+    assert ratios[1][0] >= 3, ratios[1]
+
+
+def test_copying_gives_the_table_as_shown(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    for button, first, cell in (
+        ("founding:markdown", "| Metric ", "| 0.018110 ± 0.000112 |"),
+        ("founding:csv", "Metric,Q4_K_M/f32", ",0.018110 ± 0.000112,"),
+    ):
+        browser.js(
+            "(() => { window.copied = null; Object.defineProperty(navigator, 'clipboard', {configurable: true, "
+            "value: {writeText: async (t) => { window.copied = t; }}}); return 0; })()"
+        )
+        browser.click(browser.one(f'[data-copy="{button}"]'))
+        browser.until("window.copied !== null")
+        copied = browser.js("window.copied")
+        assert copied.startswith(first)
+        assert cell in copied
+    assert browser.all('[data-copy="founding:csv"]')[0].text == "Copied"
+
+
+def test_copying_without_a_clipboard_falls_back(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.js(
+        "(() => { Object.defineProperty(navigator, 'clipboard', {configurable: true, value: undefined}); "
+        "document.execCommand = (what) => { window.copied = [what, document.activeElement.value]; return true; }; "
+        "return 0; })()"
+    )
+    browser.click(browser.one('[data-copy="files:csv"]'))
+    browser.until("!!window.copied")
+    what, text = browser.js("window.copied")
+    assert what == "copy"
+    assert text.startswith("Name,File,Size,Bytes,")
+
+
+def test_worst_tokens_in_their_text(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert [o.text for o in browser.all("#worst-of option")] == ["Q4_K_M/f32", "Q4_K_M/f16", "Q8_0/f32"]
+    assert len(browser.all("#worst-list button")) == 50
+    first = browser.all("#worst-list button")[0]
+    assert first.text.split("\n")[1] == "␣target"
+    here = browser.one("#worst-panel .tokens .here")
+    assert here.text.strip() == "target"
+    tinted = browser.js("getComputedStyle(document.querySelector('#worst-panel .here')).backgroundColor")
+    assert "0.7" in tinted  # the worst of all has the strongest tint
+    tops = [grid.text.split("\n") for grid in browser.all("#worst-panel .top")]
+    assert tops[0][:4] == ["␣word3", "50.000 %", "␣word4", "25.000 %"]
+    assert tops[1][:4] == ["␣word4", "40.000 %", "␣word3", "20.000 %"]
+    kld = browser.one("#worst-panel h3").text
+    browser.click(browser.all("#worst-list button")[7])  # its text was not kept
+    assert browser.one("#worst-panel h3").text != kld
+    assert browser.all("#worst-panel .tokens") == []
+    browser.js(
+        "(() => { const s = document.getElementById('worst-of'); s.selectedIndex = 2; "
+        "s.dispatchEvent(new Event('change')); return 0; })()"
+    )
+    assert browser.one("#worst-panel h3").text != kld
+
+
+def test_everything_has_a_name_for_a_screen_reader(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    nodes = browser.cdp("Accessibility.getFullAXTree")["nodes"]
+    unnamed = [
+        n["role"]["value"]
+        for n in nodes
+        if not n.get("ignored")
+        and n.get("role", {}).get("value")
+        in {"button", "table", "image", "img", "combobox", "link", "region"}
+        and not n.get("name", {}).get("value")
+    ]
+    assert unnamed == []
+    assert browser.js(
+        "[...document.querySelectorAll('table')].every((t) => t.querySelector('thead th[scope=col]'))"
+    )
+    levels = browser.js("[...document.querySelectorAll('h1,h2,h3,h4')].map((h) => +h.tagName[1])")
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
