@@ -23,7 +23,20 @@ from bitloss.records import Results, read_results
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli, Done, Inputs
 
-VERBS = ("demo", "run", "audit", "convert", "imatrix", "quantize", "base", "measure", "compare", "report")
+VERBS = (
+    "demo",
+    "run",
+    "audit",
+    "convert",
+    "imatrix",
+    "quantize",
+    "base",
+    "measure",
+    "compare",
+    "report",
+    "card",
+    "pick",
+)
 COMPUTE = ("demo", "run", "imatrix", "base", "measure")
 TINY = ("--ctx", 32, "--chunks", 3)
 
@@ -276,7 +289,11 @@ def test_base_then_measure_then_compare_and_report(cli: Cli, inputs: Inputs, tmp
 
     written = (out / "report.md").read_bytes()
     (out / "report.md").unlink()
-    assert _document(cli("report", out, "--json")) == {"report": "report.md", "html": "report.html"}
+    assert _document(cli("report", out, "--json")) == {
+        "report": "report.md",
+        "html": "report.html",
+        "finished": True,
+    }
     assert (out / "report.md").read_bytes() == written
     assert _lines(cli("report", out / "results.json")) == [str(out / "report.md"), str(out / "report.html")]
 

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (`bitloss` exits with it)."""
     from bitloss.cli import verbs
 
-    for others in ("experiments", "inspecting"):  # they add their verbs to the same app
+    for others in ("experiments", "inspecting", "reports"):  # they add their verbs to the same app
         importlib.import_module(f"bitloss.cli.{others}")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

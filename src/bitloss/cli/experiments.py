@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +29,6 @@ from bitloss.cli.verbs import app, command_line
 from bitloss.errors import UsageError
 from bitloss.records import RESULTS_NAME, Results
 from bitloss.report.tables import comparisons_table, founding_table, to_rich
-from bitloss.report.write import write_report
 from bitloss.run.executor import LocalExecutor
 from bitloss.run.founding import run_experiment
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
@@ -299,19 +297,3 @@ def compare(
         print_json([row.model_dump(mode="json") for row in results.comparisons])
     else:
         output_console().print(to_rich(comparisons_table(results)))
-
-
-@app.command(epilog="Example: bitloss report runs/mistral")
-def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], json: Json = False, quiet: Quiet = False
-) -> None:
-    """Write the report again from results.json and tokens/: pages, pictures, tables; needs no model and no engine."""
-    from bitloss.records import read_results
-
-    results = read_results(run)
-    folder = run if run.is_dir() else run.parent
-    written = write_report(results, folder)
-    if json:
-        print_json({"report": written.markdown.name, "html": written.html.name})
-    elif not quiet:
-        sys.stdout.write(f"{written.markdown}\n{written.html}\n")

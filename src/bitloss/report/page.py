@@ -64,14 +64,7 @@ class Page(NamedTuple):
 
 def render_html(page: Page) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["name"] = visible
+    environment = _environment()
     results = page.results
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -87,7 +80,7 @@ def render_html(page: Page) -> str:
     }
     return environment.get_template("report.html.j2").render(
         results=results,
-        css=Markup(environment.get_template("report.css").render()),  # noqa: S704 - ours, nothing from outside
+        css=css(),
         js=Markup(script),  # noqa: S704 - likewise
         script_hash=f"sha256-{digest}",
         data=json_script(data),
@@ -101,6 +94,29 @@ def render_html(page: Page) -> str:
         verdicts=_verdicts,
         **tables,
     )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["name"] = visible
+    return environment
+
+
+def css() -> Markup:
+    """The style sheet of every page."""
+    return Markup(_environment().get_template("report.css").render())  # noqa: S704 - ours, nothing from outside
+
+
+def render_unfinished(title: str, note: str, tables: Sequence[tuple[str, Table]]) -> str:
+    """The page of a run that has not come to its end: a note and tables."""
+    template = _environment().get_template("unfinished.html.j2")
+    return template.render(title=title, note=note, tables=tables, css=css())
 
 
 def json_script(data: Any) -> Markup:

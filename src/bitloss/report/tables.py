@@ -27,7 +27,7 @@ from bitloss.display import (
     size,
     visible,
 )
-from bitloss.records import Comparison, Figure, Results, Verdict
+from bitloss.records import Comparison, Figure, Metrics, Results, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,10 +205,17 @@ def full_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKEN
 
 def metrics_table(results: Results, metrics: Sequence[str], *, uncertainty: Uncertainty) -> Table:
     """Rows of metrics, a column for each candidate and one for the noise floor where there is one."""
-    notes = Notes()
     columns = [(c.name, c.metrics) for c in results.candidates]
     if results.noise_floor:
         columns.append((_FLOOR, results.noise_floor.metrics))
+    return figures_table(columns, metrics, uncertainty=uncertainty)
+
+
+def figures_table(
+    columns: Sequence[tuple[str, Metrics]], metrics: Sequence[str], *, uncertainty: Uncertainty
+) -> Table:
+    """Rows of metrics, a column for each name."""
+    notes = Notes()
     rows = tuple(
         (TITLES.get(m, m), *(show_figure(figures.get(m), m, uncertainty, notes) for _, figures in columns))
         for m in metrics

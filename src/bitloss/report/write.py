@@ -15,9 +15,9 @@ from bitloss.report.pictures import write_pictures
 from bitloss.report.plots import all_plots
 from bitloss.report.render import write_markdown
 from bitloss.report.summary import TokenSummary, noise_file, read_table, summarize_tokens, token_files
-from bitloss.report.tables import Uncertainty
 from bitloss.report.worst import WorstOf, worst_of
 from bitloss.store import atomic_write_text
+from bitloss.store.atomic import explained
 
 
 class Report(NamedTuple):
@@ -50,28 +50,22 @@ class Gathered(NamedTuple):
     warnings: list[str]
 
 
-def write_report(
-    results: Results,
-    folder: Path,
-    *,
-    uncertainty: Uncertainty = Uncertainty.TOKENS,
-    warnings: tuple[str, ...] = (),
-) -> Report:
-    """Write ``report.md``, ``report.html``, ``plots/`` and ``tables/`` into `folder`.
+def write_report(results: Results, folder: Path, *, out: Path | None = None) -> Report:
+    """Write ``report.md``, ``report.html``, ``plots/`` and ``tables/``.
 
     A file of tokens that is missing, damaged or of another text costs the pictures made from it, not the report; the
     page says so.
 
+    Args:
+        results: of the run.
+        folder: the run's, with ``tokens/``.
+        out: where to write; `folder` when None.
+
     Raises:
         FileProblem: something cannot be written.
     """
-    return write_gathered(
-        results,
-        folder,
-        gather(results, token_files(results, folder), noise_file(folder)),
-        uncertainty=uncertainty,
-        warnings=warnings,
-    )
+    gathered = gather(results, token_files(results, folder), noise_file(folder))
+    return write_gathered(results, out or folder, gathered)
 
 
 def write_gathered(
@@ -79,7 +73,6 @@ def write_gathered(
     folder: Path,
     gathered: Gathered,
     *,
-    uncertainty: Uncertainty = Uncertainty.TOKENS,
     warnings: tuple[str, ...] = (),
 ) -> Report:
     """Write a report of what was gathered; see `write_report`."""
@@ -87,8 +80,10 @@ def write_gathered(
     plots = all_plots(Look(results, gathered.tokens, gathered.floor, series))
     page = Page(results, plots, series, gathered.worst, (*warnings, *gathered.warnings))
     html = folder / PAGE_NAME
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(html, render_html(page))
-    markdown = write_markdown(results, folder, uncertainty=uncertainty)
+    markdown = write_markdown(results, folder)
     files = write_pictures(plots, folder, model=results.model.name)
     files += write_tables(results, plots, gathered.worst, folder)
     return Report(markdown, html, files)

@@ -1,0 +1,185 @@
+"""A model card for the files of a run: Markdown with the hub's YAML front matter.
+
+The YAML holds only what is known; values are JSON strings, which YAML reads as they are. The licence is the source
+model's own (``general.license`` of a GGUF of the run); where no file tells, it is left out and the card says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitloss.display import size
+from bitloss.errors import FormatError, UsageError
+from bitloss.model.gguf import GgufFile
+from bitloss.records import Candidate, Figure, Results
+from bitloss.report.making import made_rows
+from bitloss.report.pick import files_of, pick, shape_of
+from bitloss.report.tables import (
+    HASH_DIGITS,
+    Notes,
+    Table,
+    Uncertainty,
+    markdown_text,
+    show_figure,
+    to_markdown,
+)
+
+CARD_NAME = "README.md"
+_GIB = 1 << 30
+BUDGETS = tuple(n * _GIB for n in (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192))
+CONTEXT = 8192
+
+
+def render_card(results: Results, folder: Path) -> str:
+    """Return the card; `folder` is the run's, whose files tell licence and hyperparameters while they are there."""
+    files = files_of(results, folder)
+    licence = _licence(files)
+    parts = [
+        _front_matter(results, licence),
+        f"# {markdown_text(results.model.name)}: GGUF files, measured",
+        _opening(results, licence),
+        "## Files",
+        to_markdown(_files(results)),
+        "KLD is the mean Kullback-Leibler divergence from the base in nats, its standard error clustered by chunk; "
+        "same top p is how often a file's likeliest token is the base's. Files with the same tensors differ in metadata"
+        " alone.",
+        "## Which one",
+        _recommendations(results, files),
+        "## How it was measured",
+        _how(results),
+    ]
+    if results.findings:
+        parts += ["## What was found", _findings(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(results: Results, licence: str | None) -> str:
+    lines = [
+        f"base_model: {_yaml(results.model.name)}",
+        "base_model_relation: quantized",
+        "library_name: gguf",
+    ]
+    if licence:
+        lines.append(f"license: {_yaml(licence)}")
+    lines += ["pipeline_tag: text-generation", "tags:", "  - gguf", "  - quantized"]
+    if any(c.imatrix_from for c in results.candidates):
+        lines.append("  - imatrix")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _yaml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=True)
+
+
+def _opening(results: Results, licence: str | None) -> str:
+    said = (
+        f"Made from {markdown_text(results.model.name)} ({markdown_text(results.model.architecture)}, "
+        f"{results.model.parameters} weights in {markdown_text(results.model.dtype)}) and measured against "
+        f"{markdown_text(results.base.name)} with bitloss {markdown_text(results.bitloss)}."
+    )
+    if licence:
+        return f"{said} Licence of the source model: {markdown_text(licence)}."
+    return f"{said} The licence is the source model's; it is not recorded in its files, so state it here."
+
+
+def _files(results: Results) -> Table:
+    notes = Notes()
+
+    def cell(c: Candidate, metric: str) -> str:
+        figure: Figure | None = c.metrics.get(metric)
+        return show_figure(figure, metric, Uncertainty.CLUSTERED, notes)
+
+    rows = tuple(
+        (
+            c.file,
+            c.type,
+            size(c.bytes),
+            f"{c.bits_per_weight:.4f}",
+            cell(c, "kld_mean"),
+            cell(c, "same_top"),
+            c.sha256[:HASH_DIGITS],
+            c.identical_to or "",
+        )
+        for c in results.candidates
+    )
+    titles = (
+        "File",
+        "Type",
+        "Size",
+        "Bits per weight",
+        "Mean KLD",
+        "Same top p",
+        "sha256",
+        "Same tensors as",
+    )
+    return Table(titles, rows, tuple(notes.reasons), frozenset({2, 3, 4, 5}))
+
+
+def _recommendations(results: Results, files: Sequence[Path]) -> str:
+    n_ctx, besides = CONTEXT, None
+    while besides is None and n_ctx >= 256:
+        try:
+            shape = shape_of(files, n_ctx)
+        except UsageError:  # made for a shorter context
+            n_ctx //= 2
+            continue
+        if shape is None:
+            break
+        besides = shape.besides
+    if besides is None:
+        n_ctx = CONTEXT
+    rows: list[tuple[str, ...]] = []
+    for budget in BUDGETS:
+        found = pick(results, budget=budget, n_ctx=n_ctx, besides=besides)
+        if found.best is None:
+            continue
+        others = [name for name in found.tied if name != found.best.name]
+        row = (found.best.file, size(found.best.bytes), ", ".join(others))
+        if not rows or rows[-1][1:] != row:
+            rows.append((f"from {budget // _GIB} GiB", *row))
+    if not rows:
+        return "No file fits into the memory sizes usual today."
+    counted = (
+        f"Weights, the cache for {n_ctx} tokens of context and buffers are counted; an estimate."
+        if besides is not None
+        else "Weights alone are counted, because the files were gone when this was written: leave room for the cache."
+    )
+    table = Table(("Memory", "File", "Size", "No different on this text"), tuple(rows), right=frozenset({2}))
+    return (
+        f"{to_markdown(table)}\n\n{counted} Each line is the file with the lowest mean KLD that fits, or the smallest "
+        "of those that the paired test does not tell from it."
+    )
+
+
+def _how(results: Results) -> str:
+    text = results.text
+    said = (
+        f"{text.scored_tokens} tokens of {markdown_text(text.name)} ({text.chunks} chunks of {text.n_ctx}, second half "
+        "scored), the same for every file."
+    )
+    floor = results.noise_floor.metrics.get("kld_mean") if results.noise_floor else None
+    if floor is not None and floor.value is not None:
+        shown = show_figure(floor, "kld_mean", Uncertainty.CLUSTERED, Notes())
+        said += f" The engine's own noise is a mean KLD of {shown}."
+    rows = [f"- {what}: {markdown_text(which, 2000)}" for what, which in made_rows(results)]
+    return "\n".join([said, "", *rows])
+
+
+def _findings(results: Results) -> str:
+    return "\n".join(
+        f"- {markdown_text(f.title, 300)} ({f.confidence.value}). {markdown_text(f.text, 2000)}"
+        for f in results.findings
+    )
+
+
+def _licence(files: Sequence[Path]) -> str | None:
+    for path in files:
+        try:
+            licence = GgufFile.open(path).value("general.license", None) if path.is_file() else None
+        except FormatError:
+            continue
+        if isinstance(licence, str) and licence:
+            return licence
+    return None

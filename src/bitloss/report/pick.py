@@ -1,0 +1,169 @@
+"""Which file of a run suits a memory budget.
+
+What a file takes is `bitloss.engine.memory.engine_bytes`: its weights, the cache of keys and values for the context
+asked for (F16), and the buffers of a micro-batch; an estimate. Everything but the weights is the same for all files of
+a model, so any one of them that is still there tells it. Where none is, weights alone are counted, and that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from bitloss.display import decimal, size
+from bitloss.engine.base import EngineOptions
+from bitloss.engine.memory import engine_bytes
+from bitloss.errors import FormatError, UsageError
+from bitloss.model.gguf import GgufFile
+from bitloss.records import Candidate, Results, Verdict
+from bitloss.report.tables import Table
+
+_MICRO_BATCH = 512
+_ALIKE = {Verdict.TIE, Verdict.IDENTICAL}
+
+
+class Shape(NamedTuple):
+    """What a model takes beside its weights.
+
+    Attributes:
+        besides: bytes of cache and buffers.
+        told_by: the file that told.
+    """
+
+    besides: int
+    told_by: str
+
+
+class Pick(NamedTuple):
+    """The answer.
+
+    Attributes:
+        budget: bytes there are.
+        n_ctx: context to make room for.
+        besides: bytes of cache and buffers; None where no file could tell.
+        best: the file to take; None when none fits.
+        lowest: the file with the lowest mean KLD among those that fit; another than `best` when they are tied.
+        tied: names of files that fit and are no different from `lowest`.
+        fits: every file with what it takes, whether it fits, smallest divergence first.
+    """
+
+    budget: int
+    n_ctx: int
+    besides: int | None
+    best: Candidate | None
+    lowest: Candidate | None
+    tied: tuple[str, ...]
+    fits: tuple[tuple[Candidate, int, bool], ...]
+
+    def words(self) -> str:
+        """The answer in a sentence or two."""
+        room = f"{size(self.budget)} and a context of {self.n_ctx} tokens"
+        if self.best is None or self.lowest is None:
+            least = min((taken for _, taken, _ in self.fits), default=None)
+            smallest = "" if least is None else f"; the smallest takes about {size(least)}"
+            return f"No file fits into {room}{smallest}.{self._caveat()}"
+        said = f"For {room}: {self.best.name} ({self.best.file}, {size(self.best.bytes)}), mean KLD {_kld(self.best)}."
+        others = [name for name in self.tied if name != self.best.name]
+        if others:
+            said += f" Tied with it on this text: {', '.join(others)}."
+        if self.best.name != self.lowest.name:
+            said += f" {self.lowest.name} has the lowest mean KLD, {_kld(self.lowest)}, but is no better beyond chance."
+        return said + self._caveat()
+
+    def _caveat(self) -> str:
+        if self.besides is not None:
+            return ""
+        return (
+            " Only weights are counted: no GGUF file of this run is here to tell the size of its cache. Leave room for it,"
+            " or give a file with --model."
+        )
+
+    def table(self) -> Table:
+        """Every file with what it takes."""
+        rows = tuple(
+            (c.name, c.file, size(c.bytes), size(taken), _kld(c), "yes" if fits else "no")
+            for c, taken, fits in self.fits
+        )
+        return Table(
+            ("Name", "File", "Size", "Takes about", "Mean KLD", "Fits"), rows, right=frozenset({2, 3, 4})
+        )
+
+
+def _kld(c: Candidate) -> str:
+    figure = c.metrics.get("kld_mean")
+    return "n/a" if figure is None or figure.value is None else decimal(figure.value, figure.se_clustered)
+
+
+def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
+    """What a model takes beside its weights, told by the first of `files` that can be read; None when none can.
+
+    Raises:
+        UsageError: the context is longer than the model was made for.
+    """
+    for path in files:
+        if not path.is_file():
+            continue
+        try:
+            file = GgufFile.open(path)
+        except FormatError:
+            continue
+        longest = file.value(f"{file.architecture}.context_length", None)
+        if isinstance(longest, int) and n_ctx > longest:
+            raise UsageError(
+                "context longer than the model was made for",
+                where="--ctx",
+                expected=f"at most {longest}",
+                found=n_ctx,
+            )
+        # batch and micro-batch no longer than the context: one sequence, as a person runs it
+        batch = max(2, min(_MICRO_BATCH, n_ctx))
+        options = EngineOptions(batch=batch, ubatch=batch)
+        return Shape(engine_bytes(file, options, n_ctx=n_ctx) - file.size, path.name)
+    return None
+
+
+def files_of(results: Results, folder: Path) -> list[Path]:
+    """Where files of the model may lie in a run's folder."""
+    names = [("candidates", c.file) for c in results.candidates]
+    names += [("sources", s.file) for s in results.sources] + [("sources", results.base.file)]
+    return [folder / sub / name for sub, name in names]
+
+
+def pick(results: Results, *, budget: int, n_ctx: int, besides: int | None) -> Pick:
+    """Choose the file with the lowest mean KLD that fits; among those no different from it, the smallest.
+
+    Args:
+        results: of a run.
+        budget: bytes there are.
+        n_ctx: context to make room for.
+        besides: bytes of cache and buffers; None when not known.
+    """
+    known = [c for c in results.candidates if _value(c) is not None]
+    known.sort(key=lambda c: (_value(c) or 0.0, c.bytes))
+    fits = tuple((c, c.bytes + (besides or 0), c.bytes + (besides or 0) <= budget) for c in known)
+    inside = [c for c, _, ok in fits if ok]
+    if not inside:
+        return Pick(budget, n_ctx, besides, None, None, (), fits)
+    lowest = inside[0]
+    alike = _alike(results, lowest.name)
+    tied = [c for c in inside if c.name == lowest.name or c.name in alike]
+    order = [c.name for c in results.candidates]
+    best = min(tied, key=lambda c: (c.bytes, order.index(c.name)))
+    return Pick(budget, n_ctx, besides, best, lowest, tuple(c.name for c in tied), fits)
+
+
+def _value(c: Candidate) -> float | None:
+    figure = c.metrics.get("kld_mean")
+    return None if figure is None else figure.value
+
+
+def _alike(results: Results, name: str) -> set[str]:
+    """Files whose mean KLD the comparisons do not tell apart from this one's."""
+    found = {c.name for c in results.candidates if c.identical_to == name}
+    mine = results.candidate(name).identical_to
+    found |= {mine} if mine else set()
+    for row in results.comparisons:
+        if row.metric == "kld_mean" and row.verdict in _ALIKE and name in (row.a, row.b):
+            found.add(row.b if row.a == name else row.a)
+    return found

@@ -1,0 +1,97 @@
+"""A run that has not come to its end: the steps done, and figures of the candidates measured so far, marked as such."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitloss.display import duration, size, visible
+from bitloss.divergence.measure import read_tokens
+from bitloss.divergence.statistics import summarize
+from bitloss.errors import FileProblem, FormatError
+from bitloss.records import RESULTS_NAME, Metrics
+from bitloss.report.page import PAGE_NAME, render_unfinished
+from bitloss.report.render import REPORT_NAME
+from bitloss.report.tables import FOUNDING, Table, Uncertainty, figures_table, markdown_text, to_markdown
+from bitloss.store import StepRecord, atomic_write_text
+from bitloss.store.atomic import explained
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder is a run without results yet."""
+    return (folder / "run.json").is_file() and not (folder / RESULTS_NAME).exists()
+
+
+def write_unfinished(folder: Path, out: Path | None = None) -> tuple[Path, Path]:
+    """Write ``report.md`` and ``report.html`` of what there is, into `out` or the run's folder.
+
+    Raises:
+        FileProblem: one cannot be written.
+    """
+    steps, figures, left_out = _steps(folder), _figures(folder), []
+    measured: list[tuple[str, Metrics]] = []
+    for name, metrics in figures.items():
+        if metrics is None:
+            left_out.append(name)
+        else:
+            measured.append((name, metrics))
+    table = figures_table(measured, FOUNDING, uncertainty=Uncertainty.CLUSTERED)
+    note = (
+        f"This run has not finished. {_many(len(steps.rows), 'step')} done, {_many(len(measured), 'file')} measured; "
+        "no comparisons are made and nothing is concluded before its end."
+    )
+    if left_out:
+        note += f" Could not be read: {', '.join(left_out[:5])}."
+    where = out or folder
+    with explained(where):
+        where.mkdir(parents=True, exist_ok=True)
+    markdown, page = where / REPORT_NAME, where / PAGE_NAME
+    title = f"{visible(folder.resolve().name)}: not finished"
+    parts = [
+        f"# {markdown_text(title)}",
+        f"**{markdown_text(note, 600)}**",
+        "## Measured so far",
+        to_markdown(table),
+        "## Steps done",
+        to_markdown(steps),
+    ]
+    atomic_write_text(markdown, "\n\n".join(parts) + "\n")
+    atomic_write_text(
+        page, render_unfinished(title, note, [("Measured so far", table), ("Steps done", steps)])
+    )
+    return markdown, page
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _steps(folder: Path) -> Table:
+    found = []
+    for path in (folder / "steps").glob("*.json"):
+        try:
+            found.append(StepRecord.model_validate_json(path.read_bytes()))
+        except (OSError, ValueError):  # a step that is just being written, or is damaged: it is not done
+            continue
+    found.sort(key=lambda step: step.started)
+    rows = tuple(
+        (
+            step.kind,
+            ", ".join(Path(output.path).name for output in step.outputs[:3]),
+            duration(step.seconds),
+            size(sum(output.bytes for output in step.outputs)),
+        )
+        for step in found
+    )
+    return Table(("Step", "Made", "Time", "Disk"), rows, right=frozenset({2, 3}))
+
+
+def _figures(folder: Path) -> dict[str, Metrics | None]:
+    """Figures of each file of tokens, by its name; None where it cannot be read."""
+    found: dict[str, Metrics | None] = {}
+    for path in sorted((folder / "tokens").glob("*.parquet")):
+        try:
+            table, _ = read_tokens(path)
+            found[path.stem] = dict(summarize(table.metrics, table.chunk))
+        except (FormatError, FileProblem):
+            found[path.stem] = None
+    return found

@@ -1,0 +1,82 @@
+"""A card that the hub can read, with the tables' numbers and nothing that is not known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitloss.explain.findings import findings
+from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.records import Results
+from bitloss.report.card import render_card
+
+yaml = pytest.importorskip("yaml", reason="PyYAML reads the front matter as the hub does")
+
+
+def front(card: str) -> Any:
+    start, matter, _ = card.split("---\n", 2)
+    assert start == ""
+    return yaml.safe_load(matter)
+
+
+def test_front_matter_as_the_hub_reads_it(sample_results: Results, tmp_path: Path) -> None:
+    assert front(render_card(sample_results, tmp_path)) == {
+        "base_model": "Mistral-Nemo-Instruct-2407",
+        "base_model_relation": "quantized",
+        "library_name": "gguf",
+        "pipeline_tag": "text-generation",
+        "tags": ["gguf", "quantized", "imatrix"],
+    }
+
+
+@pytest.mark.parametrize("name", ["yes", "a: b # c", '"\n---\nevil: 1', "null", "\u202e<b>", "- x"])
+def test_no_name_breaks_the_front_matter(sample_document: dict[str, Any], tmp_path: Path, name: str) -> None:
+    sample_document["model"]["name"] = name
+    card = render_card(Results.model_validate(sample_document), tmp_path)
+    assert front(card)["base_model"] == name
+    assert "evil" not in front(card)
+    assert "<b>" not in card.split("---\n", 2)[2]
+
+
+def test_numbers_are_the_tables(sample_results: Results, tmp_path: Path) -> None:
+    explained = sample_results.model_copy(update={"findings": findings(sample_results)})
+    card = render_card(explained, tmp_path)
+    row = next(
+        line for line in card.splitlines() if line.startswith("| Mistral-Nemo-Instruct-2407-f32-Q4_K_M.gguf")
+    )
+    for cell in ("Q4_K_M", "6.96 GiB", "4.8800", "0.018110 ± 0.000168", "93.893 ± 0.093 %"):
+        assert f" {cell} " in row
+    assert "163710 tokens of wiki.test.raw (642 chunks of 512" in card
+    assert "The engine's own noise is a mean KLD of 2.500e-08 ± 1.9e-09." in card
+    assert "Q4_K_M/f32 and Q4_K_M/f16: a tie" in card
+    assert explained.text.sha256 is not None
+    assert explained.text.sha256 in card
+
+
+def test_which_one_for_which_memory(sample_results: Results, tmp_path: Path) -> None:
+    card = render_card(sample_results, tmp_path)
+    part = card.split("## Which one\n")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in part.splitlines()
+        if line.startswith("| from")
+    ]
+    assert rows == [
+        ["from 8 GiB", "Mistral-Nemo-Instruct-2407-f16-Q4_K_M.gguf", "6.96 GiB", "Q4_K_M/f32"],
+        ["from 16 GiB", "Mistral-Nemo-Instruct-2407-f16-Q8_0.gguf", "12.13 GiB", "Q8_0/f32"],
+    ]
+    assert "Weights alone are counted, because the files were gone" in part
+
+
+def test_a_files_licence_and_shape_are_used(sample_results: Results, tmp_path: Path) -> None:
+    (tmp_path / "candidates").mkdir()
+    shape = RandomShape(
+        n_vocab=320, n_embd=256, n_layer=1, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_ctx_train=2048
+    )
+    random_gguf(tmp_path / "candidates" / sample_results.candidates[0].file, shape, seed=7, dtype="f32")
+    card = render_card(sample_results, tmp_path)
+    assert "the cache for 2048 tokens of context" in card
+    assert "it is not recorded in its files, so state it here" in card
+    assert "license" not in front(card)

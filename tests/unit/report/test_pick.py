@@ -1,0 +1,94 @@
+"""The file for a budget: weights, cache and buffers counted, ties named, nothing guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitloss.engine.base import EngineOptions
+from bitloss.engine.memory import engine_bytes
+from bitloss.errors import UsageError
+from bitloss.model.gguf import GgufFile
+from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.records import Results
+from bitloss.report.pick import files_of, pick, shape_of
+
+GIB = 1 << 30
+
+
+def test_the_lowest_divergence_that_fits_and_the_smallest_of_those_tied(sample_results: Results) -> None:
+    found = pick(sample_results, budget=24 * GIB, n_ctx=8192, besides=GIB)
+    assert found.best is not None
+    assert found.lowest is not None
+    assert found.best.name == "Q8_0/f16"  # 32 bytes smaller than its twin
+    assert set(found.tied) == {"Q8_0/f16", "Q8_0/f32"}
+    smaller = pick(sample_results, budget=8 * GIB, n_ctx=8192, besides=GIB)
+    assert smaller.best is not None
+    assert smaller.best.name == "Q4_K_M/f16"
+    assert smaller.lowest is not None
+    assert smaller.lowest.name == "Q4_K_M/f32"
+    words = smaller.words()
+    assert (
+        "Q4_K_M/f16 (Mistral-Nemo-Instruct-2407-f16-Q4_K_M.gguf, 6.96 GiB), mean KLD 0.018119 ± 0.000171"
+        in words
+    )
+    assert "Tied with it on this text: Q4_K_M/f32." in words
+    assert "Q4_K_M/f32 has the lowest mean KLD, 0.018110 ± 0.000168, but is no better beyond chance." in words
+
+
+def test_the_budget_is_met_to_the_byte(sample_results: Results) -> None:
+    needed = 7_477_208_160 + 1000
+    assert pick(sample_results, budget=needed - 1, n_ctx=512, besides=1000).best is None
+    assert pick(sample_results, budget=needed, n_ctx=512, besides=1000).best is not None
+    nothing = pick(sample_results, budget=needed - 1, n_ctx=512, besides=1000)
+    assert nothing.words().startswith(
+        "No file fits into 6.96 GiB and a context of 512 tokens; the smallest takes"
+    )
+
+
+def test_a_difference_is_not_a_tie(sample_document: dict[str, Any]) -> None:
+    sample_document["comparisons"][0] |= {"verdict": "better", "p_holm": 0.001}
+    found = pick(Results.model_validate(sample_document), budget=8 * GIB, n_ctx=512, besides=0)
+    assert found.best is not None
+    assert found.best.name == "Q4_K_M/f32"
+    assert found.tied == ("Q4_K_M/f32",)
+
+
+def test_what_is_not_known_is_said(sample_results: Results, tmp_path: Path) -> None:
+    assert shape_of(files_of(sample_results, tmp_path), 512) is None
+    found = pick(sample_results, budget=8 * GIB, n_ctx=512, besides=None)
+    assert "Only weights are counted: no GGUF file of this run is here" in found.words()
+    (tmp_path / "candidates").mkdir()
+    (tmp_path / "candidates" / sample_results.candidates[0].file).write_bytes(b"GGUF broken")
+    assert shape_of(files_of(sample_results, tmp_path), 512) is None
+
+
+def test_cache_and_buffers_are_told_by_a_file_of_the_run(sample_results: Results, tmp_path: Path) -> None:
+    (tmp_path / "candidates").mkdir()
+    shape = RandomShape(
+        n_vocab=320, n_embd=256, n_layer=3, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_ctx_train=4096
+    )
+    path = random_gguf(
+        tmp_path / "candidates" / sample_results.candidates[1].file, shape, seed=7, dtype="f32"
+    )
+    told = shape_of(files_of(sample_results, tmp_path), 2048)
+    assert told is not None
+    assert told.told_by == path.name
+    file = GgufFile.open(path)
+    options = EngineOptions(batch=512, ubatch=512)
+    assert told.besides == engine_bytes(file, options, n_ctx=2048) - file.size
+    longer = shape_of([path], 4096)
+    assert longer is not None
+    # per token: keys and values of every layer in F16, and a column of the attention scores of a micro-batch
+    assert longer.besides - told.besides == 2048 * (3 * 2 * (64 + 64) * 2 + 4 * 512 * 4)
+    with pytest.raises(UsageError, match="at most 4096"):
+        shape_of([path], 4097)
+
+
+def test_no_files_at_all(sample_document: dict[str, Any]) -> None:
+    sample_document |= {"candidates": (), "comparisons": ()}
+    found = pick(Results.model_validate(sample_document), budget=GIB, n_ctx=512, besides=0)
+    assert found.best is None
+    assert found.words() == "No file fits into 1.00 GiB and a context of 512 tokens."
