@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitloss.display import size
-from bitloss.errors import FormatError, UsageError
+from bitloss.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Figure, Results
 from bitloss.report.making import made_rows
@@ -178,7 +178,7 @@ def _licence(files: Sequence[Path]) -> str | None:
     for path in files:
         try:
             licence = GgufFile.open(path).value("general.license", None) if path.is_file() else None
-        except FormatError:
+        except (FormatError, UnsupportedError, FileProblem):
             continue
         if isinstance(licence, str) and licence:
             return licence

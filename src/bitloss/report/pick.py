@@ -14,7 +14,7 @@ from typing import NamedTuple
 from bitloss.display import decimal, size
 from bitloss.engine.base import EngineOptions
 from bitloss.engine.memory import engine_bytes
-from bitloss.errors import FormatError, UsageError
+from bitloss.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Results, Verdict
 from bitloss.report.tables import Table
@@ -75,8 +75,8 @@ class Pick(NamedTuple):
         if self.besides is not None:
             return ""
         return (
-            " Only weights are counted: no GGUF file of this run is here to tell the size of its cache. Leave room for it,"
-            " or give a file with --model."
+            " Only weights are counted: no GGUF file of this run is here to tell the size of its cache. Leave room for"
+            " it, or give a file with --model."
         )
 
     def table(self) -> Table:
@@ -106,7 +106,7 @@ def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
             continue
         try:
             file = GgufFile.open(path)
-        except FormatError:
+        except (FormatError, UnsupportedError, FileProblem):
             continue
         longest = file.value(f"{file.architecture}.context_length", None)
         if isinstance(longest, int) and n_ctx > longest:

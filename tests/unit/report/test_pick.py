@@ -49,7 +49,8 @@ def test_the_budget_is_met_to_the_byte(sample_results: Results) -> None:
 
 
 def test_a_difference_is_not_a_tie(sample_document: dict[str, Any]) -> None:
-    sample_document["comparisons"][0] |= {"verdict": "better", "p_holm": 0.001}
+    first, *rest = sample_document["comparisons"]
+    sample_document["comparisons"] = (first | {"verdict": "better", "p_holm": 0.001}, *rest)
     found = pick(Results.model_validate(sample_document), budget=8 * GIB, n_ctx=512, besides=0)
     assert found.best is not None
     assert found.best.name == "Q4_K_M/f32"
