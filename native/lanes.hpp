@@ -182,12 +182,15 @@ BITLOSS_INLINE Ints all(std::int32_t x) {
 template <class V>
 BITLOSS_INLINE V load(const void* from) {
     V v;
-    __builtin_memcpy(static_cast<void*>(&v), from, sizeof v);
+    // part by part: a copy of the whole goes through memory in halves, and every load of it waits for both
+    const char* bytes = reinterpret_cast<const char*>(from);
+    for (int p = 0; p < parts; ++p) __builtin_memcpy(&v.part[p], bytes + p * BITLOSS_VECTOR_BYTES, BITLOSS_VECTOR_BYTES);
     return v;
 }
 template <class Of>
 BITLOSS_INLINE void store(void* to, const Lanes<Of>& v) {
-    __builtin_memcpy(to, v.part, sizeof v);
+    char* bytes = reinterpret_cast<char*>(to);
+    for (int p = 0; p < parts; ++p) __builtin_memcpy(bytes + p * BITLOSS_VECTOR_BYTES, &v.part[p], BITLOSS_VECTOR_BYTES);
 }
 
 #define BITLOSS_BINARY(op)                                                         \
