@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,64 @@ def audit(
     if histogram:
         lines += ["", *audit_text.histogram(found.total)]
     sys.stdout.write("".join(f"{_plain(line)}\n" for line in lines))
+
+
+@app.command(epilog="Example: bitloss diff m-f32-Q4_K_M.gguf m-f16-Q4_K_M.gguf --reference m-f32.gguf")
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A.gguf", help="GGUF file (the first part of a split one).")],
+    b: Annotated[Path, typer.Argument(metavar="B.gguf", help="Another one.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="GGUF both were made from: tells the difference beside their errors."
+        ),
+    ] = None,
+    identical: Annotated[bool, typer.Option("--all", help="List identical tensors too.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="The conclusion and the causes only.")] = False,
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say in which bytes and weights two GGUF files differ, and why their sizes and hashes do."""
+    from bitloss.explain import diff as room
+    from bitloss.explain import diff_text as words
+
+    with Screen(quiet=quiet) as screen:
+        found = room.diff(a, b, reference=reference, threads=threads, progress=screen.stage)
+    if json:
+        print_json(found.model_dump(mode="json"))
+        return
+    lines = [found.text, "", f"A: {found.a.name}", f"B: {found.b.name}"]
+    lines += [f"reference: {found.reference}"] if found.reference else []
+    lines += ["", "Why the bytes differ:", *(f"- {cause}" for cause in found.causes)] if found.causes else []
+    sys.stdout.write("".join(f"{_plain(line)}\n" for line in lines))
+    if summary:
+        return
+    heads = words.TENSOR_HEAD if found.reference is None else (*words.TENSOR_HEAD, words.REFERENCE_HEAD)
+    _table("Where the bytes are", words.SHARE_HEAD, words.share_rows(found), right=(2, 3, 4))
+    _table("Metadata that differs", words.METADATA_HEAD, words.metadata_rows(found))
+    rows = words.tensor_rows(found, identical=identical)
+    _table(
+        "Tensors" if identical else "Tensors that are not identical",
+        heads,
+        rows,
+        right=tuple(range(3, len(heads))),
+    )
+
+
+def _table(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> None:
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_plain(cell)) for cell in row))
+    console = output_console()
+    console.print(Text(f"\n{title}"))
+    console.print(table)
 
 
 def _plain(text: str) -> str:
