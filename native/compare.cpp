@@ -127,50 +127,28 @@ std::size_t differing_blocks(Bytes a, Bytes b, std::size_t block, Marks marks, s
     return total;
 }
 
-const FieldFormat* format_of(int kind) {
-    const bitloss::FieldFormats all = bitloss::field_formats();
-    for (std::size_t i = 0; i < all.size; ++i)
-        if (all.formats[i].kind == kind) return &all.formats[i];
+const FieldFormat* format_of(int kind, const CompareKernels& kernels) {
+    for (std::size_t i = 0; i < kernels.n_formats; ++i)
+        if (kernels.formats[i].kind == kind) return &kernels.formats[i];
     return nullptr;
 }
 
 std::vector<int> field_kinds() {
     std::vector<int> kinds;
-    const bitloss::FieldFormats all = bitloss::field_formats();
-    for (std::size_t i = 0; i < all.size; ++i) kinds.push_back(all.formats[i].kind);
+    const CompareKernels kernels = bitloss::compare_portable();
+    for (std::size_t i = 0; i < kernels.n_formats; ++i) kinds.push_back(kernels.formats[i].kind);
     return kinds;
 }
 
-std::size_t not_zero(const std::uint8_t* codes, std::size_t n) {
-    std::size_t count = 0;
-    for (std::size_t i = 0; i < n; ++i) count += codes[i] != 0;
-    return count;
-}
-
 // Returns how many quants and how many scales differ.
-std::pair<std::size_t, std::size_t> differing_fields(int kind, Bytes a, Bytes b, std::size_t threads) {
-    const FieldFormat* found = format_of(kind);
-    if (found == nullptr) throw std::invalid_argument("no quants and scales of type " + std::to_string(kind));
-    const FieldFormat& format = *found;
-    const std::size_t n = a.shape(0) / format.bytes;
-    if (a.shape(0) % format.bytes != 0 || b.shape(0) != a.shape(0))
+std::pair<std::uint64_t, std::uint64_t> differing_fields(int kind, Bytes a, Bytes b, const std::string& isa) {
+    const FieldFormat* format = format_of(kind, pick(isa).compare);
+    if (format == nullptr) throw std::invalid_argument("no quants and scales of type " + std::to_string(kind));
+    if (a.shape(0) % format->bytes != 0 || b.shape(0) != a.shape(0))
         throw std::invalid_argument("differing_fields: whole blocks, as many of each");
-    const std::size_t share = std::max<std::size_t>(1, most_bytes / format.bytes);
-    std::atomic<std::size_t> quants{0}, scales{0};
     const nb::gil_scoped_release unlocked;
-    share_out((n + share - 1) / share, threads, [&](std::size_t piece) {
-        std::uint8_t x[256], q[256] = {}, s[64] = {};  // no block has more
-        std::size_t some_quants = 0, some_scales = 0;
-        for (std::size_t at = piece * share; at < std::min(n, (piece + 1) * share); ++at) {
-            const std::uint8_t *l = a.data() + at * format.bytes, *r = b.data() + at * format.bytes;
-            for (std::size_t i = 0; i < format.bytes; ++i) x[i] = l[i] ^ r[i];
-            format.codes(x, q, s);
-            some_quants += not_zero(q, format.quants);
-            some_scales += not_zero(s, format.scales);
-        }
-        quants += some_quants;
-        scales += some_scales;
-    });
+    std::uint64_t quants = 0, scales = 0;
+    format->count(a.data(), b.data(), a.shape(0) / format->bytes, quants, scales);
     return {quants, scales};
 }
 
@@ -213,11 +191,12 @@ class Stored {
 
     // n values from `first` on, in `buffer` or where they are.
     const float* decoded(std::size_t first, std::size_t n, float* buffer) const {
-        if (codec_ != nullptr) {
+        if (codec_ != nullptr)
             codec_->decode({at(first), buffer}, 0, n / codec_->block);
-            return buffer;
-        }
-        std::memcpy(buffer, at(first), 4 * n);  // a file need not align them
+        else if (reinterpret_cast<std::uintptr_t>(data_) % alignof(float) == 0)
+            return reinterpret_cast<const float*>(at(first));
+        else
+            std::memcpy(buffer, at(first), 4 * n);  // a file need not align them
         return buffer;
     }
 
@@ -228,24 +207,19 @@ class Stored {
 };
 
 struct Compared {
-    std::size_t blocks = 0, quants = 0, scales = 0;
+    std::uint64_t blocks = 0, quants = 0, scales = 0;
     Distance distance;
 };
 
 // Blocks of one type: how many differ, and in what.
 void compare_blocks(const std::uint8_t* a, const std::uint8_t* b, std::size_t n, std::size_t bytes,
-                    const FieldFormat* format, Compared& into) {
-    std::uint8_t marks[few_values];
-    into.blocks += mark(a, b, n, bytes, marks);
-    if (format == nullptr) return;
-    std::uint8_t x[256], q[256] = {}, s[64] = {};
-    for (std::size_t i = 0; i < n; ++i) {
-        if (!marks[i]) continue;
-        for (std::size_t j = 0; j < bytes; ++j) x[j] = a[i * bytes + j] ^ b[i * bytes + j];
-        format->codes(x, q, s);
-        into.quants += not_zero(q, format->quants);
-        into.scales += not_zero(s, format->scales);
+                    const CompareKernels& kernels, const FieldFormat* format, Compared& into) {
+    if (bytes <= 4) {
+        into.blocks += kernels.words(a, b, n, bytes);
+        return;
     }
+    for (std::size_t i = 0; i < n; ++i) into.blocks += std::memcmp(a + i * bytes, b + i * bytes, bytes) != 0;
+    if (format != nullptr) format->count(a, b, n, into.quants, into.scales);
 }
 
 // Compares as many values of each; of one type those in equal pieces are passed over. Returns (differing blocks, quants
@@ -256,7 +230,7 @@ nb::tuple compare_tensors(int kind_a, Bytes a, int kind_b, Bytes b, std::size_t 
     const std::size_t n = left.values();
     if (right.values() != n) throw std::invalid_argument("compare_tensors: as many values of each");
     const bool one_type = kind_a == kind_b;
-    const FieldFormat* format = one_type ? format_of(kind_a) : nullptr;
+    const FieldFormat* format = one_type ? format_of(kind_a, kernels.compare) : nullptr;
     Compared all;
     {
         const nb::gil_scoped_release unlocked;
@@ -270,7 +244,7 @@ nb::tuple compare_tensors(int kind_a, Bytes a, int kind_b, Bytes b, std::size_t 
                 if (one_type) {
                     const std::size_t blocks = count / left.block();
                     if (std::memcmp(left.at(at), right.at(at), blocks * left.bytes()) == 0) continue;
-                    compare_blocks(left.at(at), right.at(at), blocks, left.bytes(), format, own);
+                    compare_blocks(left.at(at), right.at(at), blocks, left.bytes(), kernels.compare, format, own);
                 }
                 kernels.compare.distance(left.decoded(at, count, x), right.decoded(at, count, y), count, own.distance);
             }
@@ -310,7 +284,7 @@ void register_compare(nb::module_& m) {
     m.def("differing_blocks", &differing_blocks, nb::arg("a"), nb::arg("b"), nb::arg("block"),
           nb::arg("marks").noconvert(), nb::arg("threads"));
     m.def("field_kinds", &field_kinds);
-    m.def("differing_fields", &differing_fields, nb::arg("kind"), nb::arg("a"), nb::arg("b"), nb::arg("threads"));
+    m.def("differing_fields", &differing_fields, nb::arg("kind"), nb::arg("a"), nb::arg("b"), nb::arg("isa"));
     m.def("compare_tensors", &compare_tensors, nb::arg("kind_a"), nb::arg("a"), nb::arg("kind_b"), nb::arg("b"),
           nb::arg("threads"), nb::arg("isa"));
     m.def("value_distance", &value_distance, nb::arg("a"), nb::arg("b"), nb::arg("threads"), nb::arg("isa"));

@@ -117,7 +117,7 @@ def field_kinds() -> list[int]:
     """Types (``enum ggml_type``) whose quants and scales `differing_fields` tells apart."""
 
 def differing_fields(
-    kind: int, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], threads: int
+    kind: int, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], isa: str
 ) -> tuple[int, int]:
     """Count the quants and the scales that differ in whole blocks; ``bitloss.explain.fields`` calls it."""
 

@@ -109,13 +109,16 @@ def told_apart(kind: Kind) -> bool:
     return kind in SCALES or int(kind) in _native.field_kinds()
 
 
-def compare_fields(kind: Kind, a: Bytes, b: Bytes, *, threads: int = 1) -> Fields:
-    """Count the quants and scales that differ in blocks [n, block bytes] of a type that is `told_apart`."""
+def compare_fields(kind: Kind, a: Bytes, b: Bytes, *, threads: int = 1, isa: str = "auto") -> Fields:
+    """Count the quants and scales that differ in blocks [n, block bytes] of a type that is `told_apart`.
+
+    ``threads`` are for types that libggml decodes, ``isa`` is for the others.
+    """
     weights, size = (int(n) for n in GGML_QUANT_SIZES[kind])
     n = a.size // size
     if int(kind) in _native.field_kinds():
         quants, scales = _native.differing_fields(
-            int(kind), np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), threads
+            int(kind), np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), isa
         )
         return Fields(n * weights, n * (len(SCALES[kind]) if kind in SCALES else 1), quants, scales)
     a, b = a.reshape(n, size), b.reshape(n, size)
