@@ -37,7 +37,7 @@ void count_odd(float x, Odd& odd) {
 BITLOSS_INLINE float largest_of(const Floats& x) { return largest(x); }
 
 // Pairs of which one is not finite, or whose difference a float32 cannot hold: one by one, they are few.
-void few(const float* a, const float* b, Distance& into) {
+[[gnu::noinline]] void few(const float* a, const float* b, Distance& into) {
     for (int i = 0; i < lanes; ++i) {
         const double by = static_cast<double>(a[i]) - static_cast<double>(b[i]);
         if (by - by != 0.0) {

@@ -14,6 +14,8 @@ from rich.text import Text
 from bitloss.cli.options import Json, Quiet, listed
 from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app
+from bitloss.errors import FileProblem, UsageError
+from bitloss.records import Audit
 
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.")]
 
@@ -27,6 +29,9 @@ def audit(
     histogram: Annotated[
         bool, typer.Option("--histogram", help="Show also how the values spread over binary exponents.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write that spread as a picture, FILE.svg or FILE.png.")
+    ] = None,
     summary: Annotated[bool, typer.Option("--summary", help="The model only, no table of tensors.")] = False,
     threads: Threads = 0,
     json: Json = False,
@@ -36,10 +41,14 @@ def audit(
     from bitloss.explain import audit as room
     from bitloss.explain import audit_text
 
+    if plot is not None:
+        _check_picture(plot)
     with Screen(quiet=quiet) as screen:
         found = room.audit(
             model, formats=listed(formats, "--formats"), threads=threads, progress=screen.stage
         )
+    if plot is not None:
+        _draw_exponents(found, plot)
     if json:
         print_json(found.model_dump(mode="json"))
         return
@@ -52,6 +61,34 @@ def audit(
     if histogram:
         lines += ["", *audit_text.histogram(found.total)]
     sys.stdout.write("".join(f"{_plain(line)}\n" for line in lines))
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse before hours of counting what could not be written after them."""
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(
+            "a picture of that kind cannot be drawn",
+            where="--plot",
+            expected="FILE.svg or FILE.png",
+            found=path.name,
+        )
+    if not path.parent.is_dir() or path.is_dir():
+        raise FileProblem(
+            "no place to write the picture to", where=path, expected="a file in a folder that is there"
+        )
+
+
+def _draw_exponents(found: Audit, path: Path) -> None:
+    from bitloss.report.exponents import exponents_of
+    from bitloss.report.pictures import png
+    from bitloss.report.svg import WIDE, standalone
+    from bitloss.store import atomic_write_bytes
+
+    picture = exponents_of(found)
+    if picture is None:
+        raise FileProblem("no matrix has a weight to draw", where=found.model)
+    svg = standalone(picture.draw(WIDE), f"{found.model}: how large the weights are", picture.legend)
+    atomic_write_bytes(path, png(svg) if path.suffix == ".png" else svg.encode())
 
 
 @app.command(epilog="Example: bitloss diff m-f32-Q4_K_M.gguf m-f16-Q4_K_M.gguf --reference m-f32.gguf")

@@ -168,12 +168,12 @@ def _different(total: Total) -> str:
     if total.quants:
         told.append(
             f"{share_of(total.differing_quants, total.quants, 'quant')} and "
-            f"{share_of(total.differing_scales, total.scales, 'scale')} are others"
+            f"{share_of(total.differing_scales, total.scales, 'scale')} changed"
         )
     values = total.values
     if values is not None:
         if total.retyped or not total.quants:
-            told.append(f"{share_of(values.differing, values.values, 'value')} are others")
+            told.append(f"{share_of(values.differing, values.values, 'value')} changed")
         if values.rms is not None:
             told.append(f"RMS difference {values.rms:.3g}, largest {values.largest:.3g}")
     if total.opaque:
