@@ -1,6 +1,7 @@
 """What bitloss writes down and reads again: the results of a run."""
 
 from bitloss.records.audit import Audit
+from bitloss.records.diff import Diff
 from bitloss.records.files import RESULTS_NAME, json_schema, read_results, write_results
 from bitloss.records.parts import Confidence, Figure, Metrics, Outcome, Record, Verdict
 from bitloss.records.results import (
@@ -32,6 +33,7 @@ __all__ = [
     "Comparison",
     "Confidence",
     "Cost",
+    "Diff",
     "Documents",
     "Figure",
     "Finding",
