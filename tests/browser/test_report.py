@@ -107,7 +107,7 @@ def test_a_metric_sorts_the_files(browser: Browser, page: Path) -> None:
 
 def test_a_column_sorts_the_rows_by_what_its_words_mean(browser: Browser, page: Path) -> None:
     browser.open(page)
-    time = next(b for b in browser.all("#files table thead button") if b.text.startswith("Time"))
+    time = next(b for b in browser.all("#costs table thead button") if b.text.startswith("Time"))
     table = time.find_element("xpath", "ancestor::table")
     index = [h.text for h in table.find_elements("css selector", "thead th")].index(["Time", "↕"][0])
     browser.click(time)

@@ -80,5 +80,6 @@ def distinct(look: Look) -> list[int]:
 
 def twins(look: Look) -> str:
     """Say, for a caption, which candidates a picture leaves out as equal to another."""
-    names = [f"{c.name} is {c.identical_to}" for c in look.results.candidates if c.identical_to]
-    return f" Not drawn twice: {'; '.join(names[:6])}." if names else ""
+    names = [f"{c.name} (as {c.identical_to})" for c in look.results.candidates if c.identical_to]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f" Not drawn again, the weights being the same: {', '.join(names[:6])}{more}." if names else ""

@@ -11,6 +11,7 @@ import base64
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from markupsafe import Markup
 from bitloss.display import visible
 from bitloss.records import Comparison, Finding, Metrics, Results, Verdict
 from bitloss.report.looks import Plot
-from bitloss.report.making import made_rows
+from bitloss.report.making import made_rows, opening, reservations
 from bitloss.report.svg import Series, shape
 from bitloss.report.tables import (
     FOUNDING,
@@ -33,6 +34,7 @@ from bitloss.report.tables import (
     files_table,
     founding_table,
     full_table,
+    texts_table,
     to_markdown,
 )
 from bitloss.report.worst import WorstOf
@@ -73,6 +75,8 @@ def render_html(page: Page) -> str:
         "files": files_table(results),
         "everything": full_table(results),
     }
+    if results.texts:
+        tables["texts"] = texts_table(results)
     data = {
         "copies": {"founding": _founding_copies(results)}
         | {name: {"markdown": to_markdown(table), "csv": to_csv(table)} for name, table in tables.items()},
@@ -80,6 +84,7 @@ def render_html(page: Page) -> str:
     }
     return environment.get_template("report.html.j2").render(
         results=results,
+        opening=opening(results),
         css=css(),
         js=Markup(script),  # noqa: S704 - likewise
         script_hash=f"sha256-{digest}",
@@ -90,9 +95,9 @@ def render_html(page: Page) -> str:
         made=made_rows(results),
         worst=page.worst,
         worst_words=any(each.has_words for each in page.worst),
-        warnings=page.warnings,
+        warnings=(*reservations(results), *page.warnings),
         verdicts=_verdicts,
-        **tables,
+        **({"texts": None} | tables),
     )
 
 
@@ -105,7 +110,24 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["name"] = visible
+    environment.filters["prose"] = prose
     return environment
+
+
+# a number with what belongs to it: sign, exponent, error, unit
+_UNIT = r"(?: (?:%|nats|[KMGT]iB|B|ms|s|min(?: \d+ s)?|h(?: \d+ min)?)(?![\w]))?"
+_NUMBER = re.compile(rf"(?<![\w.])-?\d[\d.,]*(?:e[-+]\d+)?(?: ± [\d.]+(?:e[-+]\d+)?)?{_UNIT}")
+
+
+def prose(text: str) -> Markup:
+    """Sentences whose numbers are not broken at the end of a line: ``1.946e-08``, ``-0.010 %``."""
+    shown, made, at = visible(text, 2000), Markup(), 0
+    for found in _NUMBER.finditer(shown):
+        made += shown[at : found.start()]  # escaped by Markup
+        made += Markup('<span class="n">{}</span>').format(found[0].rstrip(".,"))
+        made += found[0][len(found[0].rstrip(".,")) :]
+        at = found.end()
+    return made + shown[at:]
 
 
 def css() -> Markup:
@@ -182,9 +204,11 @@ def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
             badges = _badges(ties.get((key or "", name or ""), []))
             cells.append(_Cell(tokens, clustered, both, value, name is None, badges))
         rows.append({"title": row[0], "sortable": bool(values), "cells": cells})
-    titles = [{"title": title, "css": "kn"} for title in first.columns[1:]]
-    for title, look in zip(titles, series, strict=False):
-        title["css"] = look.css
+    looks = [*series[: len(results.candidates)], Series(first.columns[-1], -1, 0)]
+    titles = [
+        {"title": title, "css": look.css, "swatch": _swatch(look)}
+        for title, look in zip(first.columns[1:], looks, strict=False)
+    ]
     return {"columns": [first.columns[0], *titles], "rows": rows, "notes": first.notes}
 
 

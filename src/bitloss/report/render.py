@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bitloss.display import size, visible
+from bitloss.display import visible
+from bitloss.report.making import made_rows, opening, reservations
 from bitloss.report.tables import (
     Uncertainty,
     comparisons_table,
@@ -19,21 +20,35 @@ from bitloss.report.tables import (
     texts_table,
     to_markdown,
 )
+from bitloss.report.worst import WorstOf, worst_table
 from bitloss.store import atomic_write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bitloss.records import Results
+    from bitloss.report.looks import Plot
 
 REPORT_NAME = "report.md"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_markdown(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> str:
+def render_markdown(
+    results: Results,
+    *,
+    uncertainty: Uncertainty = Uncertainty.TOKENS,
+    plots: Sequence[Plot] = (),
+    worst: Sequence[WorstOf] = (),
+    warnings: Sequence[str] = (),
+) -> str:
     """Return the report as Markdown.
 
     Args:
         results: what to report.
         uncertainty: which standard error stands after ±.
+        plots: the pictures, which lie in ``plots/`` beside it.
+        worst: the worst tokens of each candidate.
+        warnings: said at the top.
     """
     # Markdown, not HTML: texts from outside go through the filter `md`, tables through to_markdown.
     environment = Environment(  # noqa: S701 - as said above
@@ -44,12 +59,15 @@ def render_markdown(results: Results, *, uncertainty: Uncertainty = Uncertainty.
         keep_trailing_newline=True,
     )
     environment.filters["md"] = lambda text: markdown_text(str(text), 2000)
-    environment.filters["size"] = size
     environment.filters["code"] = _code
     return environment.get_template("report.md.j2").render(
         results=results,
         uncertainty=uncertainty.value,
-        scored=_scored(results),
+        opening=opening(results),
+        said=(*reservations(results), *warnings),
+        made=made_rows(results),
+        plots=plots,
+        worst=to_markdown(worst_table(worst)) if worst else "",
         founding=to_markdown(founding_table(results, uncertainty=uncertainty)),
         everything=to_markdown(full_table(results, uncertainty=uncertainty)),
         texts=to_markdown(texts_table(results, uncertainty=uncertainty)),
@@ -59,25 +77,20 @@ def render_markdown(results: Results, *, uncertainty: Uncertainty = Uncertainty.
     )
 
 
-def _scored(results: Results) -> str:
-    """Which tokens of a chunk are scored, in words."""
-    documents = results.text.documents
-    if documents is None:
-        return "second half scored"
-    return (
-        "the assistant's tokens scored"
-        if documents.split == "conversations"
-        else "every token but the first scored"
-    )
-
-
 def _code(lines: tuple[str, ...]) -> str:
     """Return lines as an indented code block: nothing in them can end it."""
     return "\n".join(f"    {visible(line, 2000)}" for line in lines)
 
 
-def write_markdown(results: Results, folder: Path, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Path:
-    """Write ``report.md`` into `folder`, atomically.
+def write_markdown(
+    results: Results,
+    folder: Path,
+    *,
+    plots: Sequence[Plot] = (),
+    worst: Sequence[WorstOf] = (),
+    warnings: Sequence[str] = (),
+) -> Path:
+    """Write ``report.md`` into `folder`, atomically; see `render_markdown`.
 
     Returns:
         The file.
@@ -86,5 +99,5 @@ def write_markdown(results: Results, folder: Path, *, uncertainty: Uncertainty =
         FileProblem: it cannot be written.
     """
     path = folder / REPORT_NAME
-    atomic_write_text(path, render_markdown(results, uncertainty=uncertainty))
+    atomic_write_text(path, render_markdown(results, plots=plots, worst=worst, warnings=warnings))
     return path

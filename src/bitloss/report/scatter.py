@@ -198,7 +198,9 @@ def _draw_labels(chart: Chart, labels: Sequence[tuple[_Dot, str]]) -> None:
         taken.append(box)
         if abs(middle - y) > 16:
             end = left - 2 if right else left + width + 2
-            chart.body.append(f'<path d="M{x:.1f} {y:.1f}L{end:.1f} {middle:.1f}" class="lead"/>')
+            far = math.hypot(end - x, middle - y)
+            a, b = x + 7 * (end - x) / far, y + 7 * (middle - y) / far  # from the edge of the mark
+            chart.body.append(f'<path d="M{a:.1f} {b:.1f}L{end:.1f} {middle:.1f}" class="lead"/>')
         chart.note(left if right else left + width, middle + 4, name, anchor="start" if right else "end")
 
 

@@ -67,12 +67,14 @@ class Table:
         rows: cells, as many as columns in each row.
         notes: numbered from 1; a cell refers to them as ``n/a (1)``.
         right: indices of the columns that are aligned to the right.
+        sums: how many of the rows, the last ones, add up the others.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     right: frozenset[int] = frozenset()
+    sums: int = 0
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows)
@@ -329,7 +331,8 @@ def costs_table(results: Results) -> Table:
         rows.append(
             (name, "", duration(sum(c.seconds for c in costs)), size(sum(c.bytes for c in costs)), "")
         )
-    return Table(("Step", "Route", "Time", "Disk", "How"), tuple(rows), right=frozenset({2, 3}))
+    titles = ("Step", "Route", "Time", "Disk", "How")
+    return Table(titles, tuple(rows), right=frozenset({2, 3}), sums=len(sums) if results.costs else 0)
 
 
 # ------------------------------------------------------------------------------------------- renderings
@@ -370,6 +373,7 @@ def to_rich(table: Table) -> RenderableType:
     for index, title in enumerate(table.columns):
         side: Literal["left", "right"] = "right" if index in table.right else "left"
         shown.add_column(Text(visible(title)), justify=side, overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(Text(visible(cell)) for cell in row))
+    for index, row in enumerate(table.rows, 1):
+        before_sums = bool(table.sums) and index == len(table.rows) - table.sums
+        shown.add_row(*(Text(visible(cell)) for cell in row), end_section=before_sums)
     return Group(shown, *(Text(f"({i}) {visible(note, 300)}") for i, note in enumerate(table.notes, 1)))
