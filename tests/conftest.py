@@ -109,6 +109,11 @@ def cost(
 @pytest.fixture
 def sample_document() -> dict[str, Any]:
     """The founding experiment as it would stand in results.json, before validation."""
+    return founding_document()
+
+
+def founding_document() -> dict[str, Any]:
+    """See `sample_document`."""
     return {
         "schema": "bitloss/results@1",
         "bitloss": "0.1.0",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.md"
 _TEMPLATES = Path(__file__).parent / "templates"
+_MANY_COMPARISONS = 100
 
 
 def render_markdown(
@@ -50,6 +51,7 @@ def render_markdown(
         worst: the worst tokens of each candidate.
         warnings: said at the top.
     """
+    many = len(results.comparisons) > _MANY_COMPARISONS
     # Markdown, not HTML: texts from outside go through the filter `md`, tables through to_markdown.
     environment = Environment(  # noqa: S701 - as said above
         loader=FileSystemLoader(_TEMPLATES),
@@ -72,7 +74,8 @@ def render_markdown(
         everything=to_markdown(full_table(results, uncertainty=uncertainty)),
         texts=to_markdown(texts_table(results, uncertainty=uncertainty)),
         files=to_markdown(files_table(results)),
-        comparisons=to_markdown(comparisons_table(results)),
+        comparisons=to_markdown(comparisons_table(results, metrics=("kld_mean",) if many else None)),
+        many=many,
         costs=to_markdown(costs_table(results)),
     )
 

@@ -292,10 +292,12 @@ def texts_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKE
 _VERDICTS = {Verdict.IDENTICAL: "identical", Verdict.TIE: "tie"}
 
 
-def comparisons_table(results: Results) -> Table:
-    """Candidates against each other on the same tokens."""
+def comparisons_table(results: Results, *, metrics: Sequence[str] | None = None) -> Table:
+    """Candidates against each other on the same tokens; by some metrics only where these are given."""
     notes = Notes()
-    rows = tuple(_comparison_row(c, notes) for c in results.comparisons)
+    rows = tuple(
+        _comparison_row(c, notes) for c in results.comparisons if metrics is None or c.metric in metrics
+    )
     titles = ("A", "B", "Metric", "A - B", "95 % interval", "p", "p (Holm)", "Verdict")
     return Table(titles, rows, tuple(notes.reasons), frozenset({3, 4, 5, 6}))
 
