@@ -7,6 +7,7 @@ so that neighbours are paired as real ones are.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tests.conftest import cost, founding_document, sha
@@ -55,7 +56,7 @@ def ladder_table(bits: float, chunks: int, per_chunk: int, *, seed: int) -> Toke
     kld = 0.9 * np.exp(-1.25 * (bits - 1.5) + 1.1 * luck + 0.3 * own.normal(0, 1, n))
     p = np.clip(p_base + 0.3 * np.sqrt(kld) * own.normal(-0.05, 0.5, n), 1e-7, 1 - 1e-9)
     p_base = np.clip(p_base, 1e-7, 1 - 1e-9)
-    values = {"kld": kld, "kld_reverse": kld * 1.02, "js": kld / 4, "p_base": p_base, "p": p}
+    values: dict[str, Any] = {"kld": kld, "kld_reverse": kld * 1.02, "js": kld / 4, "p_base": p_base, "p": p}
     values |= {
         "nll_base": -np.log(p_base),
         "nll": -np.log(p),

@@ -18,7 +18,7 @@ from tests.tokens import token_table, with_worst, write_table
 
 from bitloss.display import decimal
 from bitloss.explain.findings import findings
-from bitloss.records import Results
+from bitloss.records import Figure, Results
 from bitloss.report.looks import series_of
 from bitloss.report.page import Page, json_script, prose, render_html
 from bitloss.report.tables import Uncertainty, founding_table, full_table, texts_table, to_markdown
@@ -168,6 +168,22 @@ def test_each_text_by_itself(sample_document: dict[str, Any]) -> None:
     table = texts_table(results)
     assert cells(rendered(results), "texts") == [list(row) for row in (table.columns, *table.rows)]
     assert [row[0] for row in table.rows] == ["prose.txt"] * 4 + ["code<b>.txt"] * 4
+
+
+def test_tables_tell_each_text_by_itself(sample_document: dict[str, Any], tmp_path: Path) -> None:
+    part = {"sha256": "0" * 64, "tokens_sha256": "1" * 64, "chunks": 3, "scored_tokens": 765}
+    sample_document["texts"] = [part | {"name": "prose.txt"}, part | {"name": "code.txt"}]
+    for each in sample_document["candidates"]:
+        other = each["metrics"] | {"kld_mean": Figure(value=0.5, se=0.25)}
+        each["by_text"] = [each["metrics"], other]
+    results = Results.model_validate(sample_document)
+    write_report(results, tmp_path)
+    rows = pq.read_table(tmp_path / "tables" / "figures-by-text.parquet").to_pylist()
+    found = {(r["text"], r["candidate"], r["metric"]): (r["value"], r["shown"]) for r in rows}
+    assert found["code.txt", "Q8_0/f32", "kld_mean"] == (0.5, "0.500000 ± 0.250000")
+    assert found["prose.txt", "Q8_0/f32", "kld_mean"][0] == 0.000859
+    files = pq.read_table(tmp_path / "tables" / "files.parquet").to_pylist()
+    assert "by_text" not in files[0]
 
 
 def test_what_to_keep_in_mind_is_said_first(sample_document: dict[str, Any]) -> None:
