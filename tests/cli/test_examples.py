@@ -33,8 +33,10 @@ def results(run: Path) -> Results:
 
 def example(name: str, *arguments: object) -> str:
     pytest.importorskip(name.removesuffix(".py").rpartition("_")[2])
-    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

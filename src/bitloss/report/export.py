@@ -1,8 +1,8 @@
 """``RUN/tables/``: everything a report shows as CSV and Parquet, numbers as they are and as they are written.
 
-`figures` has a row for each file and metric (`figures-by-text` for each text as well), with `shown` (as in every table)
-beside `value`, `se` and `se_clustered` (in the metric's unit: nats, fractions). The tables behind the pictures hold text
-as shown.
+`figures` has a row for each file and metric (`figures-by-text` for each text as well), with `shown` (as in every
+table) beside `value`, `se` and `se_clustered` (in the metric's unit: nats, fractions). The tables behind the pictures
+hold text as shown.
 """
 
 from __future__ import annotations
