@@ -15,7 +15,8 @@ from rich.console import Console
 from bitloss.display import visible
 from bitloss.explain.findings import findings
 from bitloss.report.render import render_markdown
-from bitloss.report.tables import Table, markdown_text, to_markdown, to_rich
+from bitloss.report.tables import Table, markdown_text, to_markdown
+from bitloss.report.terminal import Fitted
 
 if TYPE_CHECKING:
     from bitloss.records import Results
@@ -91,7 +92,7 @@ def test_no_text_acts_as_markup(text: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_terminal_shows_text(name: str) -> None:
     console = Console(file=io.StringIO(), width=300, force_terminal=True, color_system="truecolor")
-    console.print(to_rich(Table(("name", "n"), ((name, "1"),), (name,))))
+    console.print(Fitted(Table(("name", "n"), ((name, "1"),), (name,))))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert "\x1b" not in plain

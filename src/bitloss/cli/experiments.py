@@ -28,7 +28,8 @@ from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app, command_line
 from bitloss.errors import UsageError
 from bitloss.records import RESULTS_NAME, Results
-from bitloss.report.tables import comparisons_table, founding_table, to_rich
+from bitloss.report.tables import comparisons_table, founding_table
+from bitloss.report.terminal import Fitted
 from bitloss.run.executor import LocalExecutor
 from bitloss.run.founding import run_experiment
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
@@ -207,7 +208,7 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
     console = output_console()
-    console.print(to_rich(founding_table(results)))
+    console.print(Fitted(founding_table(results)))
     for finding in results.findings:
         console.print(f"\n{finding.title}", style="bold", markup=False)
         console.print(finding.text, markup=False)
@@ -296,4 +297,4 @@ def compare(
     if json:
         print_json([row.model_dump(mode="json") for row in results.comparisons])
     else:
-        output_console().print(to_rich(comparisons_table(results)))
+        output_console().print(Fitted(comparisons_table(results)))

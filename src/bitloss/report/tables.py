@@ -1,6 +1,6 @@
-"""The tables of a report, as plain text in rows and columns, and their two renderings.
+"""The tables of a report, as plain text in rows and columns, and as Markdown.
 
-A :class:`Table` is neutral: :func:`to_markdown` and :func:`to_rich` show the same cells. Names and digits are
+A :class:`Table` is neutral: :func:`to_markdown` and `bitloss.report.terminal` show the same cells. Names and digits are
 llama-perplexity's, so that a table can be laid beside a published one. A figure that is null is shown as
 ``n/a`` with a numbered note that gives its reason.
 """
@@ -10,12 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
-
-from rich import box
-from rich.console import Group
-from rich.table import Table as RichTable
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from bitloss.display import (
     correlation,
@@ -31,8 +26,6 @@ from bitloss.records import Comparison, Figure, Metrics, Results, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import RenderableType
 
 HASH_DIGITS = 12
 _FLOOR = "noise floor"
@@ -367,15 +360,3 @@ def to_markdown(table: Table) -> str:
     if table.notes:
         lines += ["", *(f"({i}) {markdown_text(note, 300)}  " for i, note in enumerate(table.notes, 1))]
     return "\n".join(lines).rstrip()
-
-
-def to_rich(table: Table) -> RenderableType:
-    """Render for the terminal, notes below; cells are text, never markup."""
-    shown = RichTable(box=box.SIMPLE_HEAD)
-    for index, title in enumerate(table.columns):
-        side: Literal["left", "right"] = "right" if index in table.right else "left"
-        shown.add_column(Text(visible(title)), justify=side, overflow="fold")
-    for index, row in enumerate(table.rows, 1):
-        before_sums = bool(table.sums) and index == len(table.rows) - table.sums
-        shown.add_row(*(Text(visible(cell)) for cell in row), end_section=before_sums)
-    return Group(shown, *(Text(f"({i}) {visible(note, 300)}") for i, note in enumerate(table.notes, 1)))
