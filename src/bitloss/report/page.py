@@ -19,7 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bitloss.display import visible
+from bitloss.explain.questions import answers
 from bitloss.records import Comparison, Finding, Metrics, Results, Verdict
+from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
 from bitloss.report.looks import Plot
 from bitloss.report.making import made_rows
 from bitloss.report.svg import Series, shape
@@ -34,6 +36,7 @@ from bitloss.report.tables import (
     founding_table,
     full_table,
     to_markdown,
+    without_crossed,
 )
 from bitloss.report.worst import WorstOf
 
@@ -70,6 +73,8 @@ def render_html(page: Page) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     tables = {
         "comparisons": comparisons_table(results),
+        "cross": cross_table(results),
+        "sensitivity": sensitivity_table(results),
         "files": files_table(results),
         "everything": full_table(results),
     }
@@ -92,8 +97,27 @@ def render_html(page: Page) -> str:
         worst_words=any(each.has_words for each in page.worst),
         warnings=page.warnings,
         verdicts=_verdicts,
+        answers=answers(results.findings),
+        tensors=tensors_table(results),
+        imatrices=imatrices_table(results),
+        sections=_sections(page),
         **tables,
     )
+
+
+def _sections(page: Page) -> Mapping[str, str]:
+    """Sections of the page that a finding may point at, by anchor."""
+    found = {
+        "measurements": "Measurements",
+        "comparisons": "Comparisons",
+        "files": "Files",
+        "costs": "Time and disk",
+    }
+    if page.results.cross:
+        found |= {"cross": "Cross", "imatrices": "Importance matrices"}
+    if page.results.sensitivity:
+        found["sensitivity"] = "Sensitivity"
+    return found | {plot.id: plot.title for plot in page.plots}
 
 
 def _environment() -> Environment:
@@ -160,6 +184,8 @@ class _Cell(NamedTuple):
 
 
 def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
+    looks = {c.name: look for c, look in zip(results.candidates, series, strict=False)}
+    results = without_crossed(results)
     shown = {u: founding_table(results, uncertainty=u) for u in Uncertainty}
     first = shown[Uncertainty.TOKENS]
     keys = {TITLES[key]: key for key in (*FOUNDING, "nonfinite_tokens")}
@@ -183,8 +209,9 @@ def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
             cells.append(_Cell(tokens, clustered, both, value, name is None, badges))
         rows.append({"title": row[0], "sortable": bool(values), "cells": cells})
     titles = [{"title": title, "css": "kn"} for title in first.columns[1:]]
-    for title, look in zip(titles, series, strict=False):
-        title["css"] = look.css
+    for title in titles:
+        if (look := looks.get(title["title"])) is not None:
+            title["css"] = look.css
     return {"columns": [first.columns[0], *titles], "rows": rows, "notes": first.notes}
 
 
