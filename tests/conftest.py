@@ -199,6 +199,8 @@ def founding_document() -> dict[str, Any]:
             },
         ),
         "audit": None,
+        "cross": None,
+        "sensitivity": None,
         "findings": (),
         "costs": (
             cost("convert f32", "f32", 412.0, 49_004_000_000),

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 _Cast = tuple[int, int, int, float, float]
+_Odd = tuple[int, int, int]
 
 def divergence_isas() -> list[str]:
     """Instruction sets this machine and build offer, best first."""
@@ -99,4 +100,31 @@ def mark_floats(
     """Write for each block of x [n * block] into marks [n] what some value of it does.
 
     1: changes in F16, 2: overflows there, 4: changes in BF16, 8: overflows there, 16: is not finite.
+    """
+
+def compare_isas() -> list[str]:
+    """Instruction sets this machine and build offer, best first."""
+
+def differing_blocks(
+    a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], block: int, marks: npt.NDArray[np.uint8], threads: int
+) -> int:
+    """Write into marks [n] whether blocks of a and b [n * block] differ; returns how many do.
+
+    ``bitloss.explain.blocks.mark`` is the caller.
+    """
+
+def field_kinds() -> list[int]:
+    """Types (``enum ggml_type``) whose quants and scales `differing_fields` tells apart."""
+
+def differing_fields(
+    kind: int, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], threads: int
+) -> tuple[int, int]:
+    """Count the quants and the scales that differ in whole blocks; ``bitloss.explain.fields`` calls it."""
+
+def value_distance(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], threads: int, isa: str
+) -> tuple[int, int, float, float, _Odd, _Odd]:
+    """Compare values [n]: how many differ, pairs not finite, Σ (a - b)², max |a - b|, and NaN, +inf, -inf of each.
+
+    ``bitloss.explain.distance`` is the caller.
     """

@@ -190,6 +190,9 @@ class ExperimentSpec(_Part):
     encoder: Literal["bitloss", "llama.cpp"] = "bitloss"
     """Who encodes: ``bitloss`` all types of a source in one pass, ``llama.cpp`` one after the other; the bytes are the
     same."""
+    cross: bool = False
+    """Make also the files with the weights of one source and the importance matrix of another, and say what makes the
+    routes differ. Needs two sources and a calibration text."""
     stop: StopSpec | None = None
     """When to stop measuring; the whole text is measured when left out."""
     engine: EngineSpec = EngineSpec()
@@ -220,7 +223,9 @@ class ExperimentSpec(_Part):
         """
         left_out: dict[str, Any] = {"out": True, "engine": {"threads", "max_memory"}}
         # what is not asked for leaves no trace: a run of an older version goes on
-        left_out |= {name: True for name in ("stop", "documents", "chat_template") if not getattr(self, name)}
+        left_out |= {
+            name: True for name in ("stop", "documents", "chat_template", "cross") if not getattr(self, name)
+        }
         values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         return values
 

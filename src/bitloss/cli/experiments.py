@@ -71,6 +71,7 @@ def demo(
             "text": str(bundled("texts", "evaluation.txt")),
             "chunks": chunks,
             "imatrix_chunks": imatrix_chunks,
+            "cross": True,
             "engine": engine.model_dump(),
         },
         where="bitloss demo",
@@ -119,6 +120,13 @@ def run(
     ctx: Ctx = 512,
     chunks: Chunks = None,
     imatrix_chunks: ImatrixChunks = None,
+    cross: Annotated[
+        bool,
+        typer.Option(
+            "--cross",
+            help="Quantize each source with the importance matrix of each other too, and say what makes files differ.",
+        ),
+    ] = False,
     stop_when: StopWhen = None,
     margin: Margin = None,
     precision: Precision = None,
@@ -154,6 +162,7 @@ def run(
         "ctx": ctx,
         "chunks": chunks,
         "imatrix_chunks": imatrix_chunks,
+        "cross": cross,
         "stop": stop_rule(stop_when, margin, precision),
         "engine": engine.model_dump(),
     }

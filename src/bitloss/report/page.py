@@ -20,7 +20,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bitloss.display import visible
+from bitloss.explain.questions import answers
 from bitloss.records import Comparison, Finding, Metrics, Results, Verdict
+from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
 from bitloss.report.looks import Plot
 from bitloss.report.making import made_rows, opening, reservations
 from bitloss.report.svg import Series, shape
@@ -36,6 +38,7 @@ from bitloss.report.tables import (
     full_table,
     texts_table,
     to_markdown,
+    without_crossed,
 )
 from bitloss.report.worst import WorstOf
 
@@ -72,6 +75,8 @@ def render_html(page: Page) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     tables = {
         "comparisons": comparisons_table(results),
+        "cross": cross_table(results),
+        "sensitivity": sensitivity_table(results),
         "files": files_table(results),
         "everything": full_table(results),
     }
@@ -97,8 +102,27 @@ def render_html(page: Page) -> str:
         worst_words=any(each.has_words for each in page.worst),
         warnings=(*reservations(results), *page.warnings),
         verdicts=_verdicts,
+        answers=answers(results.findings),
+        tensors=tensors_table(results),
+        imatrices=imatrices_table(results),
+        sections=_sections(page),
         **({"texts": None} | tables),
     )
+
+
+def _sections(page: Page) -> Mapping[str, str]:
+    """Sections of the page that a finding may point at, by anchor."""
+    found = {
+        "measurements": "Measurements",
+        "comparisons": "Comparisons",
+        "files": "Files",
+        "costs": "Time and disk",
+    }
+    if page.results.cross:
+        found |= {"cross": "Cross", "imatrices": "Importance matrices"}
+    if page.results.sensitivity:
+        found["sensitivity"] = "Sensitivity"
+    return found | {plot.id: plot.title for plot in page.plots}
 
 
 def _environment() -> Environment:
@@ -182,6 +206,8 @@ class _Cell(NamedTuple):
 
 
 def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
+    looks = {c.name: look for c, look in zip(results.candidates, series, strict=False)}
+    results = without_crossed(results)
     shown = {u: founding_table(results, uncertainty=u) for u in Uncertainty}
     first = shown[Uncertainty.TOKENS]
     keys = {TITLES[key]: key for key in (*FOUNDING, "nonfinite_tokens")}
@@ -204,11 +230,10 @@ def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
             badges = _badges(ties.get((key or "", name or ""), []))
             cells.append(_Cell(tokens, clustered, both, value, name is None, badges))
         rows.append({"title": row[0], "sortable": bool(values), "cells": cells})
-    looks = [*series[: len(results.candidates)], Series(first.columns[-1], -1, 0)]
-    titles = [
-        {"title": title, "css": look.css, "swatch": _swatch(look)}
-        for title, look in zip(first.columns[1:], looks, strict=False)
-    ]
+    titles = []
+    for title in first.columns[1:]:
+        look = looks.get(title, Series(title, -1, 0))  # the noise floor is grey
+        titles.append({"title": title, "css": look.css, "swatch": _swatch(look)})
     return {"columns": [first.columns[0], *titles], "rows": rows, "notes": first.notes}
 
 

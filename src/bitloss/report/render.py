@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bitloss.display import visible
+from bitloss.explain.questions import answers
+from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
 from bitloss.report.making import made_rows, opening, reservations
 from bitloss.report.tables import (
     Uncertainty,
@@ -62,6 +64,7 @@ def render_markdown(
     )
     environment.filters["md"] = lambda text: markdown_text(str(text), 2000)
     environment.filters["code"] = _code
+    environment.filters["rows"] = _rows
     return environment.get_template("report.md.j2").render(
         results=results,
         uncertainty=uncertainty.value,
@@ -77,7 +80,34 @@ def render_markdown(
         comparisons=to_markdown(comparisons_table(results, metrics=("kld_mean",) if many else None)),
         many=many,
         costs=to_markdown(costs_table(results)),
+        answers=answers(results.findings),
+        cross=to_markdown(cross_table(results)),
+        tensors=to_markdown(tensors_table(results)),
+        imatrices=to_markdown(imatrices_table(results)),
+        sensitivity=to_markdown(sensitivity_table(results)),
     )
+
+
+# Sections a finding may name (`Finding.rows`), under the anchors that Markdown gives their headings here.
+_SECTIONS = {
+    "#measurements": "Measurements",
+    "#comparisons": "Comparisons",
+    "#cross": "Cross",
+    "#imatrices": "Importance matrices",
+    "#sensitivity": "Sensitivity",
+    "#files": "Files",
+    "#costs": "Time and disk",
+}
+
+
+def _rows(rows: tuple[str, ...]) -> str:
+    """Where a finding's numbers stand: names of candidates, then links to sections; in brackets, behind a space."""
+    names = [markdown_text(row) for row in rows if not row.startswith("#")]
+    links = [
+        f"[{_SECTIONS[row]}](#{_SECTIONS[row].lower().replace(' ', '-')})" for row in rows if row in _SECTIONS
+    ]
+    places = "; ".join(each for each in (", ".join(names), ", ".join(links)) if each)
+    return f" ({places})" if places else ""
 
 
 def _code(lines: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from bitloss.display import (
     size,
     visible,
 )
+from bitloss.explain.routes import is_whole
 from bitloss.records import Comparison, Figure, Metrics, Results, Verdict
 
 if TYPE_CHECKING:
@@ -170,8 +171,10 @@ def _with_error(value: float, figure: Figure, uncertainty: Uncertainty, *, point
 def founding_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:
     """Metrics down, candidates and the noise floor across; below them what identifies the files.
 
-    Tokens with non-finite logits have a row as soon as there is one.
+    Crossed files with a twin are left out: they would repeat its column. Tokens with non-finite logits have a row as
+    soon as there is one.
     """
+    results = without_crossed(results)
     columns = [*(c.metrics for c in results.candidates)]
     columns += [results.noise_floor.metrics] if results.noise_floor else []
     faults = any((f := m.get("nonfinite_tokens")) is not None and f.value != 0 for m in columns)
@@ -188,6 +191,12 @@ def founding_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.T
     )
     kept = facts if any(c.identical_to for c in files) else facts[:-1]
     return Table(table.columns, (*table.rows, *kept), table.notes, table.right)
+
+
+def without_crossed(results: Results) -> Results:
+    """The results without files that were only made to be crossed, where they turned out equal to another."""
+    kept = tuple(c for c in results.candidates if is_whole(c) or c.identical_to is None)
+    return results.model_copy(update={"candidates": kept})
 
 
 def full_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:

@@ -11,6 +11,7 @@ from tests.tokens import token_table, with_worst, write_table
 from bitloss.display import decimal
 from bitloss.errors import FileProblem
 from bitloss.explain.findings import findings
+from bitloss.explain.questions import QUESTIONS
 from bitloss.records import Results
 from bitloss.report.render import render_markdown, write_markdown
 from bitloss.report.tables import Uncertainty
@@ -49,7 +50,9 @@ def test_sections_in_order(explained: Results) -> None:
 
 def test_the_answer_comes_first(explained: Results) -> None:
     text = section(render_markdown(explained), "In short")
-    assert text.count("\n- **") == 4
+    assert text.count("\n- **") == 7
+    questions = [line for line in text.splitlines() if line.startswith("### ")]
+    assert questions == [f"### {number}. {question}" for number, question in QUESTIONS.items()]
     assert "**Q8\\_0" not in text  # an underscore inside a word is no markup and stays readable
     assert (
         "- **Q8_0/f32 and Q8_0/f16 are the same weights in different files** (proven). Every tensor" in text
