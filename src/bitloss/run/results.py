@@ -109,7 +109,7 @@ class Why(NamedTuple):
     pairs: tuple[Pair, ...] | None = None
 
 
-_NOTHING = Why()
+NOTHING_ELSE = Why()
 
 
 def assemble(
@@ -118,7 +118,7 @@ def assemble(
     *,
     noise: tuple[str, Path] | None,
     costs: Sequence[Cost],
-    why: Why = _NOTHING,
+    why: Why = NOTHING_ELSE,
 ) -> Results:
     """Summarize, compare and explain.
 
