@@ -74,6 +74,7 @@ def demo(
             "chunks": chunks,
             "imatrix_chunks": imatrix_chunks,
             "cross": True,
+            "errors": True,
             "engine": engine.model_dump(),
         },
         where="bitloss demo",
@@ -129,6 +130,10 @@ def run(
             help="Quantize each source with the importance matrix of each other too, and say what makes files differ.",
         ),
     ] = False,
+    errors: Annotated[
+        bool,
+        typer.Option("--errors", help="Tell of each tensor how far it is from the source's."),
+    ] = False,
     stop_when: StopWhen = None,
     margin: Margin = None,
     precision: Precision = None,
@@ -165,6 +170,7 @@ def run(
         "chunks": chunks,
         "imatrix_chunks": imatrix_chunks,
         "cross": cross,
+        "errors": errors,
         "stop": stop_rule(stop_when, margin, precision),
         "engine": engine.model_dump(),
     }

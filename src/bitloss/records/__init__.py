@@ -31,6 +31,7 @@ from bitloss.records.results import (
     Settled,
     Source,
     Stopping,
+    TensorError,
 )
 from bitloss.records.sensitivity import Raised, Sensitivity
 from bitloss.records.texts import Calibration, Documents, Overlap, Text, TextPart
@@ -73,6 +74,7 @@ __all__ = [
     "Settled",
     "Source",
     "Stopping",
+    "TensorError",
     "Text",
     "TextPart",
     "Verdict",

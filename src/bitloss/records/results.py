@@ -136,6 +136,19 @@ class KeyDifference(Record):
     """The same in the other."""
 
 
+class TensorError(Record):
+    """How far a quantized tensor is from the source's, as shares of the source's root mean square."""
+
+    name: str
+    """Its name."""
+    type: NonEmpty
+    """Its type in the file."""
+    rms: float | None = Field(ge=0)
+    """sqrt(sum (decoded - source)^2 / sum source^2); null for a tensor of zeros."""
+    rms_weighted: float | None = Field(ge=0)
+    """The same with every square times the importance of its column; null without an importance matrix."""
+
+
 class Candidate(Record):
     """A file that was measured."""
 
@@ -167,6 +180,8 @@ class Candidate(Record):
     """The same for each of `texts`, in their order; empty when there is one text."""
     tokens: BareName | None = None
     """Name of its file of per-token results in ``tokens/``; null when not known."""
+    tensor_errors: tuple[TensorError, ...] = ()
+    """Of its quantized tensors, in the order of the file; empty where they were not asked for."""
 
 
 class Comparison(Record):

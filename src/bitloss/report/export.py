@@ -45,6 +45,11 @@ def write_tables(
         "comparisons": [
             c.model_dump(mode="json", exclude={"ci95"}) | _interval(c.ci95) for c in results.comparisons
         ],
+        "tensor-errors": [
+            {"candidate": visible(c.name)} | e.model_dump(mode="json")
+            for c in results.candidates
+            for e in c.tensor_errors
+        ],
         "costs": [c.model_dump(mode="json") for c in results.costs],
         **{plot.id: _plain(plot.table) for plot in plots},
         "worst-tokens": [row for each in worst for row in each.rows],
@@ -98,7 +103,7 @@ def _figures(metrics: Metrics) -> Iterator[dict[str, Any]]:
 
 
 def _file(c: Candidate) -> dict[str, Any]:
-    row = c.model_dump(mode="json", exclude={"metrics", "by_text"})
+    row = c.model_dump(mode="json", exclude={"metrics", "by_text", "tensor_errors", "keys_differ"})
     return {key: visible(value, 400) if isinstance(value, str) else value for key, value in row.items()}
 
 

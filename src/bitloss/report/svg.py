@@ -287,6 +287,7 @@ _STYLE = (
     f".title{{font-size:12px}}.head{{font-size:16px;font-weight:600}}.grid{{stroke:{_GRID};stroke-width:1}}"
     f".axis{{stroke:{_MUTED};stroke-width:1;fill:none}}"
     f".rule{{stroke:{_MUTED};stroke-width:1.2;stroke-dasharray:4 4;fill:none}}"
+    f".none{{fill:none;stroke:{_MUTED};stroke-width:.6}}.key{{fill:{_INK}}}.strong{{font-weight:600;fill:{_INK}}}"
     f".hit{{fill:none}}.range{{fill:#eef2f7}}.halo{{stroke:#fff;stroke-width:3;paint-order:stroke}}"
     f".kn{{color:{_MUTED}}}.lead{{stroke:{_MUTED};stroke-width:.8;fill:none}}"
     ".front{stroke-width:1.2;stroke-dasharray:3 3;fill:none;stroke:"

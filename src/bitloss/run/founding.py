@@ -16,7 +16,16 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts, model_sha256, precision
 from bitloss.model.text import read_text
 from bitloss.quantize.types import parse_quant_type
-from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, Source, write_results
+from bitloss.records import (
+    RESULTS_NAME,
+    Base,
+    Calibration,
+    Model,
+    Results,
+    Source,
+    TensorError,
+    write_results,
+)
 from bitloss.report.write import write_report
 from bitloss.run.executor import Executor
 from bitloss.run.experiment import Measured, Runner, spec_texts
@@ -246,6 +255,9 @@ def _results(
             tensors_sha256=each.made["tensors_sha256"],
             tokens=measured.tokens[each.made["tensors_sha256"]],
             path=each.file,
+            tensor_errors=tuple(
+                TensorError(name=name, **told) for name, told in (each.made.get("errors") or {}).items()
+            ),
         )
         for each in measured.candidates
     ]

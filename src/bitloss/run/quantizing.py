@@ -140,6 +140,7 @@ def _quantization(
         pure=spec.pure,
         encoder=spec.encoder,
         threads=spec.engine.threads,
+        errors=spec.errors,
         out=folder / "candidates" / recipe.file,
     )
     return Quantization(step, f"quantize {recipe.name}", recipe.route)

@@ -33,6 +33,7 @@ from bitloss.records import (
     Sensitivity,
     Source,
     Stopping,
+    TensorError,
     Text,
 )
 from bitloss.run.machine import this_llama_cpp, this_machine
@@ -54,6 +55,7 @@ class MeasuredFile(NamedTuple):
         tensors_sha256: of its tensors.
         tokens: Parquet of per-token metrics (shared by candidates with equal tensors).
         path: where the file is, to look into its metadata; None where that is not wanted.
+        tensor_errors: how far its tensors are from the source's; empty where that was not asked for.
     """
 
     name: str
@@ -67,6 +69,7 @@ class MeasuredFile(NamedTuple):
     tensors_sha256: str
     tokens: Path
     path: Path | None = None
+    tensor_errors: tuple[TensorError, ...] = ()
 
 
 class Setting(NamedTuple):
@@ -229,6 +232,7 @@ def _candidates(
                 metrics=figures[file.tokens],
                 by_text=by_text[file.tokens],
                 tokens=file.tokens.name,
+                tensor_errors=file.tensor_errors,
             )
         )
     return made
