@@ -10,6 +10,8 @@ A block differs between the two routes when f(a, a) ≠ f(b, b). Of those
 The three exclude each other and add up to all that differ; nothing changes when a and b change places. ``undone``
 counts blocks that are equal in the two files, f(a, a) = f(b, b), though f(b, a) or f(a, b) is not.
 
+The four single changes are counted by themselves as well: ``weights_with_a`` is f(a, a) ≠ f(b, a), and so on.
+
 A block is one of the tensor's type (256 weights of Q4_K, 32 of Q8_0); in tensors that are not quantized, one value.
 """
 
@@ -87,7 +89,7 @@ def no_blocks(file: Path) -> Blocks:
     """The counts of four files with equal tensors: all blocks, none that differs."""
     found = open_model(file)
     total = sum(info.n_bytes // block_bytes(info) for info in found.tensors.values())
-    return Blocks(total=total, whole=0, weights=0, imatrix=0, both=0, undone=0)
+    return Blocks.model_validate(dict.fromkeys(Blocks.model_fields, 0) | {"total": total})
 
 
 def _tensor(cells: list[GgufFile], name: str) -> CrossedTensor:
@@ -105,8 +107,17 @@ def _tensor(cells: list[GgufFile], name: str) -> CrossedTensor:
     blocks = Blocks(
         total=len(classes.whole), **{key: int(marks.sum()) for key, marks in classes._asdict().items()}
     )
-    first = tuple(int(index) for index in np.flatnonzero(classes.whole)[:_FIRST])
-    return CrossedTensor(name=name, type=info.type_name, blocks=blocks, first=first)
+    return CrossedTensor(
+        name=name,
+        type=info.type_name,
+        blocks=blocks,
+        first=_first(classes.whole),
+        first_weights=_first(classes.weights_with_a | classes.weights_with_b),
+    )
+
+
+def _first(marks: Marks) -> tuple[int, ...]:
+    return tuple(int(index) for index in np.flatnonzero(marks)[:_FIRST])
 
 
 class _Classes(NamedTuple):
@@ -115,6 +126,10 @@ class _Classes(NamedTuple):
     imatrix: Marks
     both: Marks
     undone: Marks
+    weights_with_a: Marks
+    weights_with_b: Marks
+    imatrix_with_a: Marks
+    imatrix_with_b: Marks
 
 
 def _classes(cells: list[GgufFile], name: str) -> _Classes:
@@ -132,4 +147,6 @@ def _classes(cells: list[GgufFile], name: str) -> _Classes:
     weights = whole & ~imatrix_at_a & ~imatrix_at_b
     imatrix = whole & ~weights_at_a & ~weights_at_b
     undone = ~whole & (weights_at_a | imatrix_at_a)
-    return _Classes(whole, weights, imatrix, whole & ~weights & ~imatrix, undone)
+    both = whole & ~weights & ~imatrix
+    alone = (weights_at_a, weights_at_b, imatrix_at_a, imatrix_at_b)
+    return _Classes(whole, weights, imatrix, both, undone, *alone)

@@ -124,13 +124,31 @@ def _tensors(tensors: Sequence[CrossedTensor]) -> str:
 
 def _one_matrix(found: Attribution) -> str:
     """What weights alone do: the plain answer to "is it the weights?"."""
-    alone = f"{found.file_a} and {found.weights_of_b}"
-    if not found.blocks.weights and not found.blocks.both and not found.blocks.undone:
-        return (
-            f"With one importance matrix for both, {found.type} from {found.a} and {found.b} weights is the same byte "
-            f"for byte ({alone})."
+    pairs = (
+        (found.a, found.blocks.weights_with_a, f"{found.file_a} and {found.weights_of_b}"),
+        (found.b, found.blocks.weights_with_b, f"{found.imatrix_of_b} and {found.file_b}"),
+    )
+    said = [
+        f"with that of {matrix} "
+        + (
+            f"they differ in {count:,} block{'' if count == 1 else 's'}"
+            if count
+            else "they give the same bytes"
         )
-    return f"With the importance matrix of {found.a} for both, weights from {found.b} make {alone} differ."
+        + f" ({files})"
+        for matrix, count, files in pairs
+    ]
+    return (
+        f"With one importance matrix for both, {found.type} from weights of {found.a} and {found.b}: "
+        f"{', '.join(said)}.{_where_weights(found.tensors)}"
+    )
+
+
+def _where_weights(tensors: Sequence[CrossedTensor]) -> str:
+    """The first blocks that weights alone change, with either matrix."""
+    blocks = [f"{each.name} block {index}" for each in tensors for index in each.first_weights]
+    shown = ", ".join(blocks[:_NAMED])
+    return f" Changed by the weights: {shown}{', …' if len(blocks) > _NAMED else ''}." if shown else ""
 
 
 def _divergence(found: Attribution) -> str:

@@ -75,12 +75,21 @@ class Blocks(Record):
     """Of those: it takes both to tell which bytes come out."""
     undone: Count
     """Blocks that are equal in the two files although one change alone makes other bytes; not in `whole`."""
+    weights_with_a: Count
+    """Blocks that differ between weights of a and of b, both with the importance matrix of a."""
+    weights_with_b: Count
+    """The same, both with the importance matrix of b."""
+    imatrix_with_a: Count
+    """Blocks that differ between the importance matrices of a and of b, both with the weights of a."""
+    imatrix_with_b: Count
+    """The same, both with the weights of b."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if self.whole != self.weights + self.imatrix + self.both:
             raise ValueError("the parts do not add up to the whole")
-        if self.whole + self.undone > self.total:
+        alone = (self.weights_with_a, self.weights_with_b, self.imatrix_with_a, self.imatrix_with_b)
+        if max(self.whole + self.undone, *alone) > self.total:
             raise ValueError("more blocks differ than there are")
         return self
 
@@ -96,6 +105,8 @@ class CrossedTensor(Record):
     """The counts."""
     first: tuple[Count, ...]
     """Indices of the first blocks that differ, in the order of the file; at most 8."""
+    first_weights: tuple[Count, ...]
+    """Indices of the first blocks in which weights of a and b differ with the same importance matrix; at most 8."""
 
 
 class Attribution(Record):

@@ -37,9 +37,21 @@ def test_each_class_has_its_block(tmp_path: Path) -> None:
     ab = {2: 9, 3: 2, 6: 1}
     bb = {1: 9, 2: 9, 3: 3, 4: 9}
     found = compare_blocks(_four(tmp_path, aa, ba, ab, bb))
-    assert found.blocks == Blocks(total=N + 8, whole=4, weights=1, imatrix=1, both=2, undone=2)
+    assert found.blocks == Blocks(
+        total=N + 8,
+        whole=4,
+        weights=1,
+        imatrix=1,
+        both=2,
+        undone=2,
+        weights_with_a=3,  # 1, 3, 5
+        weights_with_b=4,  # 1, 3, 4, 6
+        imatrix_with_a=3,  # 2, 3, 6
+        imatrix_with_b=4,  # 2, 3, 4, 5
+    )
     (tensor,) = found.tensors
     assert (tensor.name, tensor.type, tensor.first) == ("blk.0.ffn_up.weight", "Q8_0", (1, 2, 3, 4))
+    assert tensor.first_weights == (1, 3, 4, 5, 6)
     assert tensor.blocks.total == N
 
 
@@ -88,10 +100,9 @@ def test_files_of_other_models_are_refused(tmp_path: Path, where: int) -> None:
 
 
 def test_counts_that_do_not_add_up_are_refused() -> None:
-    whole = sum_blocks([Blocks(total=9, whole=3, weights=1, imatrix=1, both=1, undone=2)] * 2)
-    assert whole == Blocks(total=18, whole=6, weights=2, imatrix=2, both=2, undone=4)
-    for change in ({"both": 2}, {"total": 4}):
+    counts = dict.fromkeys(Blocks.model_fields, 1) | {"total": 9, "whole": 3, "undone": 2}
+    doubled = sum_blocks([Blocks.model_validate(counts)] * 2)
+    assert doubled.model_dump() == {name: 2 * count for name, count in counts.items()}
+    for change in ({"both": 2}, {"total": 4}, {"weights_with_b": 10}):
         with pytest.raises(ValueError, match=r"add up|more blocks"):
-            Blocks.model_validate(
-                {"total": 9, "whole": 3, "weights": 1, "imatrix": 1, "both": 1, "undone": 2, **change}
-            )
+            Blocks.model_validate(counts | change)
