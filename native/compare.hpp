@@ -1,6 +1,6 @@
 #pragma once
-// What two versions of a tensor have in common: kernels of `bitloss diff`. Definitions: src/bitloss/explain/blocks.py
-// (bytes), fields.py (quants and scales), distance.py (values).
+// What two versions of a tensor have in common: kernels of `bitloss diff`, one set per instruction set. Definitions:
+// src/bitloss/explain/blocks.py (bytes), fields.py (quants and scales), distance.py (values).
 #include <cstddef>
 #include <cstdint>
 
@@ -19,29 +19,26 @@ struct Distance {
     Odd a, b;
 };
 
+// Blocks of a type, whose quants and scales (minima among them) are told apart.
+struct FieldFormat {
+    int kind;  // enum ggml_type
+    std::size_t bytes;
+    // Adds how many quants and scales of n blocks differ.
+    void (*count)(const std::uint8_t* a, const std::uint8_t* b, std::size_t n, std::uint64_t& quants,
+                  std::uint64_t& scales);
+};
+
 struct CompareKernels {
-    // Adds what n pairs tell.
+    // Adds what n pairs tell; aligned as floats are.
     void (*distance)(const float* a, const float* b, std::size_t n, Distance& into);
+    // How many of n words of `size` bytes (2 or 4) differ.
+    std::uint64_t (*words)(const std::uint8_t* a, const std::uint8_t* b, std::size_t n, std::size_t size);
+    const FieldFormat* formats;
+    std::size_t n_formats;
 };
 
 CompareKernels compare_portable();
 CompareKernels compare_avx2();
 CompareKernels compare_avx512();
-
-// Blocks of a type, whose quants and scales (minima among them) are told apart.
-struct FieldFormat {
-    int kind;  // enum ggml_type
-    std::size_t bytes, quants, scales;
-    // Writes each quant's and each scale's bits, or of scales of two bytes those of both ORed together. Bits only move,
-    // so what comes out of a ^ b is zero where the two are equal.
-    void (*codes)(const std::uint8_t* block, std::uint8_t* quants, std::uint8_t* scales);
-};
-
-struct FieldFormats {
-    const FieldFormat* formats;
-    std::size_t size;
-};
-
-FieldFormats field_formats();
 
 }  // namespace bitloss

@@ -117,9 +117,23 @@ def field_kinds() -> list[int]:
     """Types (``enum ggml_type``) whose quants and scales `differing_fields` tells apart."""
 
 def differing_fields(
-    kind: int, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], threads: int
+    kind: int, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], isa: str
 ) -> tuple[int, int]:
     """Count the quants and the scales that differ in whole blocks; ``bitloss.explain.fields`` calls it."""
+
+def compare_tensors(
+    kind_a: int,
+    a: npt.NDArray[np.uint8],
+    kind_b: int,
+    b: npt.NDArray[np.uint8],
+    threads: int,
+    isa: str,
+) -> tuple[int, int, int, tuple[int, int, float, float, _Odd, _Odd]]:
+    """Compare tensors, bytes of whole blocks with as many values each, of F32 or types that `decode_rows` takes.
+
+    Of one type: differing blocks, quants and scales (0 where `field_kinds` has not the type); of two, zeros. Then what
+    `value_distance` returns; pieces of equal bytes are passed over. ``bitloss.explain.distance`` is the caller.
+    """
 
 def value_distance(
     a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], threads: int, isa: str

@@ -36,8 +36,10 @@ def whole_stem(path: Path) -> str:
     return match[1] if match else path.stem
 
 
-def open_model(path: Path) -> GgufFile:
+def open_model(path: Path, *, unknown_types: bool = False) -> GgufFile:
     """Open a GGUF model, of one file or of several; of a split one `path` is the first part.
+
+    `unknown_types` as for `GgufFile.open`.
 
     Raises:
         FileProblem: a part is missing or unreadable.
@@ -45,7 +47,7 @@ def open_model(path: Path) -> GgufFile:
         GgufError: a file breaks the format, or the parts do not belong together.
         UnsupportedError: as `GgufFile.open`.
     """
-    first = GgufFile.open(path, part_of_split=True)
+    first = GgufFile.open(path, part_of_split=True, unknown_types=unknown_types)
     count = _number(first, COUNT, 1)
     if count <= 1:
         return first
@@ -57,7 +59,12 @@ def open_model(path: Path) -> GgufFile:
     if number != 0 or path.name != part_path(whole, 0, count).name:
         expected = part_path(whole, 0, count).name
         raise UsageError("not the first part of a split model", where=path, expected=expected)
-    first.join([_part(first, part_path(whole, index, count), index, count) for index in range(1, count)])
+    first.join(
+        [
+            _part(first, part_path(whole, index, count), index, unknown_types=unknown_types)
+            for index in range(1, count)
+        ]
+    )
     wanted = _number(first, TENSORS, len(first.tensors))
     if wanted != len(first.tensors):
         raise GgufError(
@@ -66,10 +73,11 @@ def open_model(path: Path) -> GgufFile:
     return first
 
 
-def _part(first: GgufFile, path: Path, index: int, count: int) -> GgufFile:
+def _part(first: GgufFile, path: Path, index: int, *, unknown_types: bool) -> GgufFile:
+    count = _number(first, COUNT)
     if not path.is_file():
         raise FileProblem("a part of a split model is missing", where=path, expected=f"{count} parts")
-    part = GgufFile.open(path, part_of_split=True)
+    part = GgufFile.open(path, part_of_split=True, unknown_types=unknown_types)
     for key, expected in ((NO, index), (COUNT, count), (TENSORS, _number(first, TENSORS, -1))):
         found = _number(part, key, -1)
         if found != expected:

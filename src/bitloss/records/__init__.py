@@ -12,6 +12,7 @@ from bitloss.records.cross import (
     ImatrixPair,
     Likeness,
 )
+from bitloss.records.diff import Diff
 from bitloss.records.files import RESULTS_NAME, json_schema, read_results, write_results
 from bitloss.records.parts import Confidence, Figure, Metrics, Outcome, Record, Verdict
 from bitloss.records.results import (
@@ -50,6 +51,7 @@ __all__ = [
     "Cost",
     "Cross",
     "CrossedTensor",
+    "Diff",
     "Documents",
     "Effect",
     "Effects",
