@@ -13,7 +13,7 @@ from bitloss.cli.show import output_console, print_json
 from bitloss.cli.verbs import app
 from bitloss.errors import UsageError
 from bitloss.records import Results, read_results
-from bitloss.report.tables import to_rich
+from bitloss.report.terminal import Fitted
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a results.json.")]
 
@@ -139,5 +139,5 @@ def pick(
         )
         return
     console = output_console()
-    console.print(to_rich(chosen.table()))
+    console.print(Fitted(chosen.table()))
     console.print(chosen.words(), markup=False)

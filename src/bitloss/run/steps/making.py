@@ -85,14 +85,15 @@ class ImatrixStep(StepModel):
         }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
-        """See `bitloss.imatrix.collect.collect_imatrix`."""
+        """See `bitloss.imatrix.collect.collect_halves`; ``halves`` tells how alike those of the text are."""
         from bitloss.engine.llama import LlamaEngine
-        from bitloss.imatrix.collect import collect_imatrix
+        from bitloss.imatrix.collect import collect_halves
         from bitloss.imatrix.file import write_imatrix
+        from bitloss.imatrix.likeness import likeness
 
         with LlamaEngine(self.source, engine_options(self.engine)) as engine:
             chunks = chunks_of_text(engine, self.text, n_ctx=self.n_ctx, n_chunks=self.chunks)
-            imatrix = collect_imatrix(engine, chunks, dataset=self.text.name, progress=progress)
+            imatrix, halves = collect_halves(engine, chunks, dataset=self.text.name, progress=progress)
         write_imatrix(imatrix, self.out)
         unseen = sorted(name for name, entry in imatrix.entries.items() if (entry.counts == 0).any())
         return {
@@ -100,6 +101,7 @@ class ImatrixStep(StepModel):
             "tokens": chunks.n_chunks * chunks.n_ctx,
             "entries": len(imatrix.entries),
             "unseen_experts": list(unseen),
+            "halves": likeness(*halves).model_dump(mode="json") if halves else None,
         }
 
 
