@@ -100,3 +100,15 @@ def mark_floats(
 
     1: changes in F16, 2: overflows there, 4: changes in BF16, 8: overflows there, 16: is not finite.
     """
+
+def cast_isas() -> list[str]:
+    """Instruction sets this machine and build offer, best first, and last "wide" (16 lanes on AVX2, for tests)."""
+
+def cast_values(
+    source: int, target: int, values: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], isa: str
+) -> tuple[int, int, int, int]:
+    """Cast values from one type to another (0: F32, 1: F16, 2: BF16), given and written as bytes.
+
+    Returns how many are not finite, and of the others how many changed, overflowed, became zero.
+    ``bitloss.convert.cast.cast`` calls it.
+    """

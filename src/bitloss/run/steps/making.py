@@ -29,6 +29,7 @@ class ConvertStep(StepModel):
     proof: bool = True
     converter: Path | None = None
     converter_python: str = "python3"
+    split_max_bytes: int | None = None
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
@@ -38,6 +39,7 @@ class ConvertStep(StepModel):
             "name": self.name or self.model.name,
             "allow_overflow": self.allow_overflow,
             "proof": self.proof,
+            **({} if self.split_max_bytes is None else {"split_max_bytes": self.split_max_bytes}),
         }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
@@ -47,7 +49,10 @@ class ConvertStep(StepModel):
         from bitloss.run.proof import prove
 
         options = ConvertOptions(
-            name=self.name, allow_overflow=self.allow_overflow, prover=prove if self.proof else None
+            name=self.name,
+            allow_overflow=self.allow_overflow,
+            prover=prove if self.proof else None,
+            split_max_bytes=self.split_max_bytes,
         )
         if self.converter is not None:
             other = Converter(self.converter, self.converter_python)
