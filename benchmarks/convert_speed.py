@@ -6,7 +6,8 @@ A random checkpoint (Mistral's shapes) is converted in a process of its own, onc
 (with llama.cpp's part of the proof); before, between and after, files of the same sizes are plainly written, each
 synced as the conversion syncs its files. A conversion is held against the mean of the writes on both sides of it.
 Asserted: the files hold the checkpoint's values, the conversion (best of the rounds, `--no-proof`: written, read back,
-compared, hashed) takes at most 1.5 times as long as the writes, and its peak memory is under 1 GB. The files are removed.
+compared, hashed) takes at most 1.5 times as long as the writes, and its peak memory is under 1 GB. The files are
+removed.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the files, on the disk meant")
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the checkpoint")
     parser.add_argument("--rounds", type=int, default=2, help="how often")
-    parser.add_argument("--proof", action=argparse.BooleanOptionalAction, default=True, help="time the proof too")
+    parser.add_argument(
+        "--proof", action=argparse.BooleanOptionalAction, default=True, help="time the proof too"
+    )
     given = parser.parse_args()
     folder, out = given.work / "model", given.work / "out"
     try:

@@ -2,11 +2,12 @@
 #include "module.hpp"
 
 NB_MODULE(_native, m) {
-    m.doc() = "bitloss kernels: divergence of logits, sums of squares, codecs of quantized tensors, audits, casts.";
+    m.doc() = "bitloss kernels: divergence of logits, sums of squares, codecs of quantized tensors, audits, casts, SHA-256.";
     register_divergence(m);
     register_squares(m);
     register_codecs(m);
     register_strings(m);
     register_audit(m);
     register_casts(m);
+    register_sha256(m);
 }

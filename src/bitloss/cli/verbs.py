@@ -115,7 +115,9 @@ def convert(
     from bitloss.quantize.request import parse_size
 
     if converter is not None and split_max_size:
-        raise UsageError("another converter writes whole files", where="--split-max-size", mend="leave it out")
+        raise UsageError(
+            "another converter writes whole files", where="--split-max-size", mend="leave it out"
+        )
     types = listed(to, "--to")
     for kind in types:
         if kind not in ("f32", "f16", "bf16"):
@@ -136,7 +138,9 @@ def convert(
     if json:
         print_json(result)
     else:
-        files = [part for item in _rows(result, "outputs") for part in (item["parts"] or [{"name": item["file"]}])]
+        files = [
+            part for item in _rows(result, "outputs") for part in (item["parts"] or [{"name": item["file"]}])
+        ]
         _say([str(out / part["name"]) for part in files])
 
 

@@ -86,6 +86,7 @@ def cast(
     where: Callable[[int], str],
     *,
     allow_overflow: bool = False,
+    out: np.ndarray[Any, Any] | None = None,
     isa: str = "auto",
 ) -> tuple[np.ndarray[Any, Any], CastCounts]:
     """Return values in another type, and what that did to them.
@@ -95,6 +96,7 @@ def cast(
         to: the type wanted.
         where: flat index within `values` -> "tensor[row, column]" for messages.
         allow_overflow: let values out of range become infinite.
+        out: contiguous array for the result, of its shape and type; a new one when left out.
         isa: instruction set from `isas`, "auto" takes the best, "wide" is for tests.
 
     Raises:
@@ -104,7 +106,9 @@ def cast(
     if isa not in ("auto", *_native.cast_isas()) or values.dtype not in _CODES:
         raise MismatchError("no such cast", expected="F32, F16, BF16", found=f"{values.dtype} by {isa}")
     source = np.ascontiguousarray(values)
-    out = np.empty(values.shape, to.dtype)
+    if out is None:
+        out = np.empty(values.shape, to.dtype)
+    assert (out.shape, out.dtype) == (values.shape, to.dtype)
     not_finite, *told = _native.cast_values(
         _CODES[source.dtype], _CODES[out.dtype], _bytes_of(source), _bytes_of(out), isa
     )

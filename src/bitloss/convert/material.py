@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from bitloss.model.gguf import GgufValue
 
-BLOCK = 1 << 20
-"""Weights of a block: 4 MB as float32, so that what is done to them finds them in the cache."""
+BLOCK = 1 << 19
+"""Weights of a block: 2 MB as float32, so that what is done to them finds them in the cache."""
 F32 = int(GGMLQuantizationType.F32)
 _ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
 

@@ -1,12 +1,12 @@
 """Material -> GGUF files of several types at once, every byte of them read back, compared and hashed.
 
 The main thread goes through the blocks of the source; each type has a thread of its own that casts a block, hands it to
-the system, reads the file from where it ended before, compares that with the cast bit for bit, and hashes what it read.
-A second thread per type takes the hashes of the tensors. So the hashes are those of what a reader of the file finds,
-the comparison meets the pages while they are in memory, and nothing is read from the disk a second time. At the end
-the strict reader opens each file: names, types, shapes and places of the tensors must be those of the bytes compared.
+the system, reads the file from where it ended before, compares that with the cast bit for bit, and hashes what it read
+(the file and its tensor in one go). So the hashes are those of what a reader of the file finds, the comparison meets
+the pages while they are in memory, and nothing is read from the disk a second time. At the end the strict reader opens
+each file: names, types, shapes and places of the tensors must be those of the bytes compared.
 
-Memory: at most `_AHEAD` blocks wait for the slowest file, `_LATER` for its hashes; a few dozen MB per file.
+Memory: two blocks per type, and at most `_AHEAD` of the source that wait for the slowest.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -30,12 +30,13 @@ from bitloss.model.gguf_split import split_metadata
 from bitloss.model.gguf_writer import GgufStream
 from bitloss.progress import Progress, ProgressCallback
 from bitloss.store.atomic import explained
+from bitloss.store.twin import Digest, sha256, update_both
 
 Hashes = dict[str, bytes]
 """Name of a tensor -> SHA-256 of its bytes as computed."""
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _AHEAD = 8
-_LATER = 4
+_FLUSH = 64 << 20  # bytes of a file between two times of asking the disk to take them
 _FORGET = 128 << 20  # weights read between two times of letting go of mapped memory
 _PIECE = 16 << 20
 
@@ -89,10 +90,7 @@ def write_files(
         sinks = {kind: stack.enter_context(_Files(material, kind, parts)) for kind, parts in files.items()}
         # Before the files are closed, whatever happened.
         pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in files]
-        lanes = [
-            _Lane(kind, sink, allow_overflow, stack.enter_context(ThreadPoolExecutor(1)).submit)
-            for kind, sink in sinks.items()
-        ]
+        lanes = [_Lane(kind, sink, allow_overflow) for kind, sink in sinks.items()]
         waiting: deque[list[Future[None]]] = deque()
         read: list[Target] = []
         for target in material.targets:
@@ -120,7 +118,7 @@ def expected_hashes(material: Material, kind: SourceType, *, allow_overflow: boo
     Raises:
         CheckpointError: as `write_files`.
     """
-    lane = _Lane(kind, _Nowhere(), allow_overflow, _at_once)
+    lane = _Lane(kind, _Nowhere(), allow_overflow)
     for target in material.targets:
         for block in material.blocks(target):
             lane.take(target, block)
@@ -135,30 +133,39 @@ def _settle(waiting: deque[list[Future[None]]], most: int) -> None:
             task.result()
 
 
-def bytes_of(values: np.ndarray[Any, Any]) -> Bytes:
-    """Return contiguous values as bytes, without a copy."""
-    return values.reshape(-1).view(np.uint8)
-
-
 class _Sink(Protocol):
-    def append(self, target: Target, data: Bytes) -> None: ...
+    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
+        """Take what comes next of a tensor and add it to the digest."""
 
 
 class _Nowhere:
-    def append(self, target: Target, data: Bytes) -> None:
-        pass
+    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
+        digest.update(data)
+
+
+def _equal(a: Bytes, b: Bytes) -> bool:
+    """Compare bytes of the same number, eight at a time: NumPy's comparison makes one byte of each."""
+    whole = a.size // 8 * 8
+    return np.array_equal(a[:whole].view(np.uint64), b[:whole].view(np.uint64)) and np.array_equal(
+        a[whole:], b[whole:]
+    )
 
 
 class _File:
     """A file being written; what was written is read from it, compared and hashed."""
 
-    def __init__(self, part: Part, kind: SourceType, metadata: Mapping[str, GgufValue]) -> None:
+    def __init__(
+        self, part: Part, kind: SourceType, metadata: Mapping[str, GgufValue], flusher: ThreadPoolExecutor
+    ) -> None:
         self._part = part
+        self._flusher = flusher
         self._kind = kind
         self._places: dict[str, int] = {}
-        self._hash = hashlib.sha256()
+        self._hash = sha256()
         self._read = 0
         self._buffer = np.empty(0, np.uint8)
+        self._flushing: Future[None] | None = None
+        self._flushed = 0
         self._stream = GgufStream(part.path, metadata, [target.plan(kind) for target in part.targets])
         try:
             with explained(part.path):
@@ -166,17 +173,31 @@ class _File:
         except BaseException as error:
             self._stream.__exit__(type(error), error, None)
             raise
-        self._new()  # the header
+        self._hash.update(self._new())  # the header
 
-    def append(self, target: Target, data: Bytes) -> None:
-        """Write what comes next of a tensor, read it back, compare it."""
+    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
+        """Write what comes next of a tensor, read it back, compare and hash it."""
         self._places.setdefault(target.name, self._read)
         self._stream.append(data)
         stored = self._new()
-        if not np.array_equal(stored[: data.size], data) or stored[data.size :].any():
+        update_both(self._hash, digest, stored[: data.size])
+        self._hash.update(stored[data.size :])
+        if not _equal(stored[: data.size], data) or stored[data.size :].any():
             raise CheckpointError(
                 "the bytes in the file are not those written", where=f"{self._part.path}[{target.name}]"
             )
+
+        self._flush()
+
+    def _flush(self) -> None:
+        """Let the disk work from early on, while the rest is computed; the system would wait with it."""
+        if self._read - self._flushed < _FLUSH or not (self._flushing is None or self._flushing.done()):
+            return
+        if self._flushing is not None:
+            with explained(self._part.path):
+                self._flushing.result()
+        self._flushed = self._read
+        self._flushing = self._flusher.submit(os.fdatasync, self._reader)
 
     def _new(self) -> Bytes:
         """Return what the file holds behind the bytes read before."""
@@ -191,7 +212,6 @@ class _File:
                 if count == 0:
                     raise CheckpointError("the file is shorter than what was written", where=self._part.path)
                 at += count
-        self._hash.update(stored.data)
         self._read += n_bytes
         return stored
 
@@ -199,6 +219,8 @@ class _File:
         """Finish the file, hand it to the disk, and open it as a reader would."""
         self._stream.close()
         with explained(self._part.path):
+            if self._flushing is not None:
+                self._flushing.result()
             os.fsync(self._reader)
         file = GgufFile.open(self._part.path, part_of_split=True)
         plans = [target.plan(self._kind) for target in self._part.targets]
@@ -215,10 +237,12 @@ class _File:
                 expected=f"{len(planned)} tensors in {self._read} bytes",
                 found=f"{len(found)} in {file.size}, or of other names, shapes or places",
             )
-        return WrittenFile(self._read, self._hash.hexdigest())
+        return WrittenFile(self._read, self._hash.digest().hex())
 
     def close(self, error: BaseException | None) -> None:
         """Let go of the file, finished or not."""
+        if self._flushing is not None:
+            wait([self._flushing])
         os.close(self._reader)
         if error is not None:
             self._stream.__exit__(type(error), error, None)
@@ -234,6 +258,7 @@ class _Files:
         file_type = {"general.file_type": GgufValue(GgufType.UINT32, kind.file_type)}
         self._metadata = {**material.metadata, **file_type}
         self._left = {target.name: index for index, part in enumerate(parts) for target in part.targets}
+        self._flusher = ThreadPoolExecutor(1)
         self._file: _File | None = None
         self._done: list[WrittenFile] = []
 
@@ -244,14 +269,15 @@ class _Files:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._file is not None:
             self._file.close(error)
+        self._flusher.shutdown()
 
-    def append(self, target: Target, data: Bytes) -> None:
+    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
         """Write what comes next of a tensor."""
         while self._left[target.name] > len(self._done):
             self._end()
             self._open()
         assert self._file is not None
-        self._file.append(target, data)
+        self._file.append(target, data, digest)
 
     def finish(self) -> tuple[WrittenFile, ...]:
         """Finish the last file."""
@@ -262,9 +288,8 @@ class _Files:
     def _open(self) -> None:
         index, count = len(self._done), len(self._parts)
         marks = split_metadata(index, count, self._total) if count > 1 else {}
-        self._file = _File(
-            self._parts[index], self._kind, {**(self._metadata if index == 0 else {}), **marks}
-        )
+        metadata = {**(self._metadata if index == 0 else {}), **marks}
+        self._file = _File(self._parts[index], self._kind, metadata, self._flusher)
 
     def _end(self) -> None:
         assert self._file is not None
@@ -276,20 +301,13 @@ class _Files:
 class _Lane:
     """The tensors of a type as they come, cast and hashed."""
 
-    def __init__(
-        self,
-        kind: SourceType,
-        sink: _Sink,
-        allow_overflow: bool,
-        submit: Callable[[Callable[[Bytes], None], Bytes], Future[None]],
-    ) -> None:
+    def __init__(self, kind: SourceType, sink: _Sink, allow_overflow: bool) -> None:
         self.kind = kind
         self._sink = sink
         self._allow_overflow = allow_overflow
-        self._submit = submit
-        self._hashing: deque[list[Future[None]]] = deque()
-        self._tensors: list[tuple[Target, Any]] = []  # with the hash under way
+        self._tensors: list[tuple[Target, Digest]] = []
         self._counts = CastCounts()
+        self._buffer = np.empty(0, np.uint8)
         self._left = 0
         self._failed = False
 
@@ -299,36 +317,32 @@ class _Lane:
             return
         self._failed = True
         if self._left == 0:
-            self._tensors.append((target, hashlib.sha256()))
+            self._tensors.append((target, sha256()))
             self._left = target.size
         to = SourceType.F32 if target.always_f32 else self.kind
-        values, counts = cast(block.values, to, block.where, allow_overflow=self._allow_overflow)
-        data = bytes_of(values)
-        self._hashing.append([self._submit(self._tensors[-1][1].update, data)])
-        self._sink.append(target, data)
+        n_bytes = block.values.size * to.dtype.itemsize
+        if self._buffer.size < n_bytes:
+            self._buffer = np.empty(n_bytes, np.uint8)
+        data = self._buffer[:n_bytes]
+        out = data.view(to.dtype).reshape(block.values.shape)
+        counts = cast(block.values, to, block.where, allow_overflow=self._allow_overflow, out=out)[1]
+        self._sink.append(target, data, self._tensors[-1][1])
         self._counts = self._counts.plus(counts)
-        self._left -= values.size
-        _settle(self._hashing, _LATER)
+        self._left -= block.values.size
         self._failed = False
 
     def hashes(self) -> Hashes:
         """Return the hashes of the tensors taken."""
-        _settle(self._hashing, 0)
         return {target.name: digest.digest() for target, digest in self._tensors}
 
     def written(self, files: tuple[WrittenFile, ...]) -> Written:
         """Return what became of the tensors taken, which stand in those files."""
         hashes = self.hashes()
         plans = [target.plan(self.kind) for target, _ in self._tensors]
-        joined = join_tensor_hashes((each.name, each.ggml_type, each.shape, hashes[each.name]) for each in plans)
+        joined = join_tensor_hashes(
+            (each.name, each.ggml_type, each.shape, hashes[each.name]) for each in plans
+        )
         return Written(files, joined, sum(each.n_bytes for each in plans), self._counts)
-
-
-def _at_once(task: Callable[[Bytes], None], data: Bytes) -> Future[None]:
-    done: Future[None] = Future()
-    task(data)
-    done.set_result(None)
-    return done
 
 
 class FileHashes(NamedTuple):

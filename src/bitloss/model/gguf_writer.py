@@ -1,7 +1,7 @@
 """Writer of GGUF version 3: the header through the `gguf` package, tensor data streamed in the planned order.
 
-Left out: big-endian. Which tensors go into which part of a split model: `bitloss.model.gguf_split`. Empty strings and empty arrays cannot be written (the `gguf` package drops
-the first and refuses the second); leave such keys out.
+Left out: big-endian, and which tensors go into which part of a split model (`bitloss.model.gguf_split`). Empty strings
+and empty arrays cannot be written (the `gguf` package drops the first and refuses the second); leave such keys out.
 """
 
 from __future__ import annotations

@@ -45,16 +45,19 @@ class ConvertStep(StepModel):
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.convert.convert.convert` and `bitloss.run.converter.convert_by`."""
         from bitloss.convert.convert import ConvertOptions, SourceType, convert
-        from bitloss.run.converter import Converter, convert_by
-        from bitloss.run.proof import prove
 
+        prover = None
+        if self.proof:
+            from bitloss.run.proof import prove as prover
         options = ConvertOptions(
             name=self.name,
             allow_overflow=self.allow_overflow,
-            prover=prove if self.proof else None,
+            prover=prover,
             split_max_bytes=self.split_max_bytes,
         )
         if self.converter is not None:
+            from bitloss.run.converter import Converter, convert_by
+
             other = Converter(self.converter, self.converter_python)
             types = [SourceType(t) for t in self.types]
             told: dict[str, JsonValue] = convert_by(other, self.model, types, self.out, options).model_dump(
