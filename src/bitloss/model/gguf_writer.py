@@ -98,7 +98,7 @@ class GgufStream:
     @property
     def at(self) -> int:
         """Bytes given to the system so far: header, tensors and what aligns them."""
-        return self._file.tell()
+        return int(self._file.tell())
 
     def write(self, data: np.ndarray[Any, Any]) -> None:
         """Write the next planned tensor whole: data of exactly its bytes, any dtype.

@@ -14,6 +14,7 @@ from bitloss.run.steps.common import StepModel, engine_options, rounding
 from bitloss.spec import EngineSpec
 
 if TYPE_CHECKING:
+    from bitloss.convert.convert import Prover
     from bitloss.quantize.request import QuantizeSpec
 
 
@@ -46,9 +47,11 @@ class ConvertStep(StepModel):
         """See `bitloss.convert.convert.convert` and `bitloss.run.converter.convert_by`."""
         from bitloss.convert.convert import ConvertOptions, SourceType, convert
 
-        prover = None
-        if self.proof:
-            from bitloss.run.proof import prove as prover
+        prover: Prover | None = None
+        if self.proof:  # loads the engine
+            from bitloss.run.proof import prove
+
+            prover = prove
         options = ConvertOptions(
             name=self.name,
             allow_overflow=self.allow_overflow,
