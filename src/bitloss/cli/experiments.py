@@ -388,9 +388,9 @@ def compare(
     run: Annotated[Path, typer.Argument(help="A run folder, or a results.json.")], json: Json = False
 ) -> None:
     """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
-    from bitloss.records import read_results
+    from bitloss.cli.reports import read_finished
 
-    results = read_results(run)
+    results, _ = read_finished(run)
     if json:
         print_json([row.model_dump(mode="json") for row in results.comparisons])
     else:
