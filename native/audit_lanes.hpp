@@ -46,8 +46,10 @@ struct CastLanes {
         changed = changed + count((x != rounded) | over);
         const Floats by = select(over, all(0.0F), absolute(x - rounded));
         error = larger(error, by);
-        // Division is slow, and few values come near the largest share; the product may be off by its last bit.
-        if (any(relative * x < by * all(1.000001F))) relative = larger(relative, select(by != all(0.0F), by / x, all(0.0F)));
+        // Division is slow, and few values come near the largest share; the product may be off by its last bit, and by
+        // more where it is subnormal.
+        const Mask near = (relative * x < by * all(1.000001F)) | ((x < all(0x1p-100F)) & (all(0.0F) < by));
+        if (any(near)) relative = larger(relative, select(by != all(0.0F), by / x, all(0.0F)));
     }
 
     void flush(CastTally& into) const {

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bitloss.records import json_schema
+from bitloss.records import Audit, Diff, json_schema
 from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec, TensorTypeSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -84,8 +84,14 @@ def pages() -> dict[str, str]:
     """Return each generated page by its file name."""
     return {
         "experiment.md": experiment_page(),
-        "results.schema.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
+        "results.schema.json": _schema(json_schema()),
+        "audit.schema.json": _schema(json_schema(Audit, "bitloss/audit@1")),
+        "diff.schema.json": _schema(json_schema(Diff, "bitloss/diff@1")),
     }
+
+
+def _schema(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def stale(folder: Path = FOLDER) -> list[str]:

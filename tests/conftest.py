@@ -109,6 +109,11 @@ def cost(
 @pytest.fixture
 def sample_document() -> dict[str, Any]:
     """The founding experiment as it would stand in results.json, before validation."""
+    return founding_document()
+
+
+def founding_document() -> dict[str, Any]:
+    """See `sample_document`."""
     return {
         "schema": "bitloss/results@1",
         "bitloss": "0.1.0",
@@ -194,6 +199,8 @@ def sample_document() -> dict[str, Any]:
             },
         ),
         "audit": None,
+        "cross": None,
+        "sensitivity": None,
         "findings": (),
         "costs": (
             cost("convert f32", "f32", 412.0, 49_004_000_000),

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 _Cast = tuple[int, int, int, float, float]
+_Odd = tuple[int, int, int]
 
 def divergence_isas() -> list[str]:
     """Instruction sets this machine and build offer, best first."""
@@ -100,3 +101,72 @@ def mark_floats(
 
     1: changes in F16, 2: overflows there, 4: changes in BF16, 8: overflows there, 16: is not finite.
     """
+
+def compare_isas() -> list[str]:
+    """Instruction sets this machine and build offer, best first."""
+
+def differing_blocks(
+    a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], block: int, marks: npt.NDArray[np.uint8], threads: int
+) -> int:
+    """Write into marks [n] whether blocks of a and b [n * block] differ; returns how many do.
+
+    ``bitloss.explain.blocks.mark`` is the caller.
+    """
+
+def field_kinds() -> list[int]:
+    """Types (``enum ggml_type``) whose quants and scales `differing_fields` tells apart."""
+
+def differing_fields(
+    kind: int, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], isa: str
+) -> tuple[int, int]:
+    """Count the quants and the scales that differ in whole blocks; ``bitloss.explain.fields`` calls it."""
+
+def compare_tensors(
+    kind_a: int,
+    a: npt.NDArray[np.uint8],
+    kind_b: int,
+    b: npt.NDArray[np.uint8],
+    threads: int,
+    isa: str,
+) -> tuple[int, int, int, tuple[int, int, float, float, _Odd, _Odd]]:
+    """Compare tensors, bytes of whole blocks with as many values each, of F32 or types that `decode_rows` takes.
+
+    Of one type: differing blocks, quants and scales (0 where `field_kinds` has not the type); of two, zeros. Then what
+    `value_distance` returns; pieces of equal bytes are passed over. ``bitloss.explain.distance`` is the caller.
+    """
+
+def value_distance(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], threads: int, isa: str
+) -> tuple[int, int, float, float, _Odd, _Odd]:
+    """Compare values [n]: how many differ, pairs not finite, Σ (a - b)², max |a - b|, and NaN, +inf, -inf of each.
+
+    ``bitloss.explain.distance`` is the caller.
+    """
+
+def cast_isas() -> list[str]:
+    """Instruction sets this machine and build offer, best first, and last "wide" (16 lanes on AVX2, for tests)."""
+
+def cast_values(
+    source: int, target: int, values: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], isa: str
+) -> tuple[int, int, int, int]:
+    """Cast values from one type to another (0: F32, 1: F16, 2: BF16), given and written as bytes.
+
+    Returns how many are not finite, and of the others how many changed, overflowed, became zero.
+    ``bitloss.convert.cast.cast`` calls it.
+    """
+
+def sha_available() -> bool:
+    """Whether this machine has the instructions `Sha256` needs."""
+
+class Sha256:
+    """A SHA-256 that grows; ``bitloss.store.twin`` uses it.
+
+    Raises:
+        RuntimeError: made on a machine without SHA instructions.
+    """
+
+    def __init__(self) -> None: ...
+    def update(self, data: npt.NDArray[np.uint8]) -> None: ...
+    def update_with(self, other: Sha256, data: npt.NDArray[np.uint8]) -> None:
+        """Add the same bytes to this one and another, sooner than one after the other."""
+    def digest(self) -> bytes: ...

@@ -190,6 +190,11 @@ class ExperimentSpec(_Part):
     encoder: Literal["bitloss", "llama.cpp"] = "bitloss"
     """Who encodes: ``bitloss`` all types of a source in one pass, ``llama.cpp`` one after the other; the bytes are the
     same."""
+    cross: bool = False
+    """Make also the files with the weights of one source and the importance matrix of another, and say what makes the
+    routes differ. Needs two sources and a calibration text."""
+    errors: bool = False
+    """Tell of each tensor of each candidate how far it is from the source's."""
     stop: StopSpec | None = None
     """When to stop measuring; the whole text is measured when left out."""
     engine: EngineSpec = EngineSpec()
@@ -209,6 +214,8 @@ class ExperimentSpec(_Part):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
+        if self.errors and self.encoder != "bitloss":
+            raise ValueError("errors need the encoder bitloss")
         if self.stop is not None and (self.documents is not None or self.chat_template):
             raise ValueError("stop needs chunks of one length: not with documents or chat_template")
         return self
@@ -220,7 +227,11 @@ class ExperimentSpec(_Part):
         """
         left_out: dict[str, Any] = {"out": True, "engine": {"threads", "max_memory"}}
         # what is not asked for leaves no trace: a run of an older version goes on
-        left_out |= {name: True for name in ("stop", "documents", "chat_template") if not getattr(self, name)}
+        left_out |= {
+            name: True
+            for name in ("stop", "documents", "chat_template", "cross", "errors")
+            if not getattr(self, name)
+        }
         values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         return values
 

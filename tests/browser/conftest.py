@@ -46,6 +46,10 @@ class Browser:
         self.driver.get(page.as_uri())
         return self
 
+    def load_ms(self) -> float:
+        """Milliseconds from asking for the page to its load event's end."""
+        return float(self.js("performance.timing.loadEventEnd - performance.timing.navigationStart"))
+
     def cdp(self, command: str, **arguments: Any) -> Any:
         """A command of the DevTools protocol."""
         return self.driver.execute_cdp_cmd(command, arguments)
@@ -103,21 +107,29 @@ class Browser:
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
-@pytest.fixture(scope="session")
-def _driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+def start(profile: Path) -> Any:
+    """A driver with its browser, or None where one of them is missing."""
     browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
     driver = shutil.which("chromedriver")
     if not browser or not driver:
-        pytest.skip("no Chromium with its driver: on Debian, apt-get install chromium chromium-driver")
+        return None
+    from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=Service(driver))
+    return webdriver.Chrome(options=options, service=Service(driver))
+
+
+@pytest.fixture(scope="session")
+def _driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    made = start(tmp_path_factory.mktemp("profile"))
+    if made is None:
+        pytest.skip("no Chromium with its driver: on Debian, apt-get install chromium chromium-driver")
     yield made
     made.quit()
 

@@ -108,3 +108,29 @@ def test_nan_is_counted_not_an_error(cli: Cli, tmp_path: Path) -> None:
     done = cli("audit", gguf(tmp_path / "m.gguf", {"a": values}), "--summary")
     assert done.code == 0
     assert "not finite: 1 NaN" in done.out
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_picture_of_the_exponents(cli: Cli, model: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"exponents.{suffix}"
+    done = cli("audit", model, "--summary", "--plot", path)
+    assert (done.code, done.err) == (0, "")
+    start = {"svg": b"<svg", "png": b"\x89PNG"}[suffix]
+    assert path.read_bytes().startswith(start)
+    if suffix == "svg":
+        assert b"doctored: how large the weights are" in path.read_bytes()
+
+
+def test_pictures_that_cannot_be_written(cli: Cli, model: Path, tmp_path: Path) -> None:
+    for path, code, said in (
+        (tmp_path / "x.jpg", 2, "expected FILE.svg or FILE.png, found x.jpg"),
+        (tmp_path / "none" / "x.svg", 1, "no place to write the picture to"),
+    ):
+        done = cli("audit", model, "--plot", path)
+        assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
+        assert said in done.err
+    zeros = gguf(tmp_path / "z.gguf", {"a": np.zeros((2, 32), np.float32)})
+    done = cli("audit", zeros, "--plot", tmp_path / "x.svg")
+    assert (done.code, done.out) == (1, "")
+    assert "no matrix has a weight to draw" in done.err
+    assert not (tmp_path / "x.svg").exists()

@@ -107,6 +107,17 @@ def test_a_run_that_goes_on_shows_what_there_is(cli: Cli, run: Path) -> None:
         assert "a&lt;b&gt;.gguf" in text
         assert "Mean KLD" in text
     assert not (run / "plots").exists()
+    for arguments in (
+        ("compare", run),
+        ("card", run),
+        ("pick", run, "--vram", "1GiB"),
+        ("report", run, run, "-o", run / "x"),
+    ):
+        refused = cli(*arguments)
+        assert (refused.code, refused.out) == (1, "")
+        assert f"{run}: the run has not finished: there are no results yet" in refused.err
+        assert refused.err.count("\n") == 1
+    assert not (run / "x").exists()
 
 
 def test_card(cli: Cli, run: Path, tmp_path: Path) -> None:

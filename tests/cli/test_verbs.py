@@ -32,12 +32,13 @@ VERBS = (
     "quantize",
     "base",
     "measure",
+    "sensitivity",
     "compare",
     "report",
     "card",
     "pick",
 )
-COMPUTE = ("demo", "run", "imatrix", "base", "measure")
+COMPUTE = ("demo", "run", "imatrix", "base", "measure", "sensitivity")
 TINY = ("--ctx", 32, "--chunks", 3)
 
 

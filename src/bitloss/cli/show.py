@@ -25,11 +25,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from bitloss.display import duration
 from bitloss.progress import Progress
 from bitloss.run.stepping import StepProgress
 
 _LINE_SECONDS = 5.0
-_PIPE_COLUMNS = 400
+_PIPE_COLUMNS = 10_000
 
 
 class _Rate(ProgressColumn):
@@ -53,6 +54,7 @@ class Screen:
         self._bars: Bars | None = None
         self._task: Any = None
         self._label = ""
+        self._plan: str | None = None
         self._last_line = 0.0
         self._quiet = quiet
         if self.console.is_terminal and not quiet:
@@ -87,10 +89,14 @@ class Screen:
         """Show where a run is (a `bitloss.run.stepping.RunProgress`)."""
         if progress.seconds is not None:
             self._end()
-            took = "done before" if progress.reused else f"{progress.seconds:.1f} s"
+            took = "done before" if progress.reused else duration(progress.seconds)
+            if self._bars and self._plan:
+                took = f"{took}; {self._plan}"
+            self._plan = None
             self.say(f"{progress.index:3d}  {progress.label}  ({took})")
         elif progress.detail is None:
-            if progress.plan:
+            self._plan = progress.plan
+            if progress.plan and not self._bars:  # on a terminal it stands behind the time, once
                 self.say(f"{progress.index:3d}  {progress.label}: {progress.plan}")
             self._begin(f"{progress.index:3d}  {progress.label}")
         else:

@@ -36,7 +36,7 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize.codec import NEEDS_WEIGHTS, decode, encode
-from bitloss.quantize.types import parse_tensor_type
+from bitloss.quantize.types import TENSOR_TYPES, parse_tensor_type
 from bitloss.records.audit import Audit, BlockLoss, CastLoss, TensorAudit, Through, Weights
 
 Pages = Callable[[int], None]
@@ -182,7 +182,7 @@ def stored_tensors(model: Path) -> Iterator[StoredTensor]:
         return
     if not model.exists():
         raise FileProblem("no such model", where=model, expected="a Hugging Face folder or a GGUF file")
-    file = open_model(model)
+    file = open_model(model, unknown_types=True)
     for name in file.tensors:
         yield _from_gguf(file, name)
 
@@ -196,13 +196,21 @@ def _from_gguf(file: GgufFile, name: str) -> StoredTensor:
     return StoredTensor(name, info.type_name, shape, data, functools.partial(file.forget, name))
 
 
+def _opaque(kind: str) -> str | None:
+    """Why values of a type are not counted; None where they are."""
+    if kind in _OPAQUE:
+        return _OPAQUE[kind]
+    known = kind == "F32" or kind in _WORDS or kind in _WIDENED or kind in TENSOR_TYPES
+    return None if known else "a type that is not known here"
+
+
 # ------------------------------------------------------------------------------------------- one tensor
 
 
 def _audit_tensor(
     tensor: StoredTensor, kinds: Sequence[GGMLQuantizationType], threads: int, told: Callable[[int], None]
 ) -> tuple[w.Tally | None, dict[GGMLQuantizationType, _BlockTally]]:
-    if tensor.type in _OPAQUE:
+    if _opaque(tensor.type):
         told(tensor.data.nbytes)
         return None, {}
     table = _WORDS[tensor.type]() if tensor.type in _WORDS else None
@@ -304,7 +312,7 @@ def _row(
         type=tensor.type,
         shape=tensor.shape,
         decoded=tally is not None and tensor.type not in ("F32", *_WORDS, *_WIDENED),
-        opaque=_OPAQUE.get(tensor.type),
+        opaque=_opaque(tensor.type),
         weights=None if tally is None else as_record(tally),
         blocks=tuple(each.record(kind) for kind, each in blocks.items()),
     )

@@ -9,20 +9,24 @@ varies.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import combinations
+from typing import TYPE_CHECKING
 
-from bitloss.display import decimal, duration, percent, probability, size
+from bitloss.display import decimal, percent, probability
 from bitloss.explain.cautions import base_of_something_else, calibrated_on_the_measured_text, not_finite
+from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_different
+from bitloss.explain.losses import cast_losses, not_counted
+from bitloss.explain.routes import is_whole, route_costs, twin_verdicts
+from bitloss.explain.sameness import identical_tensors, none_identical, sources_of, why_identical
+from bitloss.explain.sensitive import most_sensitive
 from bitloss.records import (
     Candidate,
     Comparison,
     Confidence,
-    Cost,
     Figure,
     Finding,
     NoiseFloor,
     Results,
-    Source,
     Stopping,
     Verdict,
 )
@@ -34,35 +38,63 @@ if TYPE_CHECKING:
 
 _METRIC_TITLES = {"kld_mean": "mean KLD", "ln_ppl": "ln PPL", "same_top": "same top p"}
 _PERCENT = {"same_top"}
-_HASH_DIGITS = 12
 
 
 def findings(results: Results) -> tuple[Finding, ...]:
-    """Apply every rule to `results`, most certain evidence first; findings already in them are ignored."""
-    return tuple(finding for finding in _all(results) if finding is not None)
+    """Apply every rule to `results`; what answers a question first, in the questions' order.
+
+    Findings already in the results are ignored.
+    """
+    found = [finding for finding in _all(results) if finding is not None]
+    return tuple(sorted(found, key=lambda finding: finding.question or _LAST))
+
+
+_LAST = 9
 
 
 def _all(results: Results) -> Iterator[Finding | None]:
     by_name = {candidate.name: candidate for candidate in results.candidates}
-    for candidate in results.candidates:
-        if candidate.identical_to is not None:
-            yield identical_tensors(by_name[candidate.identical_to], candidate)
+    routes = tuple(dict.fromkeys(c.weights_from for c in results.candidates if c.weights_from))
+    yield from _same(results, by_name)
+    yield from cast_losses(results.audit, results.model.dtype, routes)
+    yield not_counted(results.audit, routes)
+    yield from _different(results, by_name)
+    twins = twin_verdicts(by_name, results.comparisons)
+    yield route_costs(results.costs, twins, base=results.base.name, sources=results.sources)
+    yield engine_noise(results.noise_floor, results.candidates)
+    yield no_noise_floor(results.noise_floor, routes)
+    yield most_sensitive(results.sensitivity)
     yield calibrated_on_the_measured_text(results)
     yield base_of_something_else(results.base)
     yield not_finite(results.candidates)
+    yield stopped(results.stopping, results.text.chunks)
+
+
+def _same(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[Finding | None]:
+    """Question 1. Crossed files are told of with the cross: nobody publishes them."""
+    whole = [candidate for candidate in results.candidates if is_whole(candidate)]
+    for candidate in whole:
+        if candidate.identical_to is not None and is_whole(by_name[candidate.identical_to]):
+            yield identical_tensors(by_name[candidate.identical_to], candidate)
+    for pair in combinations(whole, 2):
+        yield why_identical(pair, results.audit, results.cross)
+    yield none_identical(results)
+
+
+def _different(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[Finding | None]:
+    """Question 3."""
     pairs: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for comparison in results.comparisons:
         pairs[comparison.a, comparison.b].append(comparison)
     for (a, b), group in pairs.items():
-        yield same_type_pair(by_name[a], by_name[b], group, results.text.scored_tokens)
-    yield stopped(results.stopping, results.text.chunks)
-    yield engine_noise(results.noise_floor, results.candidates)
-    twins = twin_verdicts(by_name, results.comparisons)
-    yield route_costs(results.costs, twins, base=results.base.name, sources=results.sources)
-
-
-def _sources(a: str | None, b: str | None) -> str:
-    return f"{a or 'none'} and {b or 'none'}"
+        if is_whole(by_name[a]) and is_whole(by_name[b]):
+            yield same_type_pair(by_name[a], by_name[b], group, results.text.scored_tokens)
+    for attribution in results.cross.attributions if results.cross else ():
+        yield why_different(attribution)
+    for pair in results.cross.imatrices if results.cross else ():
+        yield imatrix_route(pair, results.cross.halves if results.cross else ())
+    yield not_crossed(results.candidates, results.cross)
+    yield ties(results.comparisons)
 
 
 # --------------------------------------------------------------------------------------------- stopping
@@ -103,45 +135,6 @@ def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
     )
 
 
-# ------------------------------------------------------------------------------------ identical tensors
-
-
-def identical_tensors(first: Candidate, second: Candidate) -> Finding | None:
-    """Point out two files with equal tensors that are not the same file.
-
-    Fires when the tensor hashes are equal and the file hashes are not.
-    """
-    if first.tensors_sha256 != second.tensors_sha256 or first.sha256 == second.sha256:
-        return None
-    by_bytes = abs(first.bytes - second.bytes)
-    sizes = f"{by_bytes} bytes apart ({first.bytes} and {second.bytes})" if by_bytes else "equal in size"
-    text = (
-        f"Every tensor of {second.name} has the name, type, shape and bytes of the one in {first.name} "
-        f"(tensor hash {first.tensors_sha256[:_HASH_DIGITS]}…), so they were measured once. The files are "
-        f"{sizes} and their sha256 differ ({first.sha256[:_HASH_DIGITS]}… and "
-        f"{second.sha256[:_HASH_DIGITS]}…): all that differs lies outside the tensors, in the metadata or in "
-        "the layout of the file."
-    )
-    weights = f"weights from {_sources(first.weights_from, second.weights_from)}"
-    imatrix = f"importance matrices from {_sources(first.imatrix_from, second.imatrix_from)}"
-    changed = [weights] if first.weights_from != second.weights_from else []
-    changed += [imatrix] if first.imatrix_from != second.imatrix_from else []
-    if changed:
-        text += f" Thus {' with '.join(changed)} gave the same {first.type} bytes."
-    return Finding(
-        id="identical-tensors",
-        title=f"{first.name} and {second.name} are the same weights in different files",
-        text=text,
-        evidence={
-            "candidates": [first.name, second.name],
-            "tensors_sha256": first.tensors_sha256,
-            "sha256": [first.sha256, second.sha256],
-            "bytes": [first.bytes, second.bytes],
-        },
-        confidence=Confidence.PROVEN,
-    )
-
-
 # --------------------------------------------------------------------------------- pairs of the same type
 
 
@@ -175,6 +168,8 @@ def same_type_pair(a: Candidate, b: Candidate, group: Sequence[Comparison], toke
             "comparisons": [c.model_dump(mode="json", include=_EVIDENCE) for c in tested],
         },
         confidence=Confidence.MEASURED,
+        question=3,
+        rows=(a.name, b.name, "#comparisons"),
     )
 
 
@@ -182,8 +177,8 @@ _EVIDENCE = {"metric", "difference", "ci95", "p_value", "p_holm", "verdict"}
 
 
 def _what_differs(a: Candidate, b: Candidate) -> str:
-    weights = f"weights from {_sources(a.weights_from, b.weights_from)}"
-    imatrix = f"importance matrices from {_sources(a.imatrix_from, b.imatrix_from)}"
+    weights = f"weights from {sources_of(a.weights_from, b.weights_from)}"
+    imatrix = f"importance matrices from {sources_of(a.imatrix_from, b.imatrix_from)}"
     if a.weights_from == b.weights_from:
         return f"They were made from the same weights, with {imatrix}."
     if a.imatrix_from == b.imatrix_from:
@@ -266,6 +261,26 @@ def engine_noise(floor: NoiseFloor | None, candidates: Sequence[Candidate]) -> F
         text=text,
         evidence=evidence,
         confidence=Confidence.MEASURED,
+        question=5,
+        rows=(*measured, "#measurements"),
+    )
+
+
+def no_noise_floor(floor: NoiseFloor | None, routes: Sequence[str]) -> Finding | None:
+    """Say that the engine's noise is not known; fires when routes were measured without a noise floor.
+
+    Or with one that has no mean KLD.
+    """
+    known = floor is not None and _value(floor.metrics.get("kld_mean")) is not None
+    if known or not routes:
+        return None
+    return Finding(
+        id="no-noise-floor",
+        title="How large the engine's own noise is was not measured",
+        text="Without a noise floor no part of these divergences can be laid to the engine's arithmetic.",
+        evidence={"routes": list(routes)},
+        confidence=Confidence.PROVEN,
+        question=5,
     )
 
 
@@ -275,97 +290,3 @@ def _value(figure: Figure | None) -> float | None:
 
 def _share(share: float) -> str:
     return "0 %" if share == 0 else f"{100 * share:.2g} %"
-
-
-# ----------------------------------------------------------------------------------------------- costs
-
-
-_MAKING = ("convert", "imatrix", "quantize")
-
-
-class Twin(NamedTuple):
-    """The same type from two routes, and what a comparison said of them."""
-
-    routes: frozenset[str]
-    verdict: Verdict
-
-
-def twin_verdicts(by_name: Mapping[str, Candidate], comparisons: Sequence[Comparison]) -> tuple[Twin, ...]:
-    """Collect the verdicts on files of one type that were each made wholly from one source."""
-    twins = []
-    for comparison in comparisons:
-        a, b = by_name[comparison.a], by_name[comparison.b]
-        if a.type != b.type or comparison.verdict is None or not (_whole(a) and _whole(b)):
-            continue
-        if a.weights_from and b.weights_from and a.weights_from != b.weights_from:
-            twins.append(Twin(frozenset({a.weights_from, b.weights_from}), comparison.verdict))
-    return tuple(twins)
-
-
-def _whole(candidate: Candidate) -> bool:
-    return candidate.imatrix_from in {None, candidate.weights_from}
-
-
-def route_costs(
-    costs: Sequence[Cost], twins: Sequence[Twin], *, base: str, sources: Sequence[Source] = ()
-) -> Finding | None:
-    """Add up what each route took in time and disk, beside what it bought.
-
-    Args:
-        costs: time and disk of the steps.
-        twins: verdicts on the routes' files against each other.
-        base: name of the base; its conversion serves the measurement as well.
-        sources: the full-precision files, one a route; their sizes are told beside what was made from them.
-
-    Counted is what makes files (conversion, importance matrix, quantization), not what measures them. Fires
-    when at least two routes have such costs.
-    """
-    making = [cost for cost in costs if cost.kind in _MAKING]
-    seconds: dict[str, float] = defaultdict(float)
-    n_bytes: dict[str, int] = defaultdict(int)
-    for cost in making:
-        if cost.route is not None:
-            seconds[cost.route] += cost.seconds
-            n_bytes[cost.route] += cost.bytes
-    if len(seconds) < 2:
-        return None
-    counted = [kind for kind in _MAKING if any(c.kind == kind and c.route for c in making)]
-    shared = [cost for cost in making if cost.route is None]
-    files = {source.name: source.bytes for source in sources}
-    text = "; ".join(
-        f"{r}: {duration(seconds[r])}, {size(n_bytes[r])} on the disk"
-        + (f" besides the source of {size(files[r])}" if r in files else "")
-        for r in seconds
-    )
-    text = f"By route ({' and '.join(counted)}): {text}."
-    if shared:
-        took = duration(sum(cost.seconds for cost in shared)), size(sum(cost.bytes for cost in shared))
-        text += f" Shared by the routes ({', '.join(c.step for c in shared)}): {took[0]}, {took[1]}."
-    if any(cost.kind == "convert" and cost.route == base for cost in making):
-        text += f" The conversion to {base} is counted, though the base needs it in any case."
-    if any(cost.reused for cost in making):
-        text += " Steps taken over from an earlier run count with the time they took then."
-    cross = [twin.verdict for twin in twins if twin.routes <= seconds.keys()]
-    told = sum(verdict in {Verdict.BETTER, Verdict.WORSE} for verdict in cross)
-    if cross:
-        text += f" Comparisons of the routes' files that show a difference: {told} of {len(cross)}."
-    dear, cheap = max(seconds, key=lambda r: seconds[r]), min(seconds, key=lambda r: seconds[r])
-    if cross and not told:
-        text += f" Nothing measured here speaks for the dearer route ({dear})."
-    return Finding(
-        id="route-costs",
-        title=(
-            f"The {dear} route took {seconds[dear] / seconds[cheap]:.2f} times as long as {cheap}"
-            if seconds[cheap] > 0
-            else f"What the routes {', '.join(seconds)} took"
-        ),
-        text=text,
-        evidence={
-            "seconds": dict(seconds),
-            "bytes": dict(n_bytes),
-            "source_bytes": dict(files),
-            "comparisons": len(cross),
-            "comparisons_with_a_difference": told,
-        },
-        confidence=Confidence.MEASURED,
-    )

@@ -13,6 +13,7 @@ Source: IMatrixCollector::collect_imatrix in tools/imatrix/imatrix.cpp, whose ru
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,13 @@ class Collector:
         _native.add_squares_rows(sums, np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int32))
         counts += np.bincount(ids, minlength=n_expert)
 
+    def copy(self) -> Collector:
+        """What was summed so far, to be kept."""
+        return Collector(
+            {name: sums.copy() for name, sums in self.sums.items()},
+            {name: counts.copy() for name, counts in self.counts.items()},
+        )
+
     def _entry(
         self, weight: str, n_mat: int, n_in: int, *, dense: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -77,10 +85,33 @@ class Collector:
         return sums, self.counts[weight]
 
 
+class Collected(NamedTuple):
+    """What one pass over a calibration text gave.
+
+    Attributes:
+        imatrix: of the whole text.
+        halves: of its first and of its second half, from the same pass; None where the engine computed all of the text
+            at once, or where something was seen in one half only.
+    """
+
+    imatrix: Imatrix
+    halves: tuple[Imatrix, Imatrix] | None
+
+
 def collect_imatrix(
     engine: Engine, chunks: Chunks, *, dataset: str, progress: ProgressCallback = silent
 ) -> Imatrix:
-    """Run a calibration text through the engine and sum.
+    """Run a calibration text through the engine and sum; see `collect_halves`."""
+    return collect_halves(engine, chunks, dataset=dataset, progress=progress).imatrix
+
+
+def collect_halves(
+    engine: Engine, chunks: Chunks, *, dataset: str, progress: ProgressCallback = silent
+) -> Collected:
+    """Run a calibration text through the engine and sum, and keep what the sums were halfway.
+
+    The first half ends with the micro-batch in which half of the chunks were reached; what belongs to it is told by its
+    own counts, so a few rows more or less change no mean square.
 
     Args:
         engine: holds the source model.
@@ -92,9 +123,12 @@ def collect_imatrix(
         EngineError: the engine failed, or an activation was not finite (the tensor is named).
     """
     collector = Collector()
+    halfway: Collector | None = None
     tokens = chunks.as_computed()
     for rows in engine.evaluate(tokens, Outputs.NOTHING, collector):
         _check_finite(collector)
+        if halfway is None and 2 * (rows.chunk + 1) >= len(tokens):
+            halfway = collector.copy()
         progress(Progress("imatrix", rows.chunk + 1, len(tokens), "chunks"))
     if not collector.sums:
         raise EngineError(
@@ -103,6 +137,10 @@ def collect_imatrix(
             mend="products of fewer than 16 rows are left out, as in llama-imatrix: give a larger "
             "--ubatch-size, or a longer text",
         )
+    return Collected(_imatrix(collector, chunks, dataset), _halves(collector, halfway, chunks, dataset))
+
+
+def _imatrix(collector: Collector, chunks: Chunks, dataset: str) -> Imatrix:
     return Imatrix(
         entries={
             name: ImatrixEntry(sums=collector.sums[name], counts=collector.counts[name])
@@ -113,6 +151,21 @@ def collect_imatrix(
         datasets=(dataset,),
         is_legacy=False,
     )
+
+
+def _halves(
+    whole: Collector, first: Collector | None, chunks: Chunks, dataset: str
+) -> tuple[Imatrix, Imatrix] | None:
+    if first is None or first.sums.keys() != whole.sums.keys():
+        return None
+    second = Collector(
+        # sums of squares only grow, but a difference of sums may lose its last bits
+        {name: np.maximum(sums - first.sums[name], 0.0) for name, sums in whole.sums.items()},
+        {name: counts - first.counts[name] for name, counts in whole.counts.items()},
+    )
+    if not all(counts.any() for counts in second.counts.values()):
+        return None
+    return _imatrix(first, chunks, dataset), _imatrix(second, chunks, dataset)
 
 
 def _check_finite(collector: Collector) -> None:

@@ -63,14 +63,16 @@ class GgufFile:
         data_offset: where the data section begins.
     """
 
-    def __init__(self, path: Path, data: memoryview, *, part_of_split: bool = False) -> None:
+    def __init__(
+        self, path: Path, data: memoryview, *, part_of_split: bool = False, unknown_types: bool = False
+    ) -> None:
         """Read the header of `data`; use `GgufFile.open`."""
         self.path = path
         self.paths: tuple[Path, ...] = (path,)
         self.size = len(data)
         self._data = [data]
         self._tensors_sha256: str | None = None
-        header = read_header(path, data, part_of_split=part_of_split)
+        header = read_header(path, data, part_of_split=part_of_split, unknown_types=unknown_types)
         self.version = header.version
         self.metadata = header.metadata
         self.tensors = header.tensors
@@ -79,12 +81,13 @@ class GgufFile:
         self._spans = header.spans
 
     @classmethod
-    def open(cls, path: Path, *, part_of_split: bool = False) -> GgufFile:
+    def open(cls, path: Path, *, part_of_split: bool = False, unknown_types: bool = False) -> GgufFile:
         """Open and check a GGUF file; tensor data is mapped, not read.
 
         Args:
             path: the file.
             part_of_split: read a part of a split model for itself (else it is refused).
+            unknown_types: take tensors of unknown types as opaque bytes (else they are refused).
 
         Raises:
             FileProblem: the file is missing, unreadable or no regular file.
@@ -102,7 +105,7 @@ class GgufFile:
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
             raise FileProblem(f"cannot be opened ({_reason(error)})", where=path) from error
-        return cls(path, data, part_of_split=part_of_split)
+        return cls(path, data, part_of_split=part_of_split, unknown_types=unknown_types)
 
     def join(self, parts: Sequence[GgufFile]) -> None:
         """Add the tensors of the other parts of a split model, in their order; metadata stays that of the first.

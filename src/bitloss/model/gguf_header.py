@@ -19,7 +19,7 @@ any other file when the caller asks for it (`bitloss.model.gguf_split` joins the
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -171,13 +171,18 @@ class Header:
     spans: dict[str, tuple[int, int]]
 
 
-def read_header(path: Path, data: memoryview, *, part_of_split: bool = False) -> Header:
+def read_header(
+    path: Path, data: memoryview, *, part_of_split: bool = False, unknown_types: bool = False
+) -> Header:
     """Read and check the header of the file mapped at `data`; `path` is for messages.
+
+    With `unknown_types` a tensor of a type that the installed tables do not know reaches to the next tensor, or to the
+    end of the file: opaque bytes, padding among them.
 
     Raises:
         GgufError: the file breaks the format.
-        UnsupportedError: version 1, a newer version, big-endian, a tensor type of unknown size, or, without
-            `part_of_split`, a part of a split model.
+        UnsupportedError: version 1, a newer version, big-endian, a tensor type of unknown size (without
+            `unknown_types`), or a part of a split model (without `part_of_split`).
     """
     reader = _Reader(path, data)
     version, n_tensors, n_keys = _read_start(reader)
@@ -185,8 +190,9 @@ def read_header(path: Path, data: memoryview, *, part_of_split: bool = False) ->
     if not part_of_split:
         _refuse_split(path, metadata)
     alignment = _alignment(path, metadata)
-    listed = [_read_tensor(reader) for _ in range(n_tensors)]
+    listed = [_read_tensor(reader, unknown_types) for _ in range(n_tensors)]
     data_offset = -(-reader.at // alignment) * alignment
+    listed = _to_the_next(listed, max(0, len(data) - data_offset))
     tensors = _place_tensors(reader, listed, alignment, data_offset)
     return Header(version, metadata, tensors, alignment, data_offset, spans)
 
@@ -352,8 +358,11 @@ def _alignment(path: Path, metadata: Mapping[str, GgufValue]) -> int:
     return int(value)
 
 
-def _read_tensor(reader: _Reader) -> TensorInfo:
-    """Read one entry of the tensor list; `offset` is still relative to the data section."""
+def _read_tensor(reader: _Reader, unknown_types: bool) -> TensorInfo:
+    """Read one entry of the tensor list; `offset` is still relative to the data section.
+
+    With `unknown_types` a type of unknown size has -1 bytes for now.
+    """
     reader.place = "tensor list"
     name = reader.name("a tensor name", MAX_NAME_BYTES)
     reader.place = f"tensor {name}"
@@ -368,11 +377,26 @@ def _read_tensor(reader: _Reader) -> TensorInfo:
     try:
         n_bytes = tensor_bytes(shape, ggml_type)
     except (GgufError, UnsupportedError) as error:
+        if unknown_types and isinstance(error, UnsupportedError):
+            return TensorInfo(name, shape, ggml_type, offset, -1)
         where = f"{reader.path}[{reader.place}]"
         raise type(error)(
             error.what, where=where, expected=error.expected, found=error.found, mend=error.mend
         ) from None
     return TensorInfo(name, shape, ggml_type, offset, n_bytes)
+
+
+def _to_the_next(listed: list[TensorInfo], data_bytes: int) -> list[TensorInfo]:
+    """Give tensors of unknown size all bytes up to the next one, or to the end of the data section."""
+    if all(info.n_bytes >= 0 for info in listed):
+        return listed
+    starts = sorted({info.offset for info in listed} | {data_bytes})
+    return [
+        info
+        if info.n_bytes >= 0
+        else replace(info, n_bytes=next((s for s in starts if s > info.offset), info.offset) - info.offset)
+        for info in listed
+    ]
 
 
 def _place_tensors(

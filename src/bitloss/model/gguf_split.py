@@ -11,17 +11,21 @@ Follows llama.cpp's loader, and is stricter: it takes the tensors it finds, here
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bitloss.errors import FileProblem, GgufError, UsageError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf import GgufFile, GgufType, GgufValue
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+
+T = TypeVar("T")
 
 NO, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = (NO, COUNT, TENSORS)
 MAX_PARTS = 65535  # split.count is u16
+MIN_PART_BYTES = 1_000_000  # llama-gguf-split counts in whole megabytes
 _NAME = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})", re.DOTALL)
 
 
@@ -36,8 +40,49 @@ def whole_stem(path: Path) -> str:
     return match[1] if match else path.stem
 
 
-def open_model(path: Path) -> GgufFile:
+def in_parts(items: Iterable[T], size: Callable[[T], int], most: int | None) -> list[list[T]]:
+    """Share tensors out to parts in their order, as `llama-gguf-split --split-max-size` does.
+
+    Args:
+        items: the tensors.
+        size: bytes of one, padding included.
+        most: bytes of tensors of a part; a larger tensor has a part of its own. None: one part.
+
+    Returns:
+        The tensors of each part; at least one part.
+
+    Raises:
+        UsageError: parts too small, or more than the format counts.
+    """
+    if most is not None and most < MIN_PART_BYTES:
+        raise UsageError("parts too small", expected="1M or more", found=most)
+    groups: list[list[T]] = [[]]
+    filled = 0
+    for item in items:
+        if most is not None and groups[-1] and filled + size(item) > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(item)
+        filled += size(item)
+    if len(groups) > MAX_PARTS:
+        raise UsageError("too many parts", expected=f"at most {MAX_PARTS}", found=len(groups))
+    return groups
+
+
+def split_metadata(index: int, count: int, tensors: int) -> dict[str, GgufValue]:
+    """Return the marks of part `index` (from 0) of `count`, in the order llama-gguf-split leaves them in."""
+    return {
+        NO: GgufValue(GgufType.UINT16, index),
+        # Set again at the end there, when it is known.
+        TENSORS: GgufValue(GgufType.INT32, tensors),
+        COUNT: GgufValue(GgufType.UINT16, count),
+    }
+
+
+def open_model(path: Path, *, unknown_types: bool = False) -> GgufFile:
     """Open a GGUF model, of one file or of several; of a split one `path` is the first part.
+
+    `unknown_types` as for `GgufFile.open`.
 
     Raises:
         FileProblem: a part is missing or unreadable.
@@ -45,7 +90,7 @@ def open_model(path: Path) -> GgufFile:
         GgufError: a file breaks the format, or the parts do not belong together.
         UnsupportedError: as `GgufFile.open`.
     """
-    first = GgufFile.open(path, part_of_split=True)
+    first = GgufFile.open(path, part_of_split=True, unknown_types=unknown_types)
     count = _number(first, COUNT, 1)
     if count <= 1:
         return first
@@ -57,7 +102,12 @@ def open_model(path: Path) -> GgufFile:
     if number != 0 or path.name != part_path(whole, 0, count).name:
         expected = part_path(whole, 0, count).name
         raise UsageError("not the first part of a split model", where=path, expected=expected)
-    first.join([_part(first, part_path(whole, index, count), index, count) for index in range(1, count)])
+    first.join(
+        [
+            _part(first, part_path(whole, index, count), index, unknown_types=unknown_types)
+            for index in range(1, count)
+        ]
+    )
     wanted = _number(first, TENSORS, len(first.tensors))
     if wanted != len(first.tensors):
         raise GgufError(
@@ -66,10 +116,11 @@ def open_model(path: Path) -> GgufFile:
     return first
 
 
-def _part(first: GgufFile, path: Path, index: int, count: int) -> GgufFile:
+def _part(first: GgufFile, path: Path, index: int, *, unknown_types: bool) -> GgufFile:
+    count = _number(first, COUNT)
     if not path.is_file():
         raise FileProblem("a part of a split model is missing", where=path, expected=f"{count} parts")
-    part = GgufFile.open(path, part_of_split=True)
+    part = GgufFile.open(path, part_of_split=True, unknown_types=unknown_types)
     for key, expected in ((NO, index), (COUNT, count), (TENSORS, _number(first, TENSORS, -1))):
         found = _number(part, key, -1)
         if found != expected:

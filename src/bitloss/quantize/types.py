@@ -19,6 +19,8 @@ from bitloss.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bitloss.model.gguf import GgufFile
+
 
 @dataclass(frozen=True, slots=True)
 class QuantType:
@@ -114,3 +116,15 @@ def _unknown(what: str, name: str, known: list[str]) -> UsageError:
     close = difflib.get_close_matches(name.strip().upper(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"known types: {', '.join(known)}"
     return UsageError(what, where=name, mend=hint)
+
+
+def type_of_file(file: GgufFile) -> str:
+    """Name of ``general.file_type``, as llama-quantize calls it; the commonest tensor type without it."""
+    ftype = file.value("general.file_type", None)
+    for kind in QUANT_TYPES.values():
+        if kind.ftype == ftype:
+            return kind.name
+    sizes: dict[str, int] = {}
+    for info in file.tensors.values():
+        sizes[info.type_name] = sizes.get(info.type_name, 0) + info.n_elements
+    return max(sizes, key=lambda name: sizes[name])

@@ -1,6 +1,18 @@
 """What bitloss writes down and reads again: the results of a run."""
 
 from bitloss.records.audit import Audit
+from bitloss.records.cross import (
+    Attribution,
+    Blocks,
+    Cross,
+    CrossedTensor,
+    Effect,
+    Effects,
+    ImatrixHalves,
+    ImatrixPair,
+    Likeness,
+)
+from bitloss.records.diff import Diff
 from bitloss.records.files import RESULTS_NAME, json_schema, read_results, write_results
 from bitloss.records.parts import Confidence, Figure, Metrics, Outcome, Record, Verdict
 from bitloss.records.results import (
@@ -10,6 +22,7 @@ from bitloss.records.results import (
     Comparison,
     Cost,
     Finding,
+    KeyDifference,
     Known,
     LlamaCpp,
     Machine,
@@ -19,23 +32,36 @@ from bitloss.records.results import (
     Settled,
     Source,
     Stopping,
+    TensorError,
 )
+from bitloss.records.sensitivity import Raised, Sensitivity
 from bitloss.records.texts import Calibration, Documents, Overlap, Text, TextPart
 
 __all__ = [
     "RESULTS_NAME",
     "SCHEMA",
+    "Attribution",
     "Audit",
     "Base",
+    "Blocks",
     "Calibration",
     "Candidate",
     "Comparison",
     "Confidence",
     "Cost",
+    "Cross",
+    "CrossedTensor",
+    "Diff",
     "Documents",
+    "Effect",
+    "Effects",
     "Figure",
     "Finding",
+    "ImatrixHalves",
+    "ImatrixPair",
+    "KeyDifference",
     "Known",
+    "Likeness",
     "LlamaCpp",
     "Machine",
     "Metrics",
@@ -43,11 +69,14 @@ __all__ = [
     "NoiseFloor",
     "Outcome",
     "Overlap",
+    "Raised",
     "Record",
     "Results",
+    "Sensitivity",
     "Settled",
     "Source",
     "Stopping",
+    "TensorError",
     "Text",
     "TextPart",
     "Verdict",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bitloss.errors import FileProblem, RecordError
 from bitloss.records.results import SCHEMA, Results
@@ -76,7 +76,7 @@ def _schema_of(data: bytes) -> str | None:
     return schema if isinstance(schema, str) else None
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of ``results.json``."""
-    schema = Results.model_json_schema(by_alias=True, mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **schema}
+def json_schema(record: type[BaseModel] = Results, name: str = SCHEMA) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of ``results.json``, or of another record by its name."""
+    schema = record.model_json_schema(by_alias=True, mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": name, **schema}

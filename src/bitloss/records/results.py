@@ -11,10 +11,12 @@ after ``@``. The JSON Schema (``docs/reference/results.schema.json``) is generat
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bitloss.records.audit import Audit
+from bitloss.records.cross import Cross
 from bitloss.records.parts import (
     BareName,
     Confidence,
@@ -28,7 +30,11 @@ from bitloss.records.parts import (
     Sha256,
     Verdict,
 )
+from bitloss.records.sensitivity import Sensitivity
 from bitloss.records.texts import Calibration, Text, TextPart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SCHEMA: Literal["bitloss/results@1"] = "bitloss/results@1"
 
@@ -119,6 +125,30 @@ class NoiseFloor(Record):
     """The second evaluation measured like a candidate."""
 
 
+class KeyDifference(Record):
+    """A metadata key in which two files differ."""
+
+    key: str
+    """The key."""
+    bytes: Count
+    """What key, type and value take in this file; 0 where it is missing."""
+    twin_bytes: Count
+    """The same in the other."""
+
+
+class TensorError(Record):
+    """How far a quantized tensor is from the source's, as shares of the source's root mean square."""
+
+    name: str
+    """Its name."""
+    type: NonEmpty
+    """Its type in the file."""
+    rms: float | None = Field(ge=0)
+    """sqrt(sum (decoded - source)^2 / sum source^2); null for a tensor of zeros."""
+    rms_weighted: float | None = Field(ge=0)
+    """The same with every square times the importance of its column; null without an importance matrix."""
+
+
 class Candidate(Record):
     """A file that was measured."""
 
@@ -142,12 +172,16 @@ class Candidate(Record):
     """Hash of the tensors alone: names, types, shapes, data, sorted by name; no metadata, no file order."""
     identical_to: str | None = None
     """An earlier candidate with the same `tensors_sha256`: measured once, its metrics are repeated here."""
+    keys_differ: tuple[KeyDifference, ...] | None = None
+    """Metadata keys in which it differs from `identical_to`; null without a twin, or when not looked at."""
     metrics: Metrics
     """What was measured."""
     by_text: tuple[Metrics, ...] = ()
     """The same for each of `texts`, in their order; empty when there is one text."""
     tokens: BareName | None = None
     """Name of its file of per-token results in ``tokens/``; null when not known."""
+    tensor_errors: tuple[TensorError, ...] = ()
+    """Of its quantized tensors, in the order of the file; empty where they were not asked for."""
 
 
 class Comparison(Record):
@@ -249,6 +283,10 @@ class Finding(Record):
     """The numbers and names it rests on."""
     confidence: Confidence
     """How well it is founded."""
+    question: int | None = Field(default=None, ge=1, le=5)
+    """Which of the five questions (`bitloss.explain.questions`) it answers; null for what answers none of them."""
+    rows: tuple[NonEmpty, ...] = ()
+    """Where its numbers stand: names of candidates, and sections of the report as ``#comparisons``."""
 
 
 class Cost(Record):
@@ -299,8 +337,12 @@ class Results(Record):
     """The files measured."""
     comparisons: tuple[Comparison, ...]
     """Candidates against each other."""
-    audit: dict[str, FiniteJson] | None
+    audit: Audit | None
     """Counts over the model's weights (what a cast would lose); null when none was made."""
+    cross: Cross | None = None
+    """Weights of one source with the importance matrix of another; null when they were not crossed."""
+    sensitivity: Sensitivity | None = None
+    """Groups of tensors raised one at a time; null when that was not measured."""
     findings: tuple[Finding, ...]
     """What it all says."""
     costs: tuple[Cost, ...]
@@ -328,13 +370,22 @@ class Results(Record):
         for known in stopping.known if stopping else ():
             if known.candidate not in names:
                 raise ValueError(f"stopping names {known.candidate!r}, which is no candidate")
-        pairs = [(each.a, each.b) for each in self.comparisons]
-        pairs += [(each.a, each.b) for each in stopping.settled] if stopping else []
-        for pair in pairs:
-            for name in pair:
-                if name not in names:
-                    raise ValueError(f"a comparison names {name!r}, which is no candidate")
+        for name in self._compared():
+            if name not in names:
+                raise ValueError(f"a comparison names {name!r}, which is no candidate")
         return self
+
+    def _compared(self) -> Iterator[str]:
+        """Names of all candidates that something is said of."""
+        for pair in self.comparisons:
+            yield from (pair.a, pair.b)
+        for settled in self.stopping.settled if self.stopping else ():
+            yield from (settled.a, settled.b)
+        for crossed in self.cross.attributions if self.cross else ():
+            yield from (crossed.file_a, crossed.file_b, crossed.weights_of_b, crossed.imatrix_of_b)
+        if self.sensitivity:
+            yield self.sensitivity.plain
+            yield from (raised.candidate for raised in self.sensitivity.groups)
 
     def candidate(self, name: str) -> Candidate:
         """Return the candidate of that name; KeyError when there is none."""

@@ -14,7 +14,7 @@ from bitloss.display import size
 from bitloss.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Figure, Results
-from bitloss.report.making import made_rows
+from bitloss.report.making import made_rows, reservations, scored
 from bitloss.report.pick import files_of, pick, shape_of
 from bitloss.report.tables import (
     HASH_DIGITS,
@@ -76,7 +76,7 @@ def _yaml(text: str) -> str:
 def _opening(results: Results, licence: str | None) -> str:
     said = (
         f"Made from {markdown_text(results.model.name)} ({markdown_text(results.model.architecture)}, "
-        f"{results.model.parameters} weights in {markdown_text(results.model.dtype)}) and measured against "
+        f"{results.model.parameters:,} weights in {markdown_text(results.model.dtype)}) and measured against "
         f"{markdown_text(results.base.name)} with bitloss {markdown_text(results.bitloss)}."
     )
     if licence:
@@ -156,15 +156,19 @@ def _recommendations(results: Results, files: Sequence[Path]) -> str:
 def _how(results: Results) -> str:
     text = results.text
     said = (
-        f"{text.scored_tokens} tokens of {markdown_text(text.name)} ({text.chunks} chunks of {text.n_ctx}, second half "
-        "scored), the same for every file."
+        f"{text.scored_tokens:,} tokens of {markdown_text(text.name)} ({text.chunks:,} chunks of {text.n_ctx}, "
+        f"{scored(results)}), the same for every file."
     )
     floor = results.noise_floor.metrics.get("kld_mean") if results.noise_floor else None
     if floor is not None and floor.value is not None:
         shown = show_figure(floor, "kld_mean", Uncertainty.CLUSTERED, Notes())
         said += f" The engine's own noise is a mean KLD of {shown}."
     rows = [f"- {what}: {markdown_text(which, 2000)}" for what, which in made_rows(results)]
-    return "\n".join([said, "", *rows])
+    return "\n".join([said, *map(_plain, reservations(results)), "", *rows])
+
+
+def _plain(text: str) -> str:
+    return markdown_text(text, 2000)
 
 
 def _findings(results: Results) -> str:

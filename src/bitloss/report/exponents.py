@@ -16,7 +16,12 @@ _SMALLEST, _NORMAL, _LARGEST = -24, -14, 15
 
 def exponents(look: Look) -> Plot | None:
     """Histogram of the matrices' exponents; None without an audit that counted them."""
-    counts = _counts(look.results.audit)
+    return exponents_of(look.results.audit)
+
+
+def exponents_of(audit: Any) -> Plot | None:
+    """As `exponents`, of an audit: a record or plain JSON."""
+    counts = _counts(audit)
     if not counts:
         return None
     low, high = min(*counts, _SMALLEST) - 1, max(*counts, _LARGEST) + 1

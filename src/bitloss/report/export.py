@@ -1,14 +1,15 @@
 """``RUN/tables/``: everything a report shows as CSV and Parquet, numbers as they are and as they are written.
 
-`figures` has a row for each file and metric, with `shown` (as in every table) beside `value`, `se` and `se_clustered`
-(in the metric's unit: nats, fractions). The tables behind the pictures hold text as shown.
+`figures` has a row for each file and metric (`figures-by-text` for each text as well), with `shown` (as in every
+table) beside `value`, `se` and `se_clustered` (in the metric's unit: nats, fractions). The tables behind the pictures
+hold text as shown.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,15 @@ def write_tables(
     """
     tables: dict[str, Rows] = {
         "figures": figure_rows(results),
+        "figures-by-text": text_rows(results),
         "files": [_file(c) for c in results.candidates],
         "comparisons": [
             c.model_dump(mode="json", exclude={"ci95"}) | _interval(c.ci95) for c in results.comparisons
+        ],
+        "tensor-errors": [
+            {"candidate": visible(c.name)} | e.model_dump(mode="json")
+            for c in results.candidates
+            for e in c.tensor_errors
         ],
         "costs": [c.model_dump(mode="json") for c in results.costs],
         **{plot.id: _plain(plot.table) for plot in plots},
@@ -64,30 +71,39 @@ def figure_rows(results: Results) -> Rows:
     """Every figure of every file and of the noise floor, in the order of the tables."""
     columns: list[tuple[str, Metrics]] = [(c.name, c.metrics) for c in results.candidates]
     columns += [(FLOOR, results.noise_floor.metrics)] if results.noise_floor else []
+    return [{"candidate": visible(name)} | row for name, metrics in columns for row in _figures(metrics)]
+
+
+def text_rows(results: Results) -> Rows:
+    """The same for each text by itself; empty where there is one."""
+    return [
+        {"text": visible(part.name), "candidate": visible(each.name)} | row
+        for i, part in enumerate(results.texts)
+        for each in results.candidates
+        if each.by_text
+        for row in _figures(each.by_text[i])
+    ]
+
+
+def _figures(metrics: Metrics) -> Iterator[dict[str, Any]]:
     order = {metric: i for i, metric in enumerate(TITLES)}
-    rows = []
-    for name, metrics in columns:
-        for metric in sorted(metrics, key=lambda m: (order.get(m, len(order)), m)):
-            figure = metrics[metric]
-            notes = Notes()
-            shown = show_figure(figure, metric, Uncertainty.BOTH, notes)
-            rows.append(
-                {
-                    "candidate": visible(name),
-                    "metric": metric,
-                    "title": TITLES.get(metric, metric),
-                    "value": figure.value,
-                    "se": figure.se,
-                    "se_clustered": figure.se_clustered,
-                    "shown": "n/a" if notes.reasons else shown,
-                    "reason": figure.reason,
-                }
-            )
-    return rows
+    for metric in sorted(metrics, key=lambda m: (order.get(m, len(order)), m)):
+        figure = metrics[metric]
+        notes = Notes()
+        shown = show_figure(figure, metric, Uncertainty.BOTH, notes)
+        yield {
+            "metric": metric,
+            "title": TITLES.get(metric, metric),
+            "value": figure.value,
+            "se": figure.se,
+            "se_clustered": figure.se_clustered,
+            "shown": "n/a" if notes.reasons else shown,
+            "reason": figure.reason,
+        }
 
 
 def _file(c: Candidate) -> dict[str, Any]:
-    row = c.model_dump(mode="json", exclude={"metrics"})
+    row = c.model_dump(mode="json", exclude={"metrics", "by_text", "tensor_errors", "keys_differ"})
     return {key: visible(value, 400) if isinstance(value, str) else value for key, value in row.items()}
 
 

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 from bitloss.records import Candidate, Results
 from bitloss.report.summary import TokenSummary
-from bitloss.report.svg import NARROW, WIDE, Chart, Series, Size
+from bitloss.report.svg import COLOURS, NARROW, WIDE, Chart, Series, Size
 from bitloss.report.tables import Table
 
 FLOOR = "noise floor"
+_AGAIN = (0, 2, 1, 3)
+"""First variant of types that share a colour: those of two routes are apart from the others' as long as can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +63,23 @@ class Look(NamedTuple):
 
 
 def series_of(candidates: Sequence[Candidate]) -> tuple[Series, ...]:
-    """Colours by type and variants within a type, in the order of the table."""
+    """Colours by type, variants within a type, in the order of the table; colours used up come again with others."""
     types: dict[str, int] = {}
     seen: dict[str, int] = {}
     made = []
     for each in candidates:
-        colour = types.setdefault(each.type, len(types))
-        variant = seen.get(each.type, 0)
+        again, colour = divmod(types.setdefault(each.type, len(types)), len(COLOURS))
+        variant = seen.get(each.type, _AGAIN[again % 4])
         seen[each.type] = variant + 1
         made.append(Series(each.name, colour, variant))
     return tuple(made)
+
+
+def labels(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """What a picture calls each candidate: its type alone where that tells them apart, else its name."""
+    types = [each.type for each in candidates]
+    plain = len(set(types)) == len(types) and all(c.name.startswith(c.type) for c in candidates)
+    return {each.name: each.type if plain else each.name for each in candidates}
 
 
 def distinct(look: Look) -> list[int]:
@@ -80,5 +89,6 @@ def distinct(look: Look) -> list[int]:
 
 def twins(look: Look) -> str:
     """Say, for a caption, which candidates a picture leaves out as equal to another."""
-    names = [f"{c.name} is {c.identical_to}" for c in look.results.candidates if c.identical_to]
-    return f" Not drawn twice: {'; '.join(names[:6])}." if names else ""
+    names = [f"{c.name} (as {c.identical_to})" for c in look.results.candidates if c.identical_to]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f" Not drawn again, the weights being the same: {', '.join(names[:6])}{more}." if names else ""

@@ -1,4 +1,7 @@
-"""How a run was made, as rows of words: versions, machine, files with their hashes."""
+"""How a run was made, in words: what was scored, what to keep in mind of its base, versions, machine, hashes.
+
+One source for the page, the Markdown report and the card.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,43 @@ from collections.abc import Iterator
 
 from bitloss.display import size
 from bitloss.records import Model, Results, Text
+
+
+def scored(results: Results) -> str:
+    """Which tokens of a chunk are scored."""
+    documents = results.text.documents
+    if documents is None:
+        return "second half scored"
+    if documents.split == "conversations":
+        return "the assistant's tokens scored"
+    return "every token but the first scored"
+
+
+def opening(results: Results) -> str:
+    """What was measured against what, on what, in a sentence."""
+    text = results.text
+    files, chunks = _many(len(results.candidates), "file"), _many(text.chunks, "chunk")
+    return (
+        f"{files} measured against {results.base.name} on {text.scored_tokens:,} tokens of {text.name} "
+        f"({chunks} of {text.n_ctx}, {scored(results)})."
+    )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def reservations(results: Results) -> tuple[str, ...]:
+    """What to keep in mind of the base, said at the top of a report."""
+    base, said = results.base, []
+    if base.forced:
+        said.append(
+            "The base was made from something else than what was measured (accepted with --force): "
+            f"{'; '.join(base.forced)}."
+        )
+    if base.limits:
+        said.append(f"What this base cannot tell: {base.limits}.")
+    return tuple(said)
 
 
 def made_rows(results: Results) -> tuple[tuple[str, str], ...]:
@@ -29,24 +69,34 @@ def _rows(results: Results) -> Iterator[tuple[str, str]]:
     yield "System", f"{machine.os}, Python {machine.python}"
     yield "Model", _model(results.model)
     yield "Text", _text(results.text)
+    if (documents := results.text.documents) is not None:
+        yield (
+            "Documents",
+            f"{documents.split}: {documents.scored} scored ({documents.cut} of them longer than a chunk, cut into "
+            f"overlapping windows), {documents.unscored} with nothing to score, {documents.unused} not used",
+        )
     if (calibration := results.calibration) is not None:
         yield (
             "Calibration",
             f"{calibration.name}, {calibration.chunks} chunks of {calibration.n_ctx}, sha256 {calibration.sha256}",
+        )
+    if (overlap := results.text.overlap) is not None:
+        yield (
+            "Overlap",
+            f"{overlap.shared:,} of {overlap.windows:,} windows of {overlap.window} tokens of the text occur in the "
+            "calibration text",
         )
     base = results.base
     yield (
         "Base",
         f"{base.file}, {size(base.bytes)}, sha256 {base.sha256}; its evaluation takes {size(base.stored_bytes)}",
     )
-    if base.limits:
-        yield "What this base cannot tell", base.limits
 
 
 def _model(model: Model) -> str:
     if model.sha256 is None:
-        return f"not known; the files measured are {model.architecture} of {model.parameters} weights"
-    return f"{model.name}, {model.architecture}, {model.parameters} weights in {model.dtype}, sha256 {model.sha256}"
+        return f"not known; the files measured are {model.architecture} of {model.parameters:,} weights"
+    return f"{model.name}, {model.architecture}, {model.parameters:,} weights in {model.dtype}, sha256 {model.sha256}"
 
 
 def _text(text: Text) -> str:

@@ -11,6 +11,7 @@ import base64
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +20,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bitloss.display import visible
+from bitloss.explain.questions import answers
 from bitloss.records import Comparison, Finding, Metrics, Results, Verdict
+from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
 from bitloss.report.looks import Plot
-from bitloss.report.making import made_rows
+from bitloss.report.making import made_rows, opening, reservations
 from bitloss.report.svg import Series, shape
 from bitloss.report.tables import (
     FOUNDING,
@@ -33,7 +36,9 @@ from bitloss.report.tables import (
     files_table,
     founding_table,
     full_table,
+    texts_table,
     to_markdown,
+    without_crossed,
 )
 from bitloss.report.worst import WorstOf
 
@@ -70,9 +75,13 @@ def render_html(page: Page) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     tables = {
         "comparisons": comparisons_table(results),
+        "cross": cross_table(results),
+        "sensitivity": sensitivity_table(results),
         "files": files_table(results),
         "everything": full_table(results),
     }
+    if results.texts:
+        tables["texts"] = texts_table(results)
     data = {
         "copies": {"founding": _founding_copies(results)}
         | {name: {"markdown": to_markdown(table), "csv": to_csv(table)} for name, table in tables.items()},
@@ -80,6 +89,7 @@ def render_html(page: Page) -> str:
     }
     return environment.get_template("report.html.j2").render(
         results=results,
+        opening=opening(results),
         css=css(),
         js=Markup(script),  # noqa: S704 - likewise
         script_hash=f"sha256-{digest}",
@@ -90,10 +100,29 @@ def render_html(page: Page) -> str:
         made=made_rows(results),
         worst=page.worst,
         worst_words=any(each.has_words for each in page.worst),
-        warnings=page.warnings,
+        warnings=(*reservations(results), *page.warnings),
         verdicts=_verdicts,
-        **tables,
+        answers=answers(results.findings),
+        tensors=tensors_table(results),
+        imatrices=imatrices_table(results),
+        sections=_sections(page),
+        **({"texts": None} | tables),
     )
+
+
+def _sections(page: Page) -> Mapping[str, str]:
+    """Sections of the page that a finding may point at, by anchor."""
+    found = {
+        "measurements": "Measurements",
+        "comparisons": "Comparisons",
+        "files": "Files",
+        "costs": "Time and disk",
+    }
+    if page.results.cross:
+        found |= {"cross": "Cross", "imatrices": "Importance matrices"}
+    if page.results.sensitivity:
+        found["sensitivity"] = "Sensitivity"
+    return found | {plot.id: plot.title for plot in page.plots}
 
 
 def _environment() -> Environment:
@@ -105,7 +134,24 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["name"] = visible
+    environment.filters["prose"] = prose
     return environment
+
+
+# a number with what belongs to it: sign, exponent, error, unit
+_UNIT = r"(?: (?:%|nats|[KMGT]iB|B|ms|s|min(?: \d+ s)?|h(?: \d+ min)?)(?![\w]))?"
+_NUMBER = re.compile(rf"(?<![\w.])-?\d[\d.,]*(?:e[-+]\d+)?(?: ± [\d.]+(?:e[-+]\d+)?)?{_UNIT}")
+
+
+def prose(text: str) -> Markup:
+    """Sentences whose numbers are not broken at the end of a line: ``1.946e-08``, ``-0.010 %``."""
+    shown, made, at = visible(text, 2000), Markup(), 0
+    for found in _NUMBER.finditer(shown):
+        made += shown[at : found.start()]  # escaped by Markup
+        made += Markup('<span class="n">{}</span>').format(found[0].rstrip(".,"))
+        made += found[0][len(found[0].rstrip(".,")) :]
+        at = found.end()
+    return made + shown[at:]
 
 
 def css() -> Markup:
@@ -160,6 +206,8 @@ class _Cell(NamedTuple):
 
 
 def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
+    looks = {c.name: look for c, look in zip(results.candidates, series, strict=False)}
+    results = without_crossed(results)
     shown = {u: founding_table(results, uncertainty=u) for u in Uncertainty}
     first = shown[Uncertainty.TOKENS]
     keys = {TITLES[key]: key for key in (*FOUNDING, "nonfinite_tokens")}
@@ -182,9 +230,10 @@ def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
             badges = _badges(ties.get((key or "", name or ""), []))
             cells.append(_Cell(tokens, clustered, both, value, name is None, badges))
         rows.append({"title": row[0], "sortable": bool(values), "cells": cells})
-    titles = [{"title": title, "css": "kn"} for title in first.columns[1:]]
-    for title, look in zip(titles, series, strict=False):
-        title["css"] = look.css
+    titles = []
+    for title in first.columns[1:]:
+        look = looks.get(title, Series(title, -1, 0))  # the noise floor is grey
+        titles.append({"title": title, "css": look.css, "swatch": _swatch(look)})
     return {"columns": [first.columns[0], *titles], "rows": rows, "notes": first.notes}
 
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bitloss.display import size, visible
+from bitloss.display import visible
+from bitloss.explain.questions import answers
+from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
+from bitloss.report.making import made_rows, opening, reservations
 from bitloss.report.tables import (
     Uncertainty,
     comparisons_table,
@@ -19,22 +22,38 @@ from bitloss.report.tables import (
     texts_table,
     to_markdown,
 )
+from bitloss.report.worst import WorstOf, worst_table
 from bitloss.store import atomic_write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bitloss.records import Results
+    from bitloss.report.looks import Plot
 
 REPORT_NAME = "report.md"
 _TEMPLATES = Path(__file__).parent / "templates"
+_MANY_COMPARISONS = 100
 
 
-def render_markdown(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> str:
+def render_markdown(
+    results: Results,
+    *,
+    uncertainty: Uncertainty = Uncertainty.TOKENS,
+    plots: Sequence[Plot] = (),
+    worst: Sequence[WorstOf] = (),
+    warnings: Sequence[str] = (),
+) -> str:
     """Return the report as Markdown.
 
     Args:
         results: what to report.
         uncertainty: which standard error stands after ±.
+        plots: the pictures, which lie in ``plots/`` beside it.
+        worst: the worst tokens of each candidate.
+        warnings: said at the top.
     """
+    many = len(results.comparisons) > _MANY_COMPARISONS
     # Markdown, not HTML: texts from outside go through the filter `md`, tables through to_markdown.
     environment = Environment(  # noqa: S701 - as said above
         loader=FileSystemLoader(_TEMPLATES),
@@ -44,31 +63,51 @@ def render_markdown(results: Results, *, uncertainty: Uncertainty = Uncertainty.
         keep_trailing_newline=True,
     )
     environment.filters["md"] = lambda text: markdown_text(str(text), 2000)
-    environment.filters["size"] = size
     environment.filters["code"] = _code
+    environment.filters["rows"] = _rows
     return environment.get_template("report.md.j2").render(
         results=results,
         uncertainty=uncertainty.value,
-        scored=_scored(results),
+        opening=opening(results),
+        said=(*reservations(results), *warnings),
+        made=made_rows(results),
+        plots=plots,
+        worst=to_markdown(worst_table(worst)) if worst else "",
         founding=to_markdown(founding_table(results, uncertainty=uncertainty)),
         everything=to_markdown(full_table(results, uncertainty=uncertainty)),
         texts=to_markdown(texts_table(results, uncertainty=uncertainty)),
         files=to_markdown(files_table(results)),
-        comparisons=to_markdown(comparisons_table(results)),
+        comparisons=to_markdown(comparisons_table(results, metrics=("kld_mean",) if many else None)),
+        many=many,
         costs=to_markdown(costs_table(results)),
+        answers=answers(results.findings),
+        cross=to_markdown(cross_table(results)),
+        tensors=to_markdown(tensors_table(results)),
+        imatrices=to_markdown(imatrices_table(results)),
+        sensitivity=to_markdown(sensitivity_table(results)),
     )
 
 
-def _scored(results: Results) -> str:
-    """Which tokens of a chunk are scored, in words."""
-    documents = results.text.documents
-    if documents is None:
-        return "second half scored"
-    return (
-        "the assistant's tokens scored"
-        if documents.split == "conversations"
-        else "every token but the first scored"
-    )
+# Sections a finding may name (`Finding.rows`), under the anchors that Markdown gives their headings here.
+_SECTIONS = {
+    "#measurements": "Measurements",
+    "#comparisons": "Comparisons",
+    "#cross": "Cross",
+    "#imatrices": "Importance matrices",
+    "#sensitivity": "Sensitivity",
+    "#files": "Files",
+    "#costs": "Time and disk",
+}
+
+
+def _rows(rows: tuple[str, ...]) -> str:
+    """Where a finding's numbers stand: names of candidates, then links to sections; in brackets, behind a space."""
+    names = [markdown_text(row) for row in rows if not row.startswith("#")]
+    links = [
+        f"[{_SECTIONS[row]}](#{_SECTIONS[row].lower().replace(' ', '-')})" for row in rows if row in _SECTIONS
+    ]
+    places = "; ".join(each for each in (", ".join(names), ", ".join(links)) if each)
+    return f" ({places})" if places else ""
 
 
 def _code(lines: tuple[str, ...]) -> str:
@@ -76,8 +115,15 @@ def _code(lines: tuple[str, ...]) -> str:
     return "\n".join(f"    {visible(line, 2000)}" for line in lines)
 
 
-def write_markdown(results: Results, folder: Path, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Path:
-    """Write ``report.md`` into `folder`, atomically.
+def write_markdown(
+    results: Results,
+    folder: Path,
+    *,
+    plots: Sequence[Plot] = (),
+    worst: Sequence[WorstOf] = (),
+    warnings: Sequence[str] = (),
+) -> Path:
+    """Write ``report.md`` into `folder`, atomically; see `render_markdown`.
 
     Returns:
         The file.
@@ -86,5 +132,5 @@ def write_markdown(results: Results, folder: Path, *, uncertainty: Uncertainty =
         FileProblem: it cannot be written.
     """
     path = folder / REPORT_NAME
-    atomic_write_text(path, render_markdown(results, uncertainty=uncertainty))
+    atomic_write_text(path, render_markdown(results, plots=plots, worst=worst, warnings=warnings))
     return path

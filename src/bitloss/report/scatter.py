@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from bitloss.display import decimal, duration, size
 from bitloss.records import Candidate, Figure, Results
-from bitloss.report.looks import FLOOR, Look, Plot
-from bitloss.report.svg import CHARACTER, Chart, Scale, Size, linear, logarithmic
+from bitloss.report.looks import FLOOR, Look, Plot, labels
+from bitloss.report.svg import CHARACTER, WIDE, Chart, Scale, Size, linear, logarithmic
 from bitloss.report.tables import Table
 
 _Z = 1.959963984540054
@@ -156,13 +156,14 @@ def _draw_dots(chart: Chart, look: Look, dots: Sequence[_Dot]) -> None:
             chart.spread(d.x, *_interval(d))
         chart.mark(look.series[d.row], d.x, d.y, _told(look.results, d), focus=True)
         chart.end()
-    _draw_labels(chart, [(d, _label(look, d)) for d in dots])
+    called = labels(look.results.candidates)
+    _draw_labels(chart, [(d, _label(look, d, called)) for d in dots])
 
 
-def _label(look: Look, d: _Dot) -> str:
+def _label(look: Look, d: _Dot, called: Mapping[str, str]) -> str:
     """A name; files with the same tensors share one mark."""
     twins = [c.name for c in look.results.candidates if c.identical_to == d.candidate.name]
-    return " = ".join([d.candidate.name, *twins])[:48]
+    return " = ".join(called[name] for name in (d.candidate.name, *twins))[:48]
 
 
 class _Box(NamedTuple):
@@ -180,13 +181,18 @@ class _Box(NamedTuple):
         )
 
 
-def _draw_labels(chart: Chart, labels: Sequence[tuple[_Dot, str]]) -> None:
-    """Names near their marks, on no other name or mark: the first free place around, joined by a hair when far."""
-    marks = [(chart.px(d.x), chart.py(d.y)) for d, _ in labels]
+def _draw_labels(chart: Chart, names: Sequence[tuple[_Dot, str]]) -> None:
+    """Names near their marks, on no other name or mark: the first free place around, joined by a hair when far.
+
+    On a narrow picture a name that would stand far off is left out: pointing at the mark tells it, and the table.
+    """
+    tries = 60 if chart.size.width >= WIDE.width else 16
+    marks = [(chart.px(d.x), chart.py(d.y)) for d, _ in names]
     taken = [_Box(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
-    for (x, y), (_, name) in zip(marks, labels, strict=True):
+    taken += [_Box(0, y - 6, chart.left - 6, y + 6) for y in (chart.py(t.value) for t in chart.y.ticks)]
+    for (x, y), (_, name) in zip(marks, names, strict=True):
         width = len(name) * 11 * CHARACTER + 2
-        for k in range(60):
+        for k in range(tries):
             up, step = (k % 2 == 0), k // 4 * 13
             right = (k // 2 % 2 == 0) == (x + 14 + width < chart.right)
             left = x + 11 if right else x - 11 - width
@@ -195,10 +201,15 @@ def _draw_labels(chart: Chart, labels: Sequence[tuple[_Dot, str]]) -> None:
             inside = box.left >= 2 and box.right <= chart.size.width - 2 and box.top > 18
             if inside and box.bottom < chart.bottom and not any(box.meets(other) for other in taken):
                 break
+        else:
+            if chart.size.width < WIDE.width:
+                continue
         taken.append(box)
         if abs(middle - y) > 16:
             end = left - 2 if right else left + width + 2
-            chart.body.append(f'<path d="M{x:.1f} {y:.1f}L{end:.1f} {middle:.1f}" class="lead"/>')
+            far = math.hypot(end - x, middle - y)
+            a, b = x + 7 * (end - x) / far, y + 7 * (middle - y) / far  # from the edge of the mark
+            chart.body.append(f'<path d="M{a:.1f} {b:.1f}L{end:.1f} {middle:.1f}" class="lead"/>')
         chart.note(left if right else left + width, middle + 4, name, anchor="start" if right else "end")
 
 

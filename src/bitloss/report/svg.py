@@ -284,9 +284,10 @@ class Chart:
 
 _STYLE = (
     f"text{{font-family:{FONT};font-size:12px;fill:{_INK}}}.tick,.small{{font-size:11px;fill:{_MUTED}}}"
-    f".title{{font-size:12px}}.head{{font-size:16px}}.grid{{stroke:{_GRID};stroke-width:1}}"
+    f".title{{font-size:12px}}.head{{font-size:16px;font-weight:600}}.grid{{stroke:{_GRID};stroke-width:1}}"
     f".axis{{stroke:{_MUTED};stroke-width:1;fill:none}}"
     f".rule{{stroke:{_MUTED};stroke-width:1.2;stroke-dasharray:4 4;fill:none}}"
+    f".none{{fill:none;stroke:{_MUTED};stroke-width:.6}}.key{{fill:{_INK}}}.strong{{font-weight:600;fill:{_INK}}}"
     f".hit{{fill:none}}.range{{fill:#eef2f7}}.halo{{stroke:#fff;stroke-width:3;paint-order:stroke}}"
     f".kn{{color:{_MUTED}}}.lead{{stroke:{_MUTED};stroke-width:.8;fill:none}}"
     ".front{stroke-width:1.2;stroke-dasharray:3 3;fill:none;stroke:"
@@ -296,25 +297,28 @@ _STYLE = (
 )
 
 
+_MARGIN = 16
+
+
 def standalone(chart: Chart, heading: str, legend: Sequence[Series]) -> str:
     """The chart as a file: its own colours, a heading, and a legend below."""
     rows: list[str] = []
-    x, y = 14.0, chart.size.height + 50.0
+    x, y = 0.0, chart.size.height + 54.0
     for series in legend:
         name = visible(series.name, 60)
         width = 30 + len(name) * 12 * CHARACTER + 16
-        if x + width > chart.size.width and x > 14:
-            x, y = 14.0, y + 20
+        if x + width > chart.size.width and x > 0:
+            x, y = 0.0, y + 20
         rows.append(
             f'<g class="{series.css}">{shape(series, x + 6, y - 4)}'
             f'<text x="{x + 18:.1f}" y="{y:.1f}">{text(name)}</text></g>'
         )
         x += width
-    height = y + 14 if legend else chart.size.height + 40
+    height, width = (y + 14 if legend else chart.size.height + 44), chart.size.width + 2 * _MARGIN
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart.size.width} {height:.0f}" '
-        f'width="{chart.size.width}" height="{height:.0f}" role="img"><title>{text(heading, 200)}</title>'
-        f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
-        f'<text x="14" y="24" class="head">{text(heading, 100)}</text>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-_MARGIN} 0 {width} {height:.0f}" '
+        f'width="{width}" height="{height:.0f}" role="img"><title>{text(heading, 200)}</title>'
+        f'<style>{_STYLE}</style><rect x="{-_MARGIN}" width="{width}" height="{height:.0f}" fill="#fff"/>'
+        f'<text x="0" y="24" class="head">{text(heading, 100)}</text>'
         f'<g transform="translate(0 36)">{chart.content()}</g>{"".join(rows)}</svg>\n'
     )

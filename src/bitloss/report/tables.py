@@ -1,6 +1,6 @@
-"""The tables of a report, as plain text in rows and columns, and their two renderings.
+"""The tables of a report, as plain text in rows and columns, and as Markdown.
 
-A :class:`Table` is neutral: :func:`to_markdown` and :func:`to_rich` show the same cells. Names and digits are
+A :class:`Table` is neutral: :func:`to_markdown` and `bitloss.report.terminal` show the same cells. Names and digits are
 llama-perplexity's, so that a table can be laid beside a published one. A figure that is null is shown as
 ``n/a`` with a numbered note that gives its reason.
 """
@@ -10,12 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
-
-from rich import box
-from rich.console import Group
-from rich.table import Table as RichTable
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from bitloss.display import (
     correlation,
@@ -27,12 +22,11 @@ from bitloss.display import (
     size,
     visible,
 )
+from bitloss.explain.routes import is_whole
 from bitloss.records import Comparison, Figure, Metrics, Results, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import RenderableType
 
 HASH_DIGITS = 12
 _FLOOR = "noise floor"
@@ -67,12 +61,14 @@ class Table:
         rows: cells, as many as columns in each row.
         notes: numbered from 1; a cell refers to them as ``n/a (1)``.
         right: indices of the columns that are aligned to the right.
+        sums: how many of the rows, the last ones, add up the others.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     right: frozenset[int] = frozenset()
+    sums: int = 0
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows)
@@ -175,8 +171,10 @@ def _with_error(value: float, figure: Figure, uncertainty: Uncertainty, *, point
 def founding_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:
     """Metrics down, candidates and the noise floor across; below them what identifies the files.
 
-    Tokens with non-finite logits have a row as soon as there is one.
+    Crossed files with a twin are left out: they would repeat its column. Tokens with non-finite logits have a row as
+    soon as there is one.
     """
+    results = without_crossed(results)
     columns = [*(c.metrics for c in results.candidates)]
     columns += [results.noise_floor.metrics] if results.noise_floor else []
     faults = any((f := m.get("nonfinite_tokens")) is not None and f.value != 0 for m in columns)
@@ -193,6 +191,12 @@ def founding_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.T
     )
     kept = facts if any(c.identical_to for c in files) else facts[:-1]
     return Table(table.columns, (*table.rows, *kept), table.notes, table.right)
+
+
+def without_crossed(results: Results) -> Results:
+    """The results without files that were only made to be crossed, where they turned out equal to another."""
+    kept = tuple(c for c in results.candidates if is_whole(c) or c.identical_to is None)
+    return results.model_copy(update={"candidates": kept})
 
 
 def full_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:
@@ -290,10 +294,12 @@ def texts_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKE
 _VERDICTS = {Verdict.IDENTICAL: "identical", Verdict.TIE: "tie"}
 
 
-def comparisons_table(results: Results) -> Table:
-    """Candidates against each other on the same tokens."""
+def comparisons_table(results: Results, *, metrics: Sequence[str] | None = None) -> Table:
+    """Candidates against each other on the same tokens; by some metrics only where these are given."""
     notes = Notes()
-    rows = tuple(_comparison_row(c, notes) for c in results.comparisons)
+    rows = tuple(
+        _comparison_row(c, notes) for c in results.comparisons if metrics is None or c.metric in metrics
+    )
     titles = ("A", "B", "Metric", "A - B", "95 % interval", "p", "p (Holm)", "Verdict")
     return Table(titles, rows, tuple(notes.reasons), frozenset({3, 4, 5, 6}))
 
@@ -329,7 +335,8 @@ def costs_table(results: Results) -> Table:
         rows.append(
             (name, "", duration(sum(c.seconds for c in costs)), size(sum(c.bytes for c in costs)), "")
         )
-    return Table(("Step", "Route", "Time", "Disk", "How"), tuple(rows), right=frozenset({2, 3}))
+    titles = ("Step", "Route", "Time", "Disk", "How")
+    return Table(titles, tuple(rows), right=frozenset({2, 3}), sums=len(sums) if results.costs else 0)
 
 
 # ------------------------------------------------------------------------------------------- renderings
@@ -362,14 +369,3 @@ def to_markdown(table: Table) -> str:
     if table.notes:
         lines += ["", *(f"({i}) {markdown_text(note, 300)}  " for i, note in enumerate(table.notes, 1))]
     return "\n".join(lines).rstrip()
-
-
-def to_rich(table: Table) -> RenderableType:
-    """Render for the terminal, notes below; cells are text, never markup."""
-    shown = RichTable(box=box.SIMPLE_HEAD)
-    for index, title in enumerate(table.columns):
-        side: Literal["left", "right"] = "right" if index in table.right else "left"
-        shown.add_column(Text(visible(title)), justify=side, overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(Text(visible(cell)) for cell in row))
-    return Group(shown, *(Text(f"({i}) {visible(note, 300)}") for i, note in enumerate(table.notes, 1)))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitloss.display import decimal, percent
+from bitloss.display import decimal, percent, visible
 from bitloss.divergence.measure import TokenTable
 from bitloss.divergence.worst import Worst, WorstToken
 from bitloss.report.summary import TokenSummary
+from bitloss.report.tables import Table
 
 MANY = 50
+_IN_TEXT = (12, 5)
+"""Tokens of text shown before and after in a table."""
 
 
 class WorstOf(NamedTuple):
@@ -123,3 +126,36 @@ def _told(
         "base": tops(token.base),
         "file": tops(token.candidate),
     }
+
+
+def worst_table(worst: Sequence[WorstOf], *, many: int = 5) -> Table:
+    """The first `many` of each candidate in a line of their text, the token in brackets, with what was expected."""
+    rows = tuple(
+        (each.name, token["kld"], _in_line(token), _likeliest(token["base"]), _likeliest(token["file"]))
+        for each in worst
+        for token in each.tokens[:many]
+    )
+    return Table(
+        ("File", "KLD", "Token in its text", "The base expects", "The file expects"),
+        rows,
+        right=frozenset({1}),
+    )
+
+
+def _in_line(token: Mapping[str, Any]) -> str:
+    if token["at"] < 0:
+        return f"[{token['word']}]"
+    before, after = _IN_TEXT
+    at, pieces = token["at"], [piece for piece, _, _ in token["context"]]
+    line = (
+        f"{'…' if at > before else ''}{''.join(pieces[max(0, at - before) : at])}[{token['word']}]"
+        f"{''.join(pieces[at + 1 : at + 1 + after])}{'…' if len(pieces) > at + 1 + after else ''}"
+    )
+    return visible(line.replace("\n", "⏎").strip(), 240)
+
+
+def _likeliest(entries: Sequence[Sequence[Any]]) -> str:
+    return ", ".join(
+        f"{visible(piece.strip().replace(chr(10), '⏎') or '␣', 30)} {share}"
+        for piece, share, *_ in entries[:3]
+    )

@@ -78,12 +78,13 @@ def write_gathered(
     """Write a report of what was gathered; see `write_report`."""
     series = series_of(results.candidates)
     plots = all_plots(Look(results, gathered.tokens, gathered.floor, series))
-    page = Page(results, plots, series, gathered.worst, (*warnings, *gathered.warnings))
+    said = (*warnings, *gathered.warnings)
+    page = Page(results, plots, series, gathered.worst, said)
     html = folder / PAGE_NAME
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(html, render_html(page))
-    markdown = write_markdown(results, folder)
+    markdown = write_markdown(results, folder, plots=plots, worst=gathered.worst, warnings=said)
     files = write_pictures(plots, folder, model=results.model.name)
     files += write_tables(results, plots, gathered.worst, folder)
     return Report(markdown, html, files)

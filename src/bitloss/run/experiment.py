@@ -14,8 +14,9 @@ from pydantic import JsonValue
 from bitloss.divergence.basefile import base_bytes
 from bitloss.divergence.measure import TokenTable, read_tokens, write_tokens
 from bitloss.model.gguf import GgufFile
-from bitloss.records import Cost
+from bitloss.records import Audit, Cost, Cross
 from bitloss.run.bases import make_base, mended
+from bitloss.run.crossing import compare_squares, cross_record
 from bitloss.run.executor import Executor
 from bitloss.run.noise import NOISE, noise_chunks, other_arithmetic
 from bitloss.run.passes import measure_in_passes
@@ -23,6 +24,7 @@ from bitloss.run.quantizing import CandidateFile, Source, make_candidates
 from bitloss.run.sequential import MeasuredBlock, Stopped, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper
 from bitloss.run.steps import (
+    AuditStep,
     BaseStep,
     ConvertStep,
     EvaluationTexts,
@@ -50,6 +52,8 @@ class Measured(NamedTuple):
         imatrix_chunks: chunks of the calibration text used; None when no importance matrix was made.
         costs: of every step.
         overlap: of texts and calibration text, as `bitloss.run.steps.OverlapStep` found it; None without one.
+        audit: what the model's weights would lose.
+        cross: what makes the routes differ; None when they were not crossed.
         stopped: the rule measuring stopped by; None when the whole text was measured.
     """
 
@@ -64,6 +68,8 @@ class Measured(NamedTuple):
     imatrix_chunks: int | None
     costs: list[Cost]
     overlap: dict[str, Any] | None
+    audit: Audit
+    cross: Cross | None = None
     stopped: Stopped | None = None
 
 
@@ -115,6 +121,7 @@ class Runner:
         Raises:
             BitlossError: a step failed; what was finished stays and is used next time.
         """
+        audit = self._audit()
         sources = self._sources()
         imatrices = (
             {name: self._imatrix(source) for name, source in sources.items()} if self.spec.calibration else {}
@@ -128,6 +135,10 @@ class Runner:
             else self._until(self.spec.stop, base_source, candidates)
         )
         counted = [record.result for record in imatrices.values()]
+        cross = None
+        if self.spec.cross:
+            compared = compare_squares(candidates, self.folder.path, self.steps)
+            cross = cross_record(compared, found.tokens, imatrices, self.folder.path)
         return Measured(
             sources=sources,
             base_source=base_source,
@@ -140,10 +151,31 @@ class Runner:
             imatrix_chunks=_field(counted[0], "chunks") if counted else None,
             costs=self.steps.costs,
             overlap=overlap,
+            audit=audit,
+            cross=cross,
             stopped=found.stopped,
         )
 
     # ---------------------------------------------------------------------------------------------- stages
+
+    def _audit(self) -> Audit:
+        model = Path(self.spec.model)
+        step = AuditStep(
+            model=model,
+            model_sha256=self._model_sha256(),
+            threads=self.spec.engine.threads,
+            out=self.folder.path / "audit.json",
+        )
+        self.steps.do(step, f"audit {model.name}", None, [step.out])
+        return Audit.model_validate_json(step.out.read_bytes())
+
+    def _model_sha256(self) -> str:
+        from bitloss.model.source import model_sha256
+
+        model = Path(self.spec.model)
+        if model not in self._hashes:
+            self._hashes[model] = model_sha256(model)
+        return self._hashes[model]
 
     def _sources(self) -> dict[str, Source]:
         model = Path(self.spec.model)
@@ -151,11 +183,10 @@ class Runner:
             name = self.spec.sources[0]  # a GGUF is taken as it is: see `bitloss.run.founding.checked`
             return {name: Source(name, model, self._hash(model))}
         from bitloss.convert.convert import default_name, source_path
-        from bitloss.model.source import model_sha256
 
         out = self.folder.path / "sources"
         step = ConvertStep(
-            model=model, model_sha256=model_sha256(model), types=tuple(self.spec.sources), out=out
+            model=model, model_sha256=self._model_sha256(), types=tuple(self.spec.sources), out=out
         )
         files = {name: source_path(out, default_name(model), name) for name in self.spec.sources}
         record = self.steps.do(

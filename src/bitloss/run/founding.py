@@ -16,11 +16,20 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts, model_sha256, precision
 from bitloss.model.text import read_text
 from bitloss.quantize.types import parse_quant_type
-from bitloss.records import RESULTS_NAME, Base, Calibration, Model, Results, Source, write_results
+from bitloss.records import (
+    RESULTS_NAME,
+    Base,
+    Calibration,
+    Model,
+    Results,
+    Source,
+    TensorError,
+    write_results,
+)
 from bitloss.report.write import write_report
 from bitloss.run.executor import Executor
 from bitloss.run.experiment import Measured, Runner, spec_texts
-from bitloss.run.results import MeasuredFile, Setting, assemble
+from bitloss.run.results import MeasuredFile, Setting, Why, assemble
 from bitloss.run.sequential import check_rule
 from bitloss.run.stepping import RunProgress
 from bitloss.run.steps import check_texts, texts_sha256
@@ -78,7 +87,8 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
         FormatError: the model or a text is damaged.
         UnsupportedError: an architecture that cannot be converted.
         TextError: a text that is surely too short.
-        UsageError: unknown quantization type (a close match is suggested), a context too long, `--from` of a GGUF.
+        UsageError: unknown quantization type (a close match is suggested), a context too long, `--from` of a GGUF,
+            nothing to cross.
     """
     model = Path(spec.model)
     if not model.exists():
@@ -94,6 +104,7 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
     if len(set(quants)) != len(quants):
         raise UsageError("a quantization type is named twice", where="--quants", found=",".join(spec.quants))
     _check_model(model, spec)
+    _check_cross(spec)
     check_rule(spec.stop, len(quants) * len(spec.sources))
     return spec.model_copy(update={"quants": quants, "model": str(model.resolve())})
 
@@ -170,6 +181,28 @@ def _check_model(model: Path, spec: ExperimentSpec) -> None:
         )
 
 
+def _check_cross(spec: ExperimentSpec) -> None:
+    """Refuse to cross what there is only one of."""
+    if not spec.cross:
+        return
+    if len(spec.sources) < 2:
+        raise UsageError(
+            "nothing to cross",
+            where="--cross",
+            expected="two sources or more",
+            found=",".join(spec.sources),
+            mend="give an HF folder and --from f32,f16",
+        )
+    if spec.calibration is None:
+        raise UsageError(
+            "nothing to cross",
+            where="--cross",
+            expected="importance matrices",
+            found="no calibration text",
+            mend="give --calibration FILE",
+        )
+
+
 def _results(
     spec: ExperimentSpec, measured: Measured, contents: dict[str, str | None], commands: Sequence[str]
 ) -> Results:
@@ -221,9 +254,19 @@ def _results(
             sha256=each.sha256,
             tensors_sha256=each.made["tensors_sha256"],
             tokens=measured.tokens[each.made["tensors_sha256"]],
+            path=each.file,
+            tensor_errors=tuple(
+                TensorError(name=name, **told) for name, told in (each.made.get("errors") or {}).items()
+            ),
         )
         for each in measured.candidates
     ]
     noise = measured.noise_engine
     how = f"the base again, in micro-batches of {noise.ubatch} tokens with flash attention {noise.flash_attn}"
-    return assemble(setting, files, noise=(how, measured.noise_tokens), costs=measured.costs)
+    return assemble(
+        setting,
+        files,
+        noise=(how, measured.noise_tokens),
+        costs=measured.costs,
+        why=Why(measured.audit, measured.cross),
+    )

@@ -16,15 +16,15 @@ from bitloss.model.documents import Splitting
 from bitloss.model.gguf import GgufFile
 from bitloss.model.source import model_facts
 from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
-from bitloss.quantize.types import QUANT_TYPES
-from bitloss.records import RESULTS_NAME, Base, Model, Results, write_results
+from bitloss.quantize.types import type_of_file
+from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
 from bitloss.report.write import write_report
 from bitloss.run.basecheck import Wanted, check_base
 from bitloss.run.bases import make_base, mended
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
 from bitloss.run.passes import measure_in_passes
-from bitloss.run.results import MeasuredFile, Setting, assemble
+from bitloss.run.results import NOTHING_ELSE, MeasuredFile, Setting, Why, assemble
 from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper
 from bitloss.run.steps import BaseStep, EvaluationTexts, MeasureStep, Part, check_texts, rounding
@@ -79,8 +79,42 @@ class _Base(NamedTuple):
     step: BaseStep | None = None  # that made it, in this run
 
 
-def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress) -> Results:
+def prepare_measuring(plan: Measuring) -> None:
+    """Refuse what can be refused before any candidate is made, and take the folder; raises as `measure_files`."""
+    files = _opened(plan.candidates)
+    kld = _kld(plan, files)
+    if kld is None:
+        _check_base(plan, files)
+    with _folder(plan, kld):
+        pass
+
+
+def _folder(plan: Measuring, kld: KldBase | None) -> RunFolder:
+    settings: dict[str, JsonValue] = {
+        "base": {"kld": kld.sha256} if kld else _base_identity(plan),
+        "engine": rounding(plan.engine),
+    }
+    if plan.stop is not None:
+        settings["stop"] = plan.stop.model_dump(mode="json")
+    return RunFolder.open(plan.out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS)
+
+
+def measure_files(
+    plan: Measuring,
+    *,
+    executor: Executor,
+    progress: RunProgress,
+    why: Why = NOTHING_ELSE,
+    costs: Sequence[Cost] = (),
+) -> Results:
     """Measure files against a base; several files with equal tensors are measured once.
+
+    Args:
+        plan: what to measure.
+        executor: runs the steps.
+        progress: told about every step.
+        why: what else the results shall hold.
+        costs: of steps done for these files before.
 
     Returns:
         The results, also written to ``out/results.json`` with ``report.md`` beside it and ``tokens/``.
@@ -93,15 +127,9 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
     files, out = _opened(plan.candidates), plan.out
     kld = _kld(plan, files)
     forced = () if kld else _check_base(plan, files)
-    settings: dict[str, JsonValue] = {
-        "base": {"kld": kld.sha256} if kld else _base_identity(plan),
-        "engine": rounding(plan.engine),
-    }
     check_rule(plan.stop, len(files))
-    if plan.stop is not None:
-        settings["stop"] = plan.stop.model_dump(mode="json")
     stopped: Stopped | None = None
-    with RunFolder.open(out, content_key("measure", settings), settings, timeout=_LOCK_SECONDS) as folder:
+    with _folder(plan, kld) as folder:
         steps = Stepper(folder, executor, progress)
         if kld:
             measured = _measured(plan, files, kld, steps)
@@ -124,7 +152,8 @@ def measure_files(plan: Measuring, *, executor: Executor, progress: RunProgress)
             commands=plan.commands,
             stopping=stopped.record if stopped else None,
         )
-        results = assemble(setting, [file for file, _ in measured], noise=None, costs=steps.costs)
+        every = [*costs, *steps.costs]
+        results = assemble(setting, [file for file, _ in measured], noise=None, costs=every, why=why)
         write_results(results, out / RESULTS_NAME)
         write_report(results, out)
     return results
@@ -357,7 +386,7 @@ def _until(
 def _measured_file(path: Path, file: GgufFile, tokens: Path) -> MeasuredFile:
     return MeasuredFile(
         name=path.stem,
-        type=_type_of(file),
+        type=type_of_file(file),
         weights_from=None,
         imatrix_from=None,
         file=path.name,
@@ -367,15 +396,3 @@ def _measured_file(path: Path, file: GgufFile, tokens: Path) -> MeasuredFile:
         tensors_sha256=file.tensors_sha256(),
         tokens=tokens,
     )
-
-
-def _type_of(file: GgufFile) -> str:
-    """Name of ``general.file_type``, as llama-quantize calls it; the commonest tensor type without it."""
-    ftype = file.value("general.file_type", None)
-    for kind in QUANT_TYPES.values():
-        if kind.ftype == ftype:
-            return kind.name
-    sizes: dict[str, int] = {}
-    for info in file.tensors.values():
-        sizes[info.type_name] = sizes.get(info.type_name, 0) + info.n_elements
-    return max(sizes, key=lambda name: sizes[name])

@@ -1,7 +1,12 @@
-"""Candidates, those of one source in one pass over it."""
+"""Candidates, those of one source in one pass over it.
+
+Crossed, every source is quantized with the importance matrix of every other as well: the pass encodes once what several
+matrices give alike (types that take no notice of one), and each of them otherwise.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +35,7 @@ class CandidateFile(NamedTuple):
     """A quantized file, made and hashed.
 
     Attributes:
-        name: ``<TYPE>/<weights>``.
+        name: ``<TYPE>/<weights>``, with ``+<imatrix source>`` where that is another.
         type: quantization type.
         source: where the weights come from.
         imatrix_from: name of the source the importance matrix was computed with; None without one.
@@ -65,31 +70,68 @@ def make_candidates(
         imatrices: importance matrices by the name of their source; empty without.
 
     Returns:
-        Every type of every source, in the order of the types.
+        Every type of every source, in the order of the types; crossed ones after those of their type.
 
     Raises:
         BitlossError: a pass failed; those before it are kept.
     """
-    pairs = [(kind, source) for kind in spec.quants for source in sources.values()]
-    todo = [_quantization(spec, folder, kind, source, imatrices.get(source.name)) for kind, source in pairs]
+    recipes = [_Recipe(kind, source, source.name) for kind in spec.quants for source in sources.values()]
+    if spec.cross:
+        crossed = itertools.permutations(sources.values(), 2)
+        recipes += [_Recipe(kind, weights, other.name) for weights, other in crossed for kind in spec.quants]
+        order = {kind: at for at, kind in enumerate(spec.quants)}
+        recipes.sort(key=lambda recipe: order[recipe.kind])
+    todo = [_quantization(spec, folder, recipe, imatrices.get(recipe.matrix)) for recipe in recipes]
     candidates = []
-    for (kind, source), each, record in zip(pairs, todo, quantize_in_passes(steps, todo), strict=True):
+    for recipe, each, record in zip(recipes, todo, quantize_in_passes(steps, todo), strict=True):
         assert isinstance(record.result, dict)
-        imatrix = source.name if source.name in imatrices else None
-        file, sha256 = each.step.out, record.outputs[0].sha256
         candidates.append(
-            CandidateFile(f"{kind}/{source.name}", kind, source, imatrix, file, record.result, sha256)
+            CandidateFile(
+                name=recipe.name,
+                type=recipe.kind,
+                source=recipe.source,
+                imatrix_from=recipe.matrix if recipe.matrix in imatrices else None,
+                file=each.step.out,
+                made=record.result,
+                sha256=record.outputs[0].sha256,
+            )
         )
     return candidates
 
 
+class _Recipe(NamedTuple):
+    """A type, the source of its weights, and the name of the source of its importance matrix."""
+
+    kind: str
+    source: Source
+    matrix: str
+
+    @property
+    def _crossed(self) -> str:
+        return "" if self.matrix == self.source.name else f"+{self.matrix}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.source.name}{self._crossed}"
+
+    @property
+    def file(self) -> str:
+        return f"{self.source.file.stem}-{self.kind}{self._crossed}.gguf"
+
+    @property
+    def route(self) -> str | None:
+        """Crossed files belong to no route: no one publishes them."""
+        return None if self._crossed else self.source.name
+
+
 def _quantization(
-    spec: ExperimentSpec, folder: Path, kind: str, source: Source, imatrix: StepRecord | None
+    spec: ExperimentSpec, folder: Path, recipe: _Recipe, imatrix: StepRecord | None
 ) -> Quantization:
+    source = recipe.source
     step = QuantizeStep(
         source=source.file,
         source_sha256=source.sha256,
-        type=kind,
+        type=recipe.kind,
         imatrix=folder / imatrix.outputs[0].path if imatrix else None,
         imatrix_sha256=imatrix.outputs[0].sha256 if imatrix else None,
         tensor_types=tuple((each.pattern, each.type) for each in spec.tensor_types),
@@ -98,9 +140,10 @@ def _quantization(
         pure=spec.pure,
         encoder=spec.encoder,
         threads=spec.engine.threads,
-        out=folder / "candidates" / f"{source.file.stem}-{kind}.gguf",
+        errors=spec.errors,
+        out=folder / "candidates" / recipe.file,
     )
-    return Quantization(step, f"quantize {kind}/{source.name}", source.name)
+    return Quantization(step, f"quantize {recipe.name}", recipe.route)
 
 
 def quantize_in_passes(steps: Stepper, todo: Sequence[Quantization]) -> list[StepRecord]:
@@ -120,7 +163,9 @@ def quantize_in_passes(steps: Stepper, todo: Sequence[Quantization]) -> list[Ste
         missing = [each for each in own if records[each.step.out] is None]
         if missing:
             label = (
-                missing[0].label if len(missing) == 1 else f"quantize {len(missing)} types/{missing[0].route}"
+                missing[0].label
+                if len(missing) == 1
+                else f"quantize {len(missing)} files/{missing[0].step.source.stem}"
             )
             records |= dict(zip(_outs(missing), steps.quantize(missing, label), strict=True))
     return [record for each in todo if (record := records[each.step.out]) is not None]

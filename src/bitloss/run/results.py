@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitloss.divergence.comparison import compare_all, table_pairs
+from bitloss.divergence.comparison import Pair, compare_all, table_pairs
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.divergence.statistics import summarize
 from bitloss.divergence.stopping import compare_all_anytime, same_files, table_size
 from bitloss.errors import RecordError
 from bitloss.explain.findings import findings
+from bitloss.model.gguf import GgufFile
 from bitloss.records import (
+    Audit,
     Base,
     Calibration,
     Candidate,
     Comparison,
     Cost,
+    Cross,
+    KeyDifference,
     Metrics,
     Model,
     NoiseFloor,
     Results,
+    Sensitivity,
     Source,
     Stopping,
+    TensorError,
     Text,
 )
 from bitloss.run.machine import this_llama_cpp, this_machine
@@ -48,6 +54,8 @@ class MeasuredFile(NamedTuple):
         sha256: of the file.
         tensors_sha256: of its tensors.
         tokens: Parquet of per-token metrics (shared by candidates with equal tensors).
+        path: where the file is, to look into its metadata; None where that is not wanted.
+        tensor_errors: how far its tensors are from the source's; empty where that was not asked for.
     """
 
     name: str
@@ -60,6 +68,8 @@ class MeasuredFile(NamedTuple):
     sha256: str
     tensors_sha256: str
     tokens: Path
+    path: Path | None = None
+    tensor_errors: tuple[TensorError, ...] = ()
 
 
 class Setting(NamedTuple):
@@ -86,12 +96,32 @@ class Setting(NamedTuple):
     stopping: Stopping | None = None
 
 
+class Why(NamedTuple):
+    """What was looked into beside the measurements.
+
+    Attributes:
+        audit: what the model's weights would lose; of its tensors the counts, not the exponents.
+        cross: what makes routes differ.
+        sensitivity: groups of tensors raised one at a time; made when the comparisons are.
+        pairs: what to compare; every pair of the table when None.
+    """
+
+    audit: Audit | None = None
+    cross: Cross | None = None
+    sensitivity: Callable[[Results, Mapping[str, TokenTable]], Sensitivity] | None = None
+    pairs: tuple[Pair, ...] | None = None
+
+
+NOTHING_ELSE = Why()
+
+
 def assemble(
     setting: Setting,
     files: Sequence[MeasuredFile],
     *,
     noise: tuple[str, Path] | None,
     costs: Sequence[Cost],
+    why: Why = NOTHING_ELSE,
 ) -> Results:
     """Summarize, compare and explain.
 
@@ -100,6 +130,7 @@ def assemble(
         files: candidates in the order of the table.
         noise: how the noise floor was made, and its per-token results.
         costs: of every step.
+        why: what was looked into beside.
 
     Raises:
         RecordError: a file of per-token results is damaged, or not of this text.
@@ -129,13 +160,29 @@ def assemble(
         stopping=setting.stopping,
         noise_floor=floor,
         candidates=tuple(candidates),
-        comparisons=tuple(_comparisons(files, tables, anytime=setting.stopping is not None)),
-        audit=None,
+        comparisons=tuple(_comparisons(files, tables, why.pairs, anytime=setting.stopping is not None)),
+        audit=_without_exponents(why.audit),
+        cross=why.cross,
         findings=(),
         costs=tuple(costs),
         commands=setting.commands,
     )
+    if why.sensitivity is not None:
+        told = why.sensitivity(results, {file.name: tables[file.tokens] for file in files})
+        results = results.model_copy(update={"sensitivity": told})
     return results.model_copy(update={"findings": findings(results)})
+
+
+def _without_exponents(audit: Audit | None) -> Audit | None:
+    """Leave the histograms of single tensors out: there may be hundreds, and the model's is kept."""
+    if audit is None:
+        return None
+    bare = {"exponents": (), "lowest_exponent": None}
+    tensors = tuple(
+        each.model_copy(update={"weights": each.weights.model_copy(update=bare)}) if each.weights else each
+        for each in audit.tensors
+    )
+    return audit.model_copy(update={"tensors": tensors})
 
 
 def _read(path: Path, text: Text) -> TokenTable:
@@ -164,11 +211,11 @@ def _candidates(
     figures: Mapping[Path, Metrics],
     by_text: Mapping[Path, tuple[Metrics, ...]],
 ) -> list[Candidate]:
-    first: dict[tuple[str, Path], str] = {}
+    first: dict[tuple[str, Path], MeasuredFile] = {}
     made = []
     for file in files:
         # equal tensors under other hyperparameters are measured apart, and are not called identical
-        twin = first.setdefault((file.tensors_sha256, file.tokens), file.name)
+        twin = first.setdefault((file.tensors_sha256, file.tokens), file)
         made.append(
             Candidate(
                 name=file.name,
@@ -180,22 +227,52 @@ def _candidates(
                 bits_per_weight=file.bits_per_weight,
                 sha256=file.sha256,
                 tensors_sha256=file.tensors_sha256,
-                identical_to=None if twin == file.name else twin,
+                identical_to=None if twin is file else twin.name,
+                keys_differ=None if twin is file else _keys_differ(file, twin),
                 metrics=figures[file.tokens],
                 by_text=by_text[file.tokens],
                 tokens=file.tokens.name,
+                tensor_errors=file.tensor_errors,
             )
         )
     return made
 
 
+def _pairs(files: Sequence[MeasuredFile], measured_as: Mapping[str, Path]) -> tuple[Pair, ...]:
+    """Every pair of the table but those of twins one of which was only made to be crossed."""
+    crossed = {file.name for file in files if file.imatrix_from not in {None, file.weights_from}}
+    return tuple(
+        pair
+        for pair in table_pairs(measured_as)
+        if measured_as[pair.a] != measured_as[pair.b] or not crossed & {pair.a, pair.b}
+    )
+
+
+def _keys_differ(file: MeasuredFile, twin: MeasuredFile) -> tuple[KeyDifference, ...] | None:
+    """Metadata keys whose bytes differ, in the order of the file, then those only the twin has."""
+    if file.path is None or twin.path is None:
+        return None
+    own, other = GgufFile.open(file.path), GgufFile.open(twin.path)
+    found = []
+    for key in dict.fromkeys([*own.metadata, *other.metadata]):
+        mine = own.key_bytes(key) if key in own.metadata else b""
+        theirs = other.key_bytes(key) if key in other.metadata else b""
+        if mine != theirs:
+            found.append(KeyDifference(key=key, bytes=len(mine), twin_bytes=len(theirs)))
+    return tuple(found)
+
+
 def _comparisons(
-    files: Sequence[MeasuredFile], tables: Mapping[Path, TokenTable], *, anytime: bool
+    files: Sequence[MeasuredFile],
+    tables: Mapping[Path, TokenTable],
+    wanted: tuple[Pair, ...] | None,
+    *,
+    anytime: bool,
 ) -> list[Comparison]:
     """Compare the pairs of the table, Holm-adjusted over all of them; valid at any time if asked for."""
     tokens = {file.name: tables[file.tokens].metrics for file in files}
     measured_as = {file.name: file.tokens for file in files}
-    pairs = table_pairs(measured_as)
+    pairs = _pairs(files, measured_as) if wanted is None else wanted
     if not pairs:
         return []
     chunks: NDArray[np.int32] = tables[files[0].tokens].chunk

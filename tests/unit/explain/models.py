@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from safetensors.numpy import save_file
 
-from bitloss.model.gguf import GgufType, GgufValue
+from bitloss.model.gguf import GgufFile, GgufType, GgufValue
 from bitloss.model.gguf_writer import GgufStream, TensorPlan
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -50,6 +50,17 @@ def gguf(
     with GgufStream(path, entries, plans) as out:
         for data in tensors.values():
             out.write(data)
+    return path
+
+
+def unknown(path: Path, tensors: Tensors, kind: int = 99) -> Path:
+    """Give the first tensor, of F32, a type of that number."""
+    gguf(path, tensors)
+    info = next(iter(GgufFile.open(path).tensors.values()))
+    data = bytearray(path.read_bytes())
+    at = data.index(info.name.encode(), 60) + len(info.name) + 4 + 8 * len(info.shape)
+    data[at : at + 4] = kind.to_bytes(4, "little")
+    path.write_bytes(bytes(data))
     return path
 
 

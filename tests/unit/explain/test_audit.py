@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from tests.unit.explain.models import BF16, folder, gguf, normal
+from tests.unit.explain.models import BF16, folder, gguf, normal, unknown
 from tests.unit.quantize.codec_cases import libggml_decode, libggml_encode
 
 from bitloss.errors import BitlossError, FileProblem, FormatError, UnsupportedError, UsageError
@@ -193,6 +193,17 @@ def test_what_holds_no_weights_is_opaque(tmp_path: Path) -> None:
     assert found.total.values == 64
     assert any("2 opaque tensor(s): d, ids" in line for line in summary(found))
     assert len(table_rows(found)) == 3
+
+
+def test_unknown_types_are_named_and_opaque(tmp_path: Path) -> None:
+    path = unknown(tmp_path / "m.gguf", {"odd": normal(2, 32), "a": normal(2, 32)})
+    found = audit(path)
+    assert (found.opaque, found.total.values) == (("odd",), 64)
+    assert (tensor(found, "odd").type, tensor(found, "odd").opaque) == (
+        "type 99",
+        "a type that is not known here",
+    )
+    assert any("1 opaque tensor(s): odd" in line for line in summary(found))
 
 
 def test_a_split_file_is_one_model(tmp_path: Path) -> None:

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from bitloss.explain.findings import (
-    Twin,
-    engine_noise,
-    findings,
-    identical_tensors,
-    route_costs,
-    same_type_pair,
-    twin_verdicts,
-)
+from bitloss.explain.findings import engine_noise, findings, no_noise_floor, same_type_pair
+from bitloss.explain.routes import Twin, route_costs, twin_verdicts
+from bitloss.explain.sameness import identical_tensors
 from bitloss.records import Candidate, Comparison, Confidence, Cost, Figure, NoiseFloor, Results, Verdict
 
 
@@ -199,13 +193,13 @@ def test_costs_of_two_routes() -> None:
     costs = [cost("f32", 60, 2048), cost("f32", 60, 0), cost("f16", 40, 1024), cost(None, 999, 999)]
     finding = route_costs(costs, [TIE], base="f32")
     assert finding is not None
-    assert finding.title == "The f32 route took 3.00 times as long as f16"
+    assert finding.title == "f16 instead of f32: a tie, 67 % less time"
     assert "f32: 2 min 00 s, 2.00 KiB on the disk; f16: 40.0 s, 1.00 KiB" in finding.text
     assert finding.text.startswith("By route (convert): f32")
     assert "Shared by the routes (s): 16 min 39 s, 999 B." in finding.text
     assert "though the base needs it" in finding.text
     assert "show a difference: 0 of 1." in finding.text
-    assert "Nothing measured here speaks for the dearer route (f32)." in finding.text
+    assert finding.text.endswith("Nothing measured here speaks for f32: take f16.")
     assert finding.evidence["seconds"] == {"f32": 120.0, "f16": 40.0}
     assert "earlier run" not in finding.text
 
@@ -216,18 +210,19 @@ def test_costs_recommend_nothing_without_comparisons_or_against_them() -> None:
         finding = route_costs(costs, twins, base="bf16")
         assert finding is not None
         assert "speaks for" not in finding.text
+        assert "take f" not in finding.text
         assert "the base needs it" not in finding.text
         assert "earlier run" in finding.text
     finding = route_costs([cost("f32", 1, 1), cost("f16", 0, 1)], [], base="f32")
     assert finding is not None
-    assert finding.title == "What the routes f32, f16 took"
+    assert finding.title == "f16 instead of f32: 100 % less time"
 
 
 def test_costs_of_measuring_are_not_the_routes() -> None:
     measured = Cost(step="m", kind="measure", route="f16", seconds=9e9, bytes=1, reused=True)
     finding = route_costs([cost("f32", 60, 1), cost("f16", 40, 1), measured], [], base="x")
     assert finding is not None
-    assert finding.title == "The f32 route took 1.50 times as long as f16"
+    assert finding.title == "f16 instead of f32: 33 % less time"
     assert "Shared" not in finding.text
     assert "earlier run" not in finding.text
 
@@ -241,9 +236,9 @@ def test_twins_are_made_wholly_from_one_source(sample_results: Results) -> None:
     by_name = {c.name: c for c in sample_results.candidates}
     twins = twin_verdicts(by_name, sample_results.comparisons)
     pair = frozenset({"f32", "f16"})
-    assert twins == (Twin(pair, Verdict.TIE), Twin(pair, Verdict.IDENTICAL))
+    assert twins == (Twin(pair, Verdict.TIE, "Q4_K_M"), Twin(pair, Verdict.IDENTICAL, "Q8_0"))
     by_name["Q4_K_M/f16"] = candidate(sample_results, "Q4_K_M/f16", imatrix_from="f32")
-    assert twin_verdicts(by_name, sample_results.comparisons) == (Twin(pair, Verdict.IDENTICAL),)
+    assert twin_verdicts(by_name, sample_results.comparisons) == (Twin(pair, Verdict.IDENTICAL, "Q8_0"),)
 
 
 # ------------------------------------------------------------------------------------------- all of them
@@ -251,7 +246,15 @@ def test_twins_are_made_wholly_from_one_source(sample_results: Results) -> None:
 
 def test_the_founding_experiment(sample_results: Results) -> None:
     found = findings(sample_results)
-    assert [f.id for f in found] == ["identical-tensors", "same-type-pair", "engine-noise", "route-costs"]
+    assert [(f.id, f.question) for f in found] == [
+        ("identical-tensors", 1),
+        ("cast-not-counted", 2),
+        ("same-type-pair", 3),
+        ("not-crossed", 3),
+        ("ties", 3),
+        ("route-costs", 4),
+        ("engine-noise", 5),
+    ]
     document = sample_results.model_dump(by_alias=True) | {"findings": found}
     assert Results.model_validate(document).findings == found
 
@@ -259,3 +262,14 @@ def test_the_founding_experiment(sample_results: Results) -> None:
 def test_nothing_measured_nothing_found(sample_results: Results) -> None:
     empty = sample_results.model_copy(update={"candidates": (), "comparisons": (), "costs": ()})
     assert findings(empty) == ()
+
+
+def test_no_noise_floor_is_said_and_a_floor_is_not(sample_results: Results) -> None:
+    floor = sample_results.noise_floor
+    assert no_noise_floor(floor, ("f32",)) is None
+    assert no_noise_floor(None, ()) is None  # finished files, no routes
+    for missing in (None, NoiseFloor(how="x", metrics=kld(None)), NoiseFloor(how="x", metrics={})):
+        finding = no_noise_floor(missing, ("f32", "f16"))
+        assert finding is not None
+        assert finding.question == 5
+        assert finding in findings(sample_results.model_copy(update={"noise_floor": missing}))

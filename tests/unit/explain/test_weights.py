@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tests.unit.quantize.codec_cases import libggml_decode, libggml_encode
@@ -129,6 +129,7 @@ def test_floats_at_every_bound(isa: str) -> None:
     st.sampled_from(BOUNDS),
     st.booleans(),
 )
+@example(np.array([32769] + 16 * [0], np.uint32), 1, False)  # a share whose test underflows
 @settings(max_examples=60, deadline=None)
 def test_floats_of_any_bits(isa: str, bits: npt.NDArray[np.uint32], bound: int, exact: bool) -> None:
     values = np.append(bits, np.uint32(bound))

@@ -75,6 +75,9 @@ def test_figures_refused(fields: dict[str, Any], fault: str) -> None:
         Figure.model_validate(fields)
 
 
+FINDING = {"id": "x", "title": "t", "text": "t", "evidence": {"a": 1}, "confidence": "proven"}
+
+
 def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def apply(document: dict[str, Any]) -> None:
         *steps, last = path.split("/")
@@ -108,7 +111,8 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (change("comparisons/0/ci95", [1.0, 0.0]), "must be ordered"),
         (change("comparisons/1/p_holm", None), "need a p-value"),
         (change("comparisons/1/p_value", 1.5), r"comparisons\[1\]\.p_value"),
-        (change("audit", {"deep": [1.0, {"x": math.nan}]}), "finite"),
+        (change("findings", [FINDING | {"evidence": {"deep": [1.0, {"x": math.nan}]}}]), "finite"),
+        (change("findings", [FINDING | {"question": 6}]), "less than or equal to 5"),
         (change("noise_floor/metrics/ppl/value", math.inf), r"noise_floor\.metrics\.ppl\.value: .*finite"),
         (change("schema", "bitloss/results@2"), "another version of bitloss: expected .*@1, found .*@2"),
         (change("schema", "something/else@1"), "not the results of a run"),
@@ -147,7 +151,7 @@ def test_the_json_schema_describes_every_field(sample_document: dict[str, Any]) 
     schema = json_schema()
     classes = [schema, *schema["$defs"].values()]
     objects = [c for c in classes if c.get("type") == "object"]
-    assert len(objects) == 20
+    assert len(objects) == 39
     for entry in objects:
         assert entry["additionalProperties"] is False
         for name, field in entry["properties"].items():

@@ -48,7 +48,7 @@ def test_numbers_are_the_tables(sample_results: Results, tmp_path: Path) -> None
     )
     for cell in ("Q4_K_M", "6.96 GiB", "4.8800", "0.018110 ± 0.000168", "93.893 ± 0.093 %"):
         assert f" {cell} " in row
-    assert "163710 tokens of wiki.test.raw (642 chunks of 512" in card
+    assert "163,710 tokens of wiki.test.raw (642 chunks of 512" in card
     assert "The engine's own noise is a mean KLD of 2.500e-08 ± 1.9e-09." in card
     assert "Q4_K_M/f32 and Q4_K_M/f16: a tie" in card
     assert explained.text.sha256 is not None

@@ -13,14 +13,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from markupsafe import Markup
 from tests.tokens import token_table, with_worst, write_table
 
 from bitloss.display import decimal
 from bitloss.explain.findings import findings
-from bitloss.records import Results
+from bitloss.records import Figure, Results
 from bitloss.report.looks import series_of
-from bitloss.report.page import Page, json_script, render_html
-from bitloss.report.tables import Uncertainty, founding_table, full_table, to_markdown
+from bitloss.report.page import Page, json_script, prose, render_html
+from bitloss.report.tables import Uncertainty, founding_table, full_table, texts_table, to_markdown
 from bitloss.report.write import write_report
 
 _ASIDE = ("badge", "swatch", "u-c", "u-b")
@@ -110,7 +111,8 @@ def test_findings_and_verdicts_come_first(explained: Results) -> None:
     page = rendered(explained)
     assert page.index('id="answer"') < page.index('id="measurements"') < page.index('id="comparisons"')
     for finding in explained.findings:
-        assert html.escape(finding.title, quote=False).replace("'", "&#39;") in page
+        assert prose(finding.title) in page
+        assert Markup(prose(finding.text)).striptags() == " ".join(finding.text.split())
     assert '<span class="badge even">tie</span>' in page
     assert '<span class="badge even">identical</span>' in page
     assert '<span class="badge good">Q8_0/f32 is better</span>' in page
@@ -143,6 +145,69 @@ def test_what_is_named_stays_text(sample_document: dict[str, Any], evil: str) ->
     assert "comment" not in elements
     assert [each for each in elements if each.startswith("on")] == []
     assert any(evil in each for each in words)
+
+
+def test_numbers_in_sentences_stay_in_one_piece() -> None:
+    said = prose("noise <1.946e-08>, -0.010 %, 6.4 ± 0.1 nats, 1 min 02 s of f16 and Q8_0, 512.")
+    kept = ["1.946e-08", "-0.010 %", "6.4 ± 0.1 nats", "1 min 02 s", "512"]
+    assert re.findall('<span class="n">(.*?)</span>', said) == kept
+    assert html.unescape(said.striptags()) == (
+        "noise <1.946e-08>, -0.010 %, 6.4 ± 0.1 nats, 1 min 02 s of f16 and Q8_0, 512."
+    )
+    assert "<1" not in said
+    assert prose("</span><b>\u202e") == "&lt;/span&gt;&lt;b&gt;\\u202e"
+
+
+def test_each_text_by_itself(sample_document: dict[str, Any]) -> None:
+    assert 'id="texts"' not in rendered(Results.model_validate(sample_document))
+    part = {"sha256": "0" * 64, "tokens_sha256": "1" * 64, "chunks": 3, "scored_tokens": 765}
+    sample_document["texts"] = [part | {"name": "prose.txt"}, part | {"name": "code<b>.txt"}]
+    for each in sample_document["candidates"]:
+        each["by_text"] = [each["metrics"], each["metrics"]]
+    results = Results.model_validate(sample_document)
+    table = texts_table(results)
+    assert cells(rendered(results), "texts") == [list(row) for row in (table.columns, *table.rows)]
+    assert [row[0] for row in table.rows] == ["prose.txt"] * 4 + ["code<b>.txt"] * 4
+
+
+def test_tables_tell_each_text_by_itself(sample_document: dict[str, Any], tmp_path: Path) -> None:
+    part = {"sha256": "0" * 64, "tokens_sha256": "1" * 64, "chunks": 3, "scored_tokens": 765}
+    sample_document["texts"] = [part | {"name": "prose.txt"}, part | {"name": "code.txt"}]
+    for each in sample_document["candidates"]:
+        other = each["metrics"] | {"kld_mean": Figure(value=0.5, se=0.25)}
+        each["by_text"] = [each["metrics"], other]
+    results = Results.model_validate(sample_document)
+    write_report(results, tmp_path)
+    rows = pq.read_table(tmp_path / "tables" / "figures-by-text.parquet").to_pylist()
+    found = {(r["text"], r["candidate"], r["metric"]): (r["value"], r["shown"]) for r in rows}
+    assert found["code.txt", "Q8_0/f32", "kld_mean"] == (0.5, "0.500000 ± 0.250000")
+    assert found["prose.txt", "Q8_0/f32", "kld_mean"][0] == 0.000859
+    files = pq.read_table(tmp_path / "tables" / "files.parquet").to_pylist()
+    assert "by_text" not in files[0]
+
+
+def test_what_to_keep_in_mind_is_said_first(sample_document: dict[str, Any]) -> None:
+    sample_document["base"] |= {"limits": "16 bits <only>", "forced": ["another text"]}
+    sample_document["text"]["documents"] = {
+        "split": "conversations",
+        "scored": 7,
+        "cut": 1,
+        "unscored": 0,
+        "unused": 2,
+    }
+    page = rendered(Results.model_validate(sample_document))
+    top = page[: page.index('id="answer"')]
+    assert "What this base cannot tell: 16 bits &lt;only&gt;." in top
+    assert "(accepted with --force): another text." in top
+    assert "the assistant&#39;s tokens scored" in top
+    assert "conversations: 7 scored (1 of them longer than a chunk" in page
+
+
+def test_sums_stand_apart(explained: Results) -> None:
+    page = rendered(explained)
+    foot = page[page.index("<tfoot>") : page.index("</tfoot>")]
+    assert re.findall('<th scope="row">(.*?)</th>', foot) == ["all", "this run"]
+    assert page.count("<tfoot>") == 1
 
 
 def test_json_cannot_leave_its_element() -> None:

@@ -146,7 +146,7 @@ def test_files_without_a_browser(look: Look, tmp_path: Path) -> None:
             assert "var(--" not in path.read_text(encoding="utf-8")
         else:
             image = pixels(path.read_bytes())
-            assert image.shape[1] == 4 * 2 * WIDE.width + 1
+            assert image.shape[1] == 4 * 2 * (WIDE.width + 32) + 1  # a margin on both sides
             assert len(np.unique(image[40:120])) > 8  # the heading: words need a font
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.tokens import token_table, with_worst, write_table
 
+from bitloss.display import decimal
 from bitloss.errors import FileProblem
 from bitloss.explain.findings import findings
+from bitloss.explain.questions import QUESTIONS
 from bitloss.records import Results
 from bitloss.report.render import render_markdown, write_markdown
 from bitloss.report.tables import Uncertainty
+from bitloss.report.write import write_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +50,9 @@ def test_sections_in_order(explained: Results) -> None:
 
 def test_the_answer_comes_first(explained: Results) -> None:
     text = section(render_markdown(explained), "In short")
-    assert text.count("\n- **") == 4
+    assert text.count("\n- **") == 7
+    questions = [line for line in text.splitlines() if line.startswith("### ")]
+    assert questions == [f"### {number}. {question}" for number, question in QUESTIONS.items()]
     assert "**Q8\\_0" not in text  # an underscore inside a word is no markup and stays readable
     assert (
         "- **Q8_0/f32 and Q8_0/f16 are the same weights in different files** (proven). Every tensor" in text
@@ -73,7 +80,9 @@ def test_a_base_with_limits_and_without_a_model_is_said_to_be_so(sample_document
     sample_document["model"]["sha256"] = sample_document["text"]["sha256"] = None
     text = render_markdown(Results.model_validate(sample_document))
     assert "\nWhat this base cannot tell: no \\*more\\* than 16 bits.\n" in text
-    assert "| Model | not known; the files measured are MistralForCausalLM of 12247782400 weights |" in text
+    assert (
+        "| Model | not known; the files measured are MistralForCausalLM of 12,247,782,400 weights |" in text
+    )
     assert f"which holds its tokens alone, their sha256 {sample_document['text']['tokens_sha256']}" in text
     assert "None" not in text
 
@@ -100,6 +109,24 @@ def test_a_run_with_little_in_it(sample_results: Results) -> None:
     assert "Calibration" not in text
     assert "To repeat it" not in text
     assert "\n\n\n" not in text
+
+
+def test_pictures_and_worst_tokens(sample_document: dict[str, Any], tmp_path: Path) -> None:
+    sample_document["text"] |= {"chunks": 12, "scored_tokens": 12 * 63}
+    results = Results.model_validate(sample_document)
+    pieces = {5: "<b>\u202e|", 9: "\n"}
+    table = with_worst(token_table(12, 63), pieces)
+    write_table(table, tmp_path, "q4", results.candidates[0].tensors_sha256)
+    text = write_report(results, tmp_path).markdown.read_text(encoding="utf-8")
+    for link in re.findall(r"!\[.+?\]\((.+?)\)", text):
+        assert (tmp_path / link).is_file()
+    assert text.count("![") == len(list((tmp_path / "plots").glob("*.png"))) == 5
+    (first, *others) = [r for r in section(text, "Worst tokens").splitlines() if r.startswith("| Q4_K_M/f32")]
+    assert len(others) == 4
+    line = r"word3 word4&lt;b&gt;\\u202e\| word6 word7 word8⏎\[ target\] word10 word11"
+    assert f" | {line} | " in first
+    assert "word3 50.000 %, word4 25.000 %" in first
+    assert decimal(float(table.metrics.kld.max())) in first
 
 
 def test_written_beside_the_results(explained: Results, tmp_path: Path) -> None:

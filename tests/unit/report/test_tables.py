@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from bitloss.display import decimal
 from bitloss.divergence.comparison import Metric
 from bitloss.divergence.metrics import token_metrics_reference
 from bitloss.divergence.statistics import summarize
 from bitloss.records import Figure, Results
+from bitloss.report.page import to_csv
 from bitloss.report.tables import (
     FOUNDING,
     TITLES,
@@ -27,8 +31,8 @@ from bitloss.report.tables import (
     full_table,
     show_figure,
     to_markdown,
-    to_rich,
 )
+from bitloss.report.terminal import Fitted
 
 # The published table this tool was made to explain, cell by cell.
 PUBLISHED = """
@@ -51,7 +55,7 @@ def row(table: Table, title: str) -> tuple[str, ...]:
 
 def rendered(table: Table, width: int = 200) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(to_rich(table))
+    console.print(Fitted(table))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(text, str)
     return text
@@ -212,3 +216,42 @@ def test_every_figure_that_is_measured_has_a_title() -> None:
     shown = show_figure(figures["same_top"], "same_top", Uncertainty.TOKENS, Notes())
     assert shown.startswith(f"{same_top:.3f} ± ")
     assert shown.endswith(" %")
+
+
+def test_a_narrow_terminal_breaks_no_number(sample_results: Results) -> None:
+    table = founding_table(sample_results)
+    console = Console(file=io.StringIO(), width=100, color_system=None, force_terminal=True)
+    console.print(Fitted(table))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    assert (
+        sum(line.split()[:1] == ["Metric"] for line in lines) == 2
+    )  # parts below each other, the titles in each
+    for index, title in enumerate(table.columns[1:], 1):
+        part = text[text.index(title) :]
+        for row in table.rows:
+            assert not row[index] or row[index] in part, (title, row[0])
+    assert rendered(table, 400).count("Metric") == 1
+    console = Console(file=io.StringIO(), width=60, color_system=None, force_terminal=True)
+    console.print(Fitted(table))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Bits per weight" not in text[text.index("noise floor") :]  # a row that says nothing there
+
+
+def test_one_formatting_everywhere(sample_results: Results) -> None:
+    """The same strings on the terminal, in Markdown, CSV and HTML, and in what JSON's numbers become."""
+    table = founding_table(sample_results)
+    cells = [[c for c in row if c] for row in (table.columns, *table.rows)]
+    terminal = [
+        re.split(r"\s{2,}", line.strip()) for line in rendered(table, 400).splitlines() if "─" not in line
+    ]
+    assert [row for row in terminal if row != [""]] == cells
+    markdown = [re.split(r"\s*\|\s*", line.strip("| ")) for line in to_markdown(table).splitlines()]
+    assert [[c.replace("\\", "") for c in row if c] for row in (markdown[0], *markdown[2:])] == cells
+    assert [[c for c in row if c] for row in csv.reader(io.StringIO(to_csv(table)))] == cells
+    document = Results.model_validate_json(sample_results.model_dump_json(by_alias=True))
+    assert founding_table(document) == table
+    for k, each in enumerate(document.candidates, 1):
+        value = document.model_dump(mode="json")["candidates"][k - 1]["metrics"]["kld_mean"]
+        assert row(table, "Mean KLD")[k] == decimal(value["value"], value["se"]), each.name

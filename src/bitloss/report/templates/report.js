@@ -179,7 +179,8 @@
         const text = el("div", "tokens");
         text.setAttribute("dir", "auto");
         entry.context.forEach(([piece, share, kld], i) => {
-          const span = el("span", i === entry.at ? "here" : "", seen(piece).replace(/⏎/g, "⏎\n"));
+          const words = seen(i ? piece : piece.trimStart()).replace(/⏎/g, "⏎\n");
+          const span = el("span", i === entry.at ? "here" : "", words);
           if (share > 0) span.style.backgroundColor = `rgb(var(--heat) / ${(0.08 + 0.62 * share).toFixed(2)})`;
           span.dataset.tip = kld ? `${brief(piece)} · KLD ${kld}` : `${brief(piece)} · not scored`;
           text.append(span);

@@ -15,12 +15,15 @@ from pydantic import Field, TypeAdapter
 
 from bitloss.run.steps.common import MEASUREMENT_VERSION, engine_options, rounding
 from bitloss.run.steps.evaluating import BaseStep, KldStep, MeasureStep, MeasureTogetherStep, Part, Repair
+from bitloss.run.steps.explaining import AuditStep, BlocksStep
 from bitloss.run.steps.making import ConvertStep, ImatrixStep, QuantizeStep, QuantizeTogetherStep
 from bitloss.run.steps.texts import EvaluationTexts, OverlapStep, check_texts, texts_sha256
 
 __all__ = [
     "MEASUREMENT_VERSION",
+    "AuditStep",
     "BaseStep",
+    "BlocksStep",
     "ConvertStep",
     "EvaluationTexts",
     "ImatrixStep",
@@ -46,6 +49,8 @@ Step = Annotated[
     | QuantizeStep
     | QuantizeTogetherStep
     | OverlapStep
+    | AuditStep
+    | BlocksStep
     | BaseStep
     | KldStep
     | MeasureStep

@@ -1,0 +1,143 @@
+"""Make ``docs/gallery``: the pictures of the demo's run, and of its report in a browser.
+
+    uv run python scripts/make_gallery.py [RUN]
+
+Without RUN the demo is run first, into a temporary folder. Charts are copied as SVG; the report is photographed in
+headless Chromium (Debian: ``chromium``, ``chromium-driver``), without which only the charts are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+GALLERY = ROOT / "docs" / "gallery"
+MOST_BYTES, MOST_TOGETHER = 300_000, 2_000_000
+sys.path.insert(0, str(ROOT))  # the tests' browser
+
+from bitloss.records import read_results  # noqa: E402
+from bitloss.report.looks import Look, series_of  # noqa: E402
+from bitloss.report.plots import all_plots  # noqa: E402
+from bitloss.report.summary import noise_file, token_files  # noqa: E402
+from bitloss.report.write import gather  # noqa: E402
+
+
+class Shot(NamedTuple):
+    """A photograph of a part of the report.
+
+    Attributes:
+        name: of the file.
+        words: what it shows.
+        width: of the window.
+        theme: of the system.
+        first: CSS of the element it begins at; the page's top when empty.
+        height: most pixels.
+    """
+
+    name: str
+    words: str
+    width: int
+    theme: str
+    first: str
+    height: int
+
+
+SHOTS = (
+    Shot("report", "The report: the answer first", 1280, "light", "", 980),
+    Shot("table", "The table of the founding experiment, with its ties marked", 1280, "light", "#measurements", 760),
+    Shot("worst-tokens", "The worst tokens in their text", 1280, "dark", "#worst", 700),
+    Shot("phone", "On a phone", 390, "light", "#measurements", 840),
+)  # fmt: skip
+
+
+def photographs(page: Path) -> list[Shot]:
+    """Take the pictures there is a browser for."""
+    from tests.browser.conftest import Browser, start
+
+    with tempfile.TemporaryDirectory() as profile:
+        driver = start(Path(profile))
+        if driver is None:
+            sys.stderr.write("no Chromium with its driver: the report itself is not photographed\n")
+            return []
+        try:
+            return [shot for shot in SHOTS if _photograph(Browser(driver), page, shot)]
+        finally:
+            driver.quit()
+
+
+def _photograph(browser: Any, page: Path, shot: Shot) -> bool:
+    browser.open(page, width=shot.width, theme=shot.theme)
+    top = 0
+    if shot.first:
+        if not browser.all(shot.first):
+            return False
+        top = browser.js(
+            "document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY - 12", shot.first
+        )
+    clip = {"x": 0, "y": top, "width": shot.width, "height": shot.height, "scale": 1}
+    taken = browser.cdp("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+    (GALLERY / f"{shot.name}.png").write_bytes(base64.b64decode(taken["data"]))
+    return True
+
+
+def index(shots: list[Shot], charts: list[tuple[str, str, str]]) -> str:
+    """The gallery's own page."""
+    lines = [
+        "# Gallery",
+        "",
+        "Everything here is of `bitloss demo`, made by `uv run python scripts/make_gallery.py`.",
+    ]
+    for shot in shots:
+        lines += ["", f"## {shot.words}", "", f"![{shot.words}]({shot.name}.png)"]
+    for id_, title, caption in charts:
+        lines += ["", f"## {title}", "", f"![{title}]({id_}.svg)", "", caption]
+    return "\n".join(lines) + "\n"
+
+
+def make(run: Path) -> None:
+    """Fill the folder from a run."""
+    results = read_results(run)
+    gathered = gather(results, token_files(results, run), noise_file(run))
+    plots = all_plots(Look(results, gathered.tokens, gathered.floor, series_of(results.candidates)))
+    shutil.rmtree(GALLERY, ignore_errors=True)
+    GALLERY.mkdir(parents=True)
+    for plot in plots:
+        shutil.copy2(run / "plots" / f"{plot.id}.svg", GALLERY)
+    shots = photographs(run / "report.html")
+    (GALLERY / "README.md").write_text(
+        index(shots, [(plot.id, plot.title, plot.caption) for plot in plots]), encoding="utf-8"
+    )
+    sizes = {path.name: path.stat().st_size for path in GALLERY.iterdir()}
+    for name, size in sizes.items():
+        if size > MOST_BYTES:
+            raise SystemExit(f"{name}: {size} bytes, more than {MOST_BYTES}")
+    if sum(sizes.values()) > MOST_TOGETHER:
+        raise SystemExit(f"{sum(sizes.values())} bytes together, more than {MOST_TOGETHER}")
+    sys.stdout.write("".join(f"{name}  {size / 1000:.0f} kB\n" for name, size in sorted(sizes.items())))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, nargs="?", help="the demo's run folder; made when left out")
+    given = parser.parse_args().run
+    if given is not None:
+        make(given)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch) / "bitloss-demo"
+        subprocess.run([sys.executable, "-m", "bitloss", "demo", "--out", str(run)], check=True)
+        make(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Rules for question 3: whether one route is better, and what makes the routes' files differ."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bitloss.display import decimal, percent, probability
+from bitloss.explain.sameness import sources_of
+from bitloss.records import (
+    Attribution,
+    Candidate,
+    Comparison,
+    Confidence,
+    Cross,
+    Effect,
+    Finding,
+    ImatrixHalves,
+    ImatrixPair,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import JsonValue
+
+    from bitloss.records import CrossedTensor
+
+_NAMED = 3  # tensors and blocks that are named in a text; all counts are in results.json
+_HALF_TO_WHOLE = math.sqrt(2.0)  # see `bitloss.imatrix.likeness`
+
+
+def ties(comparisons: Sequence[Comparison]) -> Finding | None:
+    """Name the rows that are ties by mean KLD; fires when there are any. Equal tensors are no tie."""
+    tested = {Verdict.TIE, Verdict.BETTER, Verdict.WORSE}
+    rows = [each for each in comparisons if each.metric == "kld_mean" and each.verdict in tested]
+    tied = [(each.a, each.b) for each in rows if each.verdict is Verdict.TIE]
+    if not tied:
+        return None
+    return Finding(
+        id="ties",
+        title=f"{len(tied)} of {len(rows)} pairs of different files {'is' if len(tied) == 1 else 'are'} a tie by "
+        "mean KLD",
+        text=f"No difference that this text can show: {'; '.join(f'{a} and {b}' for a, b in tied)}.",
+        evidence={"ties": [[a, b] for a, b in tied], "pairs": len(rows)},
+        confidence=Confidence.MEASURED,
+        question=3,
+        rows=(*dict.fromkeys(name for pair in tied for name in pair), "#comparisons"),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the cross
+
+
+def why_different(found: Attribution) -> Finding | None:
+    """Attribute the difference between the files of two routes.
+
+    Fires when some block differs between the two files.
+    """
+    blocks = found.blocks
+    if not blocks.whole:
+        return None
+    text = (
+        f"{blocks.whole:,} of {blocks.total:,} blocks differ ({percent(blocks.whole / blocks.total)}), in "
+        f"{_tensors(found.tensors)}. Of these only the weights matter to {blocks.weights:,}, only the importance "
+        f"matrix to {blocks.imatrix:,}, and {blocks.both:,} take both."
+    )
+    if blocks.undone:
+        text += f" {blocks.undone:,} more change with one alone, and are the same in the two files."
+    text += f" {_one_matrix(found)} {_divergence(found)}"
+    return Finding(
+        id="why-different",
+        title=_title(found),
+        text=text,
+        evidence={
+            "candidates": [found.file_a, found.file_b],
+            "blocks": blocks.model_dump(mode="json"),
+            "shares_of_blocks": {
+                name: getattr(blocks, name) / blocks.whole for name in ("weights", "imatrix", "both")
+            },
+            "kld": {
+                name: getattr(found.kld, name).model_dump(mode="json", exclude_none=True)
+                for name in ("whole", "weights", "imatrix", "both")
+            },
+        },
+        confidence=Confidence.PROVEN,
+        question=3,
+        rows=(found.file_a, found.file_b, found.weights_of_b, found.imatrix_of_b, "#cross"),
+    )
+
+
+def _title(found: Attribution) -> str:
+    files = f"{found.file_a} and {found.file_b}"
+    blocks = found.blocks
+    if blocks.whole == blocks.imatrix:
+        return f"{files} differ through the importance matrix alone"
+    if blocks.whole == blocks.weights:
+        return f"{files} differ through the weights alone"
+    shares = ", ".join(
+        f"{100 * count / blocks.whole:.1f} % through {what}"
+        for count, what in (
+            (blocks.weights, "the weights"),
+            (blocks.imatrix, "the importance matrix"),
+            (blocks.both, "both"),
+        )
+        if count
+    )
+    return f"{files} differ in {blocks.whole:,} blocks: {shares}"
+
+
+def _tensors(tensors: Sequence[CrossedTensor]) -> str:
+    differing = sorted((t for t in tensors if t.blocks.whole), key=lambda t: -t.blocks.whole)
+    many = f"{len(differing)} tensor{'' if len(differing) == 1 else 's'}"
+    shown = [
+        f"{each.name} {each.blocks.whole:,}"
+        + (
+            f" (block {', '.join(map(str, each.first[:_NAMED]))}{', …' if each.blocks.whole > _NAMED else ''})"
+        )
+        for each in differing[:_NAMED]
+    ]
+    return f"{many} ({'most in' if len(differing) > _NAMED else 'in'} {', '.join(shown)})"
+
+
+def _one_matrix(found: Attribution) -> str:
+    """What weights alone do: the plain answer to "is it the weights?"."""
+    pairs = (
+        (found.a, found.blocks.weights_with_a, f"{found.file_a} and {found.weights_of_b}"),
+        (found.b, found.blocks.weights_with_b, f"{found.imatrix_of_b} and {found.file_b}"),
+    )
+    said = [
+        f"with that of {matrix} "
+        + (
+            f"they differ in {count:,} block{'' if count == 1 else 's'}"
+            if count
+            else "they give the same bytes"
+        )
+        + f" ({files})"
+        for matrix, count, files in pairs
+    ]
+    return (
+        f"With one importance matrix for both, {found.type} from weights of {found.a} and {found.b}: "
+        f"{', '.join(said)}.{_where_weights(found.tensors)}"
+    )
+
+
+def _where_weights(tensors: Sequence[CrossedTensor]) -> str:
+    """The first blocks that weights alone change, with either matrix."""
+    blocks = [f"{each.name} block {index}" for each in tensors for index in each.first_weights]
+    shown = ", ".join(blocks[:_NAMED])
+    return f" Changed by the weights: {shown}{', …' if len(blocks) > _NAMED else ''}." if shown else ""
+
+
+def _divergence(found: Attribution) -> str:
+    kld = found.kld
+    if kld.whole.difference is None:
+        return f"Their KLD cannot be compared: {kld.whole.reason}."
+    parts = (("weights", kld.weights), ("importance matrix", kld.imatrix), ("only both together", kld.both))
+    said = (
+        f"Mean KLD of {found.file_b} less that of {found.file_a}: {_effect(kld.whole)}, which is "
+        + ", ".join(f"{_effect(part)} by {name}" for name, part in parts)
+        + "."
+    )
+    if kld.whole.p_value is None:
+        return f"{said} Too few chunks to test it or to give errors."
+    if kld.whole.share is None:
+        p_value = probability(kld.whole.p_value)
+        said += f" The whole cannot be told from 0 (p = {p_value}), so shares of it mean nothing."
+    else:
+        said += " Shares: " + ", ".join(f"{name} {_share(part)}" for name, part in parts) + "."
+    if kld.weights.scatter is not None:
+        said += " Of the token-by-token difference: " + ", ".join(
+            f"{name} {_percent(part.scatter, part.scatter_se)}" for name, part in parts
+        )
+        said += "."
+    return said
+
+
+def _effect(effect: Effect) -> str:
+    if effect.difference is None:
+        return "not known"
+    return "0" if effect.difference == 0 and not effect.se else decimal(effect.difference, effect.se)
+
+
+def _share(effect: Effect) -> str:
+    return _percent(effect.share, effect.share_se)
+
+
+def _percent(share: float | None, se: float | None) -> str:
+    if share is None:
+        return "not known"
+    return f"{100 * share:.1f} %" if se is None else f"{100 * share:.1f} ± {100 * se:.1f} %"
+
+
+def not_crossed(candidates: Sequence[Candidate], cross: Cross | None) -> Finding | None:
+    """Say that weights and importance matrix were changed together; fires when files of one type differ in both.
+
+    Silent when the run crossed them, or when either was the same for both files.
+    """
+    if cross is not None:
+        return None
+    pairs = [
+        (a, b)
+        for i, a in enumerate(candidates)
+        for b in candidates[i + 1 :]
+        if a.type == b.type
+        and a.tensors_sha256 != b.tensors_sha256
+        and a.weights_from != b.weights_from
+        and a.imatrix_from != b.imatrix_from
+        and None not in {a.weights_from, b.weights_from, a.imatrix_from, b.imatrix_from}
+    ]
+    if not pairs:
+        return None
+    return Finding(
+        id="not-crossed",
+        title="Whether weights or importance matrix make the files differ was not looked at",
+        text=f"{'; '.join(f'{a.name} and {b.name}' for a, b in pairs)}: both changed at once, so this run cannot tell. "
+        "Run it again with --cross.",
+        evidence={"pairs": [[a.name, b.name] for a, b in pairs]},
+        confidence=Confidence.PROVEN,
+        question=3,
+        rows=tuple(dict.fromkeys(each.name for pair in pairs for each in pair)),
+    )
+
+
+# ------------------------------------------------------------------------------------- importance matrices
+
+
+def imatrix_route(pair: ImatrixPair, halves: Sequence[ImatrixHalves]) -> Finding | None:
+    """Set what the route does to the importance matrix beside what another text of the length would do.
+
+    Fires when the two matrices have columns to compare. Without halves it says that the text's noise is not known.
+    """
+    like = pair.likeness
+    if like.spread is None or like.largest_ratio is None:
+        return None
+    own = [
+        each.likeness.spread
+        for each in halves
+        if each.likeness is not None and each.source in {pair.a, pair.b}
+    ]
+    known = [spread for spread in own if spread is not None]
+    text = (
+        f"Of {like.columns:,} columns the mean squares differ by {percent(like.spread)} (root mean square of the "
+        f"logarithm of their ratio); the largest ratio is {like.largest_ratio:.6g} ({like.largest_ratio_at})"
+    )
+    if like.correlation_lowest is not None:
+        text += (
+            f", the lowest correlation of a weight's columns {like.correlation_lowest:.8g} "
+            f"({like.correlation_lowest_at})"
+        )
+    text += "."
+    if like.left_out:
+        text += f" {like.left_out:,} columns that are 0 in one of them are left out."
+    evidence: dict[str, JsonValue] = {"route": like.model_dump(mode="json")}
+    names = f"the importance matrices of {sources_of(pair.a, pair.b)}"
+    if like.spread == 0:
+        title = f"{names[0].upper()}{names[1:]} are equal"
+    elif not known:
+        reason = next((each.reason for each in halves if each.reason), "no halves were kept")
+        title = f"{names[0].upper()}{names[1:]} differ by {percent(like.spread)}"
+        text += f" Whether that is more than the choice of the text does is not known: {reason}."
+    else:
+        noise = min(known) / _HALF_TO_WHOLE
+        evidence |= {
+            "halves": list(known),
+            "text_noise": noise,
+            "route_over_text": like.spread / noise if noise else None,
+        }
+        less = like.spread < noise
+        title = (
+            f"The route changes the importance matrix {'less' if less else 'more'} than another text of the same "
+            "length would"
+        )
+        text += (
+            f" The two halves of the calibration text differ by {percent(min(known))}, so two texts of its length by "
+            f"about {percent(noise)}: the route's effect is {_times(like.spread, noise)} of that."
+        )
+    return Finding(
+        id="imatrix-route",
+        title=title,
+        text=text,
+        evidence=evidence,
+        confidence=Confidence.PROVEN if like.spread == 0 else Confidence.MEASURED,
+        question=3,
+        rows=("#imatrices",),
+    )
+
+
+def _times(part: float, whole: float) -> str:
+    return "more than all" if not whole else f"{100 * part / whole:.3g} %"

@@ -1,0 +1,190 @@
+"""Rules for question 4: what each route took in time and on the disk, beside what it bought.
+
+A route is a precision by way of which files are made. Beside the cost stands what was found of the routes' files, type
+by type: the same tensors, a tie by every metric compared, or a difference. A recommendation is only made where every
+type that two routes share is one of the first two; where time and disk speak for different routes, both are said.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from bitloss.display import duration, size
+from bitloss.records import Candidate, Comparison, Confidence, Cost, Finding, Source, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import JsonValue
+
+_MAKING = ("convert", "imatrix", "quantize")
+_TOLD = {Verdict.BETTER, Verdict.WORSE}
+_CLOSE = 0.02
+"""Times nearer than this are called equal: wall clocks say no more."""
+
+
+class Twin(NamedTuple):
+    """The same type from two routes, and what a comparison said of them."""
+
+    routes: frozenset[str]
+    verdict: Verdict
+    type: str = ""
+
+
+class _Routes(NamedTuple):
+    """What the routes took: seconds and bytes by route, sizes of the sources."""
+
+    seconds: Mapping[str, float]
+    n_bytes: Mapping[str, int]
+    sources: Mapping[str, int]
+
+
+def is_whole(candidate: Candidate) -> bool:
+    """Whether a file was made wholly from one source (not crossed)."""
+    return candidate.imatrix_from in {None, candidate.weights_from}
+
+
+def twin_verdicts(by_name: Mapping[str, Candidate], comparisons: Sequence[Comparison]) -> tuple[Twin, ...]:
+    """Collect the verdicts on files of one type that were each made wholly from one source."""
+    twins = []
+    for comparison in comparisons:
+        a, b = by_name[comparison.a], by_name[comparison.b]
+        if a.type != b.type or comparison.verdict is None or not (is_whole(a) and is_whole(b)):
+            continue
+        if a.weights_from and b.weights_from and a.weights_from != b.weights_from:
+            twins.append(Twin(frozenset({a.weights_from, b.weights_from}), comparison.verdict, a.type))
+    return tuple(twins)
+
+
+def route_costs(
+    costs: Sequence[Cost], twins: Sequence[Twin], *, base: str, sources: Sequence[Source] = ()
+) -> Finding | None:
+    """Add up what each route took in time and disk, beside what it bought.
+
+    Args:
+        costs: time and disk of the steps.
+        twins: verdicts on the routes' files against each other.
+        base: name of the base; its conversion serves the measurement as well.
+        sources: the full-precision files, one a route; their sizes are told beside what was made from them.
+
+    Counted is what makes files (conversion, importance matrix, quantization), not what measures them. Fires
+    when at least two routes have such costs.
+    """
+    making = [cost for cost in costs if cost.kind in _MAKING]
+    seconds: dict[str, float] = defaultdict(float)
+    n_bytes: dict[str, int] = defaultdict(int)
+    for cost in making:
+        if cost.route is not None:
+            seconds[cost.route] += cost.seconds
+            n_bytes[cost.route] += cost.bytes
+    if len(seconds) < 2:
+        return None
+    routes = _Routes(seconds, n_bytes, {source.name: source.bytes for source in sources})
+    shared = [twin for twin in twins if twin.routes <= seconds.keys()]
+    told = sum(twin.verdict in _TOLD for twin in shared)
+    text = _took(routes, making, base)
+    if shared:
+        text += f" Comparisons of the routes' files that show a difference: {told} of {len(shared)}."
+    text += _recommendation(routes, shared)
+    evidence: dict[str, JsonValue] = {
+        "seconds": dict(seconds),
+        "bytes": dict(n_bytes),
+        "source_bytes": dict(routes.sources),
+        "comparisons": len(shared),
+        "comparisons_with_a_difference": told,
+        "types": dict(_by_type(shared)),
+    }
+    return Finding(
+        id="route-costs",
+        title=_title(routes, shared),
+        text=text,
+        evidence=evidence,
+        confidence=Confidence.MEASURED,
+        question=4,
+        rows=("#costs", "#comparisons"),
+    )
+
+
+def _took(routes: _Routes, making: Sequence[Cost], base: str) -> str:
+    counted = [kind for kind in _MAKING if any(c.kind == kind and c.route for c in making)]
+    # files that were only made to be crossed belong to no route
+    shared = [cost for cost in making if cost.route is None and cost.kind != "quantize"]
+    text = "; ".join(
+        f"{r}: {duration(routes.seconds[r])}, {size(routes.n_bytes[r])} on the disk"
+        + (f" besides the source of {size(routes.sources[r])}" if r in routes.sources else "")
+        for r in routes.seconds
+    )
+    text = f"By route ({' and '.join(counted)}): {text}."
+    if shared:
+        took = duration(sum(cost.seconds for cost in shared)), size(sum(cost.bytes for cost in shared))
+        text += f" Shared by the routes ({', '.join(c.step for c in shared)}): {took[0]}, {took[1]}."
+    if any(cost.kind == "convert" and cost.route == base for cost in making):
+        text += f" The conversion to {base} is counted, though the base needs it in any case."
+    if any(cost.reused for cost in making):
+        text += " Steps taken over from an earlier run count with the time they took then."
+    return text
+
+
+def _by_type(twins: Sequence[Twin]) -> dict[str, str]:
+    """Of each type: ``the same tensors``, ``a tie``, or ``a difference``."""
+    found: dict[str, set[Verdict]] = defaultdict(set)
+    for twin in twins:
+        found[twin.type].add(twin.verdict)
+    said = {}
+    for kind, verdicts in found.items():
+        if verdicts & _TOLD:
+            said[kind] = "a difference"
+        else:
+            said[kind] = "the same tensors" if verdicts == {Verdict.IDENTICAL} else "a tie"
+    return said
+
+
+def _two(routes: _Routes) -> tuple[str, str]:
+    """The dearer route and the cheaper one: by the size of the source, else by time."""
+    cost: Mapping[str, float] = routes.seconds
+    if routes.seconds.keys() <= routes.sources.keys() and len(set(routes.sources.values())) > 1:
+        cost = {name: float(routes.sources[name]) for name in routes.seconds}
+    return max(cost, key=lambda r: cost[r]), min(cost, key=lambda r: cost[r])
+
+
+def _title(routes: _Routes, twins: Sequence[Twin]) -> str:
+    dear, cheap = _two(routes)
+    parts: list[str] = []
+    mine = [twin for twin in twins if twin.routes == {dear, cheap}]
+    by_type = _by_type(mine)
+    for words in ("the same tensors", "a tie", "a difference"):
+        kinds = [kind for kind, said in by_type.items() if said == words]
+        if kinds:
+            parts.append(f"{words} ({', '.join(kinds)})" if any(kinds) else words)
+    if dear in routes.sources and cheap in routes.sources and routes.sources[dear]:
+        parts.append(_compared(routes.sources[cheap] / routes.sources[dear], "disk for the source"))
+    if routes.seconds[dear] > 0:
+        parts.append(_compared(routes.seconds[cheap] / routes.seconds[dear], "time"))
+    return f"{cheap} instead of {dear}: {', '.join(parts)}" if parts else f"What {dear} and {cheap} took"
+
+
+def _compared(ratio: float, what: str) -> str:
+    """``half the disk``, ``38 % less time``, ``12 % more time``, ``the same time``."""
+    if abs(ratio - 1) < _CLOSE:
+        return f"the same {what}"
+    if abs(ratio - 0.5) < _CLOSE / 2:
+        return f"half the {what}"
+    return f"{100 * abs(1 - ratio):.0f} % {'less' if ratio < 1 else 'more'} {what}"
+
+
+def _recommendation(routes: _Routes, twins: Sequence[Twin]) -> str:
+    dear, cheap = _two(routes)
+    mine = [twin for twin in twins if twin.routes == {dear, cheap}]
+    if not mine:
+        return f" Files of {dear} and {cheap} were not compared, so nothing is recommended."
+    told = [kind for kind, said in _by_type(mine).items() if said == "a difference"]
+    if told:
+        return f" There is a difference ({', '.join(told) or 'see the comparisons'}): what it is worth is yours to say."
+    quicker = routes.seconds[cheap] < routes.seconds[dear] * (1 + _CLOSE)
+    if quicker:
+        return f" Nothing measured here speaks for {dear}: take {cheap}."
+    return (
+        f" Nothing measured here speaks for {dear} but its time: {cheap} takes less disk, {dear} less time, and "
+        "their files are no different on this text."
+    )

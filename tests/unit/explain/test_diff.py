@@ -1,0 +1,493 @@
+"""Diffs of doctored files: what differs is named exactly, and every byte is accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from tests.unit.explain.models import BF16, gguf, normal, unknown
+from tests.unit.quantize.codec_cases import libggml_decode, libggml_encode
+
+from bitloss.errors import BitlossError, FileProblem, FormatError, UsageError
+from bitloss.explain.diff import diff
+from bitloss.model.gguf import GgufType, GgufValue
+from bitloss.model.gguf_split import part_path
+from bitloss.progress import Progress
+from bitloss.records.diff import Diff, Share, TensorDiff
+
+Q4_K, Q8_0, IQ2_S = (
+    GGMLQuantizationType.Q4_K,
+    GGMLQuantizationType.Q8_0,
+    GGMLQuantizationType.IQ2_S,
+)
+
+
+def text(value: str) -> GgufValue:
+    return GgufValue(GgufType.STRING, value)
+
+
+def tensor(found: Diff, name: str) -> TensorDiff:
+    return next(each for each in found.tensors if each.name == name)
+
+
+def share(found: Diff, what: str) -> Share:
+    return next(each for each in found.shares if each.what == what)
+
+
+def pair(tmp_path: Path, a: Mapping[str, Any], b: Mapping[str, Any], **forms: Any) -> tuple[Path, Path]:
+    return gguf(tmp_path / "a.gguf", a, **forms), gguf(tmp_path / "b.gguf", b, **forms)
+
+
+def checked(a: Path, b: Path, **options: Any) -> Diff:
+    """A diff, with the account held against the files' sizes and bytes."""
+    found = diff(a, b, **options)
+    assert sum(each.a for each in found.shares) == a.stat().st_size == found.a.bytes
+    assert sum(each.b for each in found.shares) == b.stat().st_size == found.b.bytes
+    same = hashlib.sha256(a.read_bytes()).digest() == hashlib.sha256(b.read_bytes()).digest()
+    assert same == (found.conclusion == "same file") == (found.causes == ())
+    assert Diff.model_validate_json(found.model_dump_json(), strict=True) == found
+    return found
+
+
+# -------------------------------------------------------------------------------------- doctored files
+
+
+def test_the_same_file(tmp_path: Path) -> None:
+    a, b = pair(tmp_path, {"x": normal(2, 32)}, {"x": normal(2, 32)})
+    found = checked(a, b)
+    assert found.text.startswith("the same file: all ")
+    assert found.total.identical == 1
+    assert all(each.equal for each in found.shares)
+
+
+def test_equal_tensors_and_one_key_more(tmp_path: Path) -> None:
+    data = {"x": normal(4, 64), "n": normal(8)}
+    a = gguf(tmp_path / "a.gguf", data)
+    b = gguf(tmp_path / "b.gguf", data, {"quantize.imatrix.file": text("calibration.imatrix")})
+    found = checked(a, b)
+    key = 8 + len("quantize.imatrix.file") + 4 + 8 + len("calibration.imatrix")
+    assert (found.conclusion, found.total.identical) == ("same weights", 2)
+    assert (share(found, "quantize.imatrix.file").a, share(found, "quantize.imatrix.file").b) == (0, key)
+    assert found.causes[0] == f"metadata key quantize.imatrix.file is only in B ({key} bytes)"
+    assert found.text.startswith(
+        "same weights, different files: all 2 tensors are equal byte for byte. B is "
+    )
+    (one,) = found.metadata
+    assert (one.key, one.a, one.b) == ("quantize.imatrix.file", None, "calibration.imatrix")
+    assert (found.key_order, found.tensor_order) == (False, False)
+    assert tensor(found, "x").values is None
+
+
+def test_a_key_of_the_padding_size_explains_all_bytes(tmp_path: Path) -> None:
+    """A key that makes the header longer by whole multiples of the alignment is all there is to tell."""
+    data = {"x": normal(1, 32)}
+    a = gguf(tmp_path / "a.gguf", data)
+    b = gguf(tmp_path / "b.gguf", data, {"k": text("x" * (64 - 8 - 1 - 4 - 8))})
+    found = checked(a, b)
+    assert found.causes == ("metadata key k is only in B (64 bytes)",)
+    assert found.text.endswith("B is 64 bytes larger: all of them in metadata key k")
+
+
+def test_one_flipped_bit_in_one_block(tmp_path: Path) -> None:
+    values = normal(4, 512)
+    data = {"q": libggml_encode(Q4_K, values, None), "n": normal(64)}
+    other = dict(data, q=data["q"].copy())
+    other["q"][2, 144 + 16 + 9] ^= 0x10  # a quant of the second block of the third row
+    a, b = pair(tmp_path, data, other, blocks={"q": (Q4_K, (512, 4))})
+    found = checked(a, b)
+    each = tensor(found, "q")
+    assert (each.state, each.blocks, each.differing_blocks) == ("different", 8, 1)
+    assert (each.quants, each.differing_quants) == (2048, 1)
+    assert (each.scales, each.differing_scales) == (144, 0)
+    assert each.values is not None
+    x, y = (libggml_decode(Q4_K, z["q"], 512).astype(np.float64) for z in (data, other))
+    assert (each.values.values, each.values.differing) == (2048, 1)
+    assert each.values.largest == pytest.approx(np.abs(x - y).max(), rel=1e-6)
+    assert each.values.rms == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), rel=1e-6)
+    assert tensor(found, "n").state == "identical"
+    assert found.causes == ("1 tensor holds other weights: q",)
+    assert found.text.startswith(
+        "different weights: 1 of 2 tensors differs, in 1 of 8 blocks (12.5 %), 1 of 2,048 quants (0.0488 %) and "
+        "0 of 144 scales changed, RMS difference "
+    )
+
+
+def test_a_scale_alone(tmp_path: Path) -> None:
+    data = {"q": libggml_encode(Q8_0, normal(2, 64), None)}
+    other = {"q": data["q"].copy()}
+    other["q"][1, 34] ^= 1
+    a, b = pair(tmp_path, data, other, blocks={"q": (Q8_0, (64, 2))})
+    each = tensor(checked(a, b), "q")
+    assert (each.differing_blocks, each.differing_quants, each.differing_scales, each.scales) == (1, 0, 1, 4)
+
+
+@pytest.mark.parametrize("weight", [70000.0, 1e-7, 1e-8])
+def test_one_weight_that_f16_cannot_hold(tmp_path: Path, weight: float) -> None:
+    values = normal(4, 64)
+    values[2, 5] = weight
+    with np.errstate(over="ignore"):
+        a, b = pair(tmp_path, {"x": values}, {"x": values.astype(np.float16)})
+    each = tensor(checked(a, b), "x")
+    assert each.state == "different"
+    assert each.values is not None
+    assert (each.values.values, each.values.differing) == (256, 1)
+    if weight > 65504:
+        assert (each.values.left_out, each.values.b_not_finite.positive_infinities) == (1, 1)
+        assert each.values.largest == 0
+    else:
+        lost = abs(float(np.float32(weight)) - float(np.float16(np.float32(weight))))
+        assert each.values.largest == lost
+        assert each.values.rms == pytest.approx(lost / 16)
+
+
+def test_weights_lost_in_f16_are_invisible_to_q8_0(tmp_path: Path) -> None:
+    values = normal(2, 64)
+    values[0, 3], values[1, 33] = 1e-7, 1e-8
+    by = [libggml_encode(Q8_0, v, None) for v in (values, values.astype(np.float16).astype(np.float32))]
+    a, b = pair(tmp_path, {"x": by[0]}, {"x": by[1]}, blocks={"x": (Q8_0, (64, 2))})
+    assert checked(a, b).conclusion == "same file"
+
+
+def test_an_all_zero_tensor_equals_its_negative_by_value_only(tmp_path: Path) -> None:
+    zeros = np.zeros((2, 32), np.float32)
+    a, b = pair(tmp_path, {"z": zeros}, {"z": -zeros})
+    found = checked(a, b)
+    each = tensor(found, "z")
+    assert (found.conclusion, each.state, each.differing_blocks) == ("same values", "equal values", 64)
+    assert each.values is not None
+    assert (each.values.differing, each.values.rms, each.values.largest) == (0, 0.0, 0.0)
+
+
+def test_bf16_values_between_two_f16_subnormals(tmp_path: Path) -> None:
+    values = normal(1, 32, dtype=BF16)
+    values[0, :4] = np.array([2.5, 3.0, 0.5, -1.5], np.float32) * np.float32(2.0**-24)
+    a, b = pair(tmp_path, {"x": values}, {"x": values.astype(np.float16)})
+    each = tensor(checked(a, b), "x")
+    assert each.values is not None
+    assert (each.type_a, each.type_b, each.values.differing) == ("BF16", "F16", 3)
+    assert each.values.largest == 2.0**-25
+
+
+@pytest.mark.parametrize("types", [(np.float32, np.float16), (np.float32, BF16), (BF16, np.float16)])
+def test_lossless_casts_are_equal_values(tmp_path: Path, types: tuple[Any, Any]) -> None:
+    values = {"x": normal(40, 64), "y": normal(300)}
+    a, b = pair(tmp_path, *({n: v.astype(t) for n, v in values.items()} for t in types))
+    found = checked(a, b)
+    assert (found.conclusion, found.total.equal_values, found.total.retyped) == ("same values", 2, 2)
+    assert found.text.startswith(
+        "same values, different files: all 2 tensors hold equal values, 2 tensors in another type. "
+    )
+
+
+def test_nan_and_infinity_are_counted_by_kind(tmp_path: Path) -> None:
+    values, other = normal(2, 64), normal(2, 64)
+    values[0, :3], other[0, :3] = (np.nan, np.inf, 1.0), (np.nan, -np.inf, np.nan)
+    a, b = pair(tmp_path, {"x": values}, {"x": other})
+    each = tensor(checked(a, b), "x")
+    assert each.values is not None
+    assert (each.values.differing, each.values.left_out, each.values.rms) == (2, 3, 0.0)
+    assert each.values.a_not_finite.model_dump() == {
+        "nan": 1,
+        "positive_infinities": 1,
+        "negative_infinities": 0,
+    }
+    assert each.values.b_not_finite.model_dump() == {
+        "nan": 2,
+        "positive_infinities": 0,
+        "negative_infinities": 1,
+    }
+    everything = np.full((1, 32), np.nan, np.float32)
+    (tmp_path / "n").mkdir()
+    a, b = pair(tmp_path / "n", {"x": everything}, {"x": np.ones((1, 32), np.float32)})
+    nothing = tensor(checked(a, b), "x").values
+    assert nothing is not None
+    assert (nothing.rms, nothing.largest, nothing.left_out) == (None, None, 32)
+
+
+def test_added_removed_retyped_reshaped(tmp_path: Path) -> None:
+    x = normal(4, 64)
+    a, b = pair(
+        tmp_path,
+        {"same": x, "gone": x, "type": x, "shape": x, "q": x},
+        {
+            "same": x,
+            "type": x.astype(np.float16),
+            "shape": x.reshape(8, 32),
+            "q": libggml_encode(Q8_0, x, None),
+            "new": x,
+        },
+        blocks={"q": (Q8_0, (64, 4))},
+    )
+    found = checked(a, b)
+    assert {each.name: each.state for each in found.tensors} == {
+        "same": "identical",
+        "gone": "only in a",
+        "type": "equal values",
+        "shape": "reshaped",
+        "q": "different",
+        "new": "only in b",
+    }
+    assert found.conclusion == "different tensors"
+    assert (tensor(found, "shape").shape_a, tensor(found, "shape").shape_b) == ((4, 64), (8, 32))
+    q = tensor(found, "q")
+    assert q.values is not None
+    decoded = libggml_decode(Q8_0, libggml_encode(Q8_0, x, None), 64)
+    assert q.values.differing == int((decoded != x).sum())
+    assert "1 tensor only in A, 1 tensor only in B, 1 tensor of another shape" in found.text
+    assert not found.tensor_order
+
+
+def test_against_a_reference(tmp_path: Path) -> None:
+    source = normal(8, 512) * np.float32(1.03)
+    moved = source.astype(np.float16).astype(np.float32)
+    data = {"q": libggml_encode(Q4_K, source, None), "i": libggml_encode(IQ2_S, source, None)}
+    other = {
+        "q": libggml_encode(Q4_K, moved, None),
+        "i": libggml_encode(IQ2_S, source * np.float32(1.01), None),
+    }
+    a, b = pair(tmp_path, data, other, blocks={"q": (Q4_K, (512, 8)), "i": (IQ2_S, (512, 8))})
+    reference = gguf(tmp_path / "r.gguf", {"q": source, "i": source})
+    found = checked(a, b, reference=reference)
+    for name, kind in (("q", Q4_K), ("i", IQ2_S)):
+        x, y = (libggml_decode(kind, z[name], 512).astype(np.float64) for z in (data, other))
+        rms = [np.sqrt(np.mean(z**2)) for z in (x - y, x - source, y - source)]
+        each = tensor(found, name)
+        assert each.values is not None
+        assert each.reference is not None
+        assert each.values.rms == pytest.approx(rms[0], rel=1e-6)
+        assert (each.reference.a_rms, each.reference.b_rms) == pytest.approx(rms[1:], rel=1e-6)
+        assert each.reference.ratio == pytest.approx(rms[0] / max(rms[1:]), rel=1e-6)
+        assert each.differing_blocks == (data[name] != other[name]).reshape(16, -1).any(axis=1).sum()
+    assert "of the distance to the reference" in found.text
+    bare = gguf(tmp_path / "bare.gguf", {"q": normal(2, 2)})
+    assert "reference does not have" in (tensor(checked(a, b, reference=bare), "q").note or "")
+
+
+# ---------------------------------------------------------------------------------------- other layouts
+
+
+def test_order_alignment_and_trailing_bytes(tmp_path: Path) -> None:
+    x, y = normal(1, 33)[:, :31].copy(), normal(7)
+    a = gguf(tmp_path / "a.gguf", {"x": x, "y": y})
+    order = gguf(tmp_path / "b.gguf", {"y": y, "x": x})
+    found = checked(a, order)
+    assert (found.conclusion, found.tensor_order) == ("same weights", True)
+    assert "the tensors come in another order" in found.causes
+
+    wide = gguf(tmp_path / "c.gguf", {"x": x, "y": y}, {"general.alignment": GgufValue(GgufType.UINT32, 128)})
+    found = checked(a, wide)
+    assert "tensors begin at multiples of 32 bytes in A, of 128 in B" in found.causes
+    assert any(cause.startswith("metadata key general.alignment is only in B") for cause in found.causes)
+    assert share(found, "between tensors, to the alignment").b == 4
+
+    longer = tmp_path / "d.gguf"
+    longer.write_bytes(a.read_bytes() + b"trailing" * 100)
+    found = checked(a, longer)
+    assert found.causes == ("trailing bytes behind all that the header speaks of: 0 bytes in A, 800 in B",)
+    assert found.text.endswith("B is 800 bytes larger: all of them in trailing bytes")
+
+    dirty = bytearray(a.read_bytes())
+    dirty[-1] = 7  # padding of the last tensor
+    (tmp_path / "e.gguf").write_bytes(bytes(dirty))
+    found = checked(a, tmp_path / "e.gguf")
+    assert found.causes == ("padding behind the last tensor, to the alignment: other bytes (4)",)
+
+
+def test_keys_in_another_order_and_values_of_arrays(tmp_path: Path) -> None:
+    def keys(tokens: list[str], scores: list[float], swap: bool) -> dict[str, GgufValue]:
+        made = {
+            "t": GgufValue(GgufType.ARRAY, tokens, GgufType.STRING),
+            "s": GgufValue(GgufType.ARRAY, np.array(scores, np.float32), GgufType.FLOAT32),
+            "n": GgufValue(GgufType.UINT32 if swap else GgufType.INT32, 5),
+        }
+        return dict(reversed(made.items())) if swap else made
+
+    x = {"x": normal(4)}
+    a = gguf(tmp_path / "a.gguf", x, keys(["a", "b", "c", "d", "e", "f", "g"], [0.5, 1, np.nan], False))
+    b = gguf(tmp_path / "b.gguf", x, keys(["a", "b", "X", "d", "Y", "f"], [0.5, 2, np.nan], True))
+    found = checked(a, b)
+    by = {each.key: each for each in found.metadata}
+    assert found.key_order
+    assert "the metadata keys come in another order" in found.causes
+    assert by["t"].a == "7 x STRING: a, b, c, d, e, f, ..."
+    assert by["t"].note == "7 against 6 items, 2 of 6 items differ, the first is 2 (c / X)"
+    assert by["s"].note == "1 of 3 items differ, the first is 1 (1 / 2)"
+    assert (by["n"].a, by["n"].b) == ("INT32 5", "UINT32 5")
+
+
+def split(path: Path, tensors: list[Mapping[str, Any]]) -> Path:
+    total = sum(map(len, tensors))
+    for i, some in enumerate(tensors):
+        keys = {
+            "split.no": GgufValue(GgufType.UINT16, i),
+            "split.count": GgufValue(GgufType.UINT16, len(tensors)),
+            "split.tensors.count": GgufValue(GgufType.INT32, total),
+        }
+        gguf(part_path(path, i, len(tensors)), some, keys)
+    return part_path(path, 0, len(tensors))
+
+
+def test_split_files(tmp_path: Path) -> None:
+    x, y = normal(4, 64), normal(2, 64, seed=1)
+    whole = gguf(tmp_path / "m.gguf", {"x": x, "y": y})
+    parts = split(tmp_path / "s.gguf", [{"x": x}, {"y": y}])
+    found = diff(whole, parts)
+    sizes = [part_path(tmp_path / "s.gguf", i, 2).stat().st_size for i in range(2)]
+    assert (found.conclusion, found.a.parts, found.b.parts) == ("same weights", 1, 2)
+    assert sum(each.b for each in found.shares) == found.b.bytes == sum(sizes)
+    assert sum(each.a for each in found.shares) == whole.stat().st_size
+    assert found.causes[0] == "A is 1 file, B is 2 files"
+    assert diff(parts, parts).conclusion == "same file"
+    with pytest.raises(UsageError, match="not the first part"):
+        diff(whole, part_path(tmp_path / "s.gguf", 1, 2))
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    x = normal(4, 64)
+    a = gguf(tmp_path / "a.gguf", {"x": x, "y": x})
+    b = gguf(tmp_path / "b.gguf", {"x": x, "z": x}, {"general.architecture": text("qwen2")})
+    found = checked(a, b)
+    assert found.conclusion == "different models"
+    assert found.text.startswith(
+        "different models: llama and qwen2. 1 tensor of the same name and shape: equal byte for byte; "
+        "1 tensor only in A, 1 tensor only in B. "
+    )
+    assert "metadata key general.architecture has another value" in found.causes[0]
+    c = gguf(tmp_path / "c.gguf", {"other": x})
+    assert "no tensor of one has the name and shape" in checked(a, c).text
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def test_unknown_types_are_named_and_opaque(tmp_path: Path) -> None:
+    x, y = normal(4, 64), normal(4, 64)
+    y[1, 1] = 2
+    a = unknown(tmp_path / "a.gguf", {"odd": x, "n": normal(8)})
+    b = unknown(tmp_path / "b.gguf", {"odd": y, "n": normal(8)})
+    found = checked(a, b)
+    each = tensor(found, "odd")
+    assert (each.type_a, each.state, each.values) == ("type 99", "different", None)
+    assert each.note == "values of type 99 are not decoded here: compared as bytes"
+    assert each.blocks == 1024
+    assert 1 <= (each.differing_blocks or 0) <= 4
+    assert (found.total.opaque, tensor(found, "n").state) == (1, "identical")
+    assert tensor(checked(a, a), "odd").state == "identical"
+    c = gguf(tmp_path / "c.gguf", {"odd": x, "n": normal(8)})
+    other = tensor(checked(a, c), "odd")
+    assert (other.state, other.type_a, other.type_b, other.values) == ("different", "type 99", "F32", None)
+
+
+def test_integers_are_compared_as_bytes(tmp_path: Path) -> None:
+    one, two = np.arange(8, dtype=np.int32), np.arange(8, dtype=np.int32)
+    two[3] = 9
+    a, b = pair(tmp_path, {"i": one}, {"i": two})
+    each = tensor(checked(a, b), "i")
+    assert (each.blocks, each.differing_blocks, each.values) == (8, 1, None)
+    assert "I32" in (each.note or "")
+
+
+def test_files_that_cannot_be_compared(tmp_path: Path) -> None:
+    good = gguf(tmp_path / "a.gguf", {"x": normal(1, 32)})
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.gguf").write_text("hello")
+    for path, kind, said in (
+        (tmp_path / "none.gguf", FileProblem, "cannot be opened"),
+        (tmp_path / "folder", FileProblem, "a folder, not a GGUF file"),
+        (tmp_path / "empty.gguf", FormatError, "the file is empty"),
+        (tmp_path / "text.gguf", FormatError, "not a GGUF file"),
+    ):
+        for files in ((good, path), (path, good)):
+            with pytest.raises(kind, match=said):
+                diff(*files)
+        with pytest.raises(kind, match=said):
+            diff(good, good, reference=path)
+
+
+def test_no_tensors_at_all(tmp_path: Path) -> None:
+    a, b = pair(tmp_path, {}, {"x": normal(4)})
+    assert checked(a, a).conclusion == "same file"
+    assert checked(a, b).conclusion == "different tensors"
+
+
+def test_a_file_cut_anywhere_is_refused_or_compared(tmp_path: Path) -> None:
+    a = gguf(tmp_path / "a.gguf", {"x": normal(1, 32), "y": normal(7).astype(np.float16)})
+    data = a.read_bytes()
+    b = tmp_path / "b.gguf"
+    refused = 0
+    for cut in range(len(data)):
+        b.write_bytes(data[:cut])
+        try:
+            checked(a, b)
+        except BitlossError:
+            refused += 1
+        else:
+            assert len(data) - cut < 32  # padding alone is missing
+    assert refused > len(data) - 32
+
+
+def test_a_file_with_any_bit_flipped_is_refused_or_compared(tmp_path: Path) -> None:
+    a = gguf(tmp_path / "a.gguf", {"x": normal(1, 32), "y": normal(7).astype(np.float16)})
+    data = a.read_bytes()
+    b = tmp_path / "b.gguf"
+    rng = np.random.default_rng(0)
+    for at in rng.choice(8 * len(data), 400, replace=False).tolist():
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        b.write_bytes(bytes(flipped))
+        try:
+            found = checked(a, b)
+        except BitlossError:
+            continue
+        assert found.conclusion != "same file"
+
+
+# ---------------------------------------------------------------------------------- pieces and memory
+
+
+def test_pieces_and_threads_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(50, 256) * np.float32(1.03)
+    y = x * np.float32(1.001)
+    kinds = {"q": Q8_0, "i": IQ2_S}
+    made = [{n: libggml_encode(k, v, None) for n, k in kinds.items()} | {"f": v} for v in (x, y)]
+    a, b = pair(tmp_path, *made, blocks={n: (k, (256, 50)) for n, k in kinds.items()})
+    reference = gguf(tmp_path / "r.gguf", {"q": x, "i": x, "f": x})
+    seen: list[Progress] = []
+    whole = diff(a, b, reference=reference, threads=1)
+    for name in ("diff_tensors._VALUES", "diff_tensors._DECODED", "blocks._PIECE"):
+        monkeypatch.setattr(f"bitloss.explain.{name}", 1024)
+    parts = diff(a, b, reference=reference, threads=3, progress=seen.append)
+    for one, two in zip(whole.tensors, parts.tensors, strict=True):
+        counts = {"values", "reference"}
+        assert one.model_dump(exclude=counts) == two.model_dump(exclude=counts)
+        assert one.values is not None
+        assert two.values is not None
+        assert one.values.rms == pytest.approx(two.values.rms, rel=1e-12)
+        assert one.values.differing == two.values.differing
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert (seen[-1].done, len(seen) > 50) == (seen[-1].total, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
+    """Files of 400 MB of which every value differs: resident memory stays at a few pieces."""
+    a, b = (gguf(tmp_path / f"{i}.gguf", {"x": np.full((200, 1 << 20), i, np.float16)}) for i in range(2))
+    code = f"""
+from pathlib import Path
+from bitloss.explain.diff import diff
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+before = peak()
+assert diff(Path({str(a)!r}), Path({str(b)!r})).total.values.differing == 200 << 20
+assert peak() - before < 150_000, (before, peak())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,128 @@
+"""Heat maps: every tensor has its cell, strength goes by the value, what is not known has no colour."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import pytest
+
+from bitloss.records import Candidate, Raised, Results, Sensitivity, TensorError
+from bitloss.records.sensitivity import GroupKind
+from bitloss.report.export import write_tables
+from bitloss.report.heat import cross_blocks, place, sensitivity, tensor_errors
+from bitloss.report.looks import Look, series_of
+from bitloss.report.svg import NARROW, WIDE
+
+NAMES = [f"blk.{layer}.{kind}.weight" for layer in range(3) for kind in ("ffn_down", "attn_q", "odd_new")]
+NAMES += ["token_embd.weight", "output.weight"]
+
+
+def look(results: Results) -> Look:
+    return Look(results, {}, None, series_of(results.candidates))
+
+
+def with_errors(results: Results, *, count: int) -> Results:
+    def told(c: Candidate, scale: float) -> Candidate:
+        errors = tuple(
+            TensorError(name=n, type="Q4_K", rms=scale * (k + 1), rms_weighted=None)
+            for k, n in enumerate(NAMES)
+        )
+        return c.model_copy(
+            update={"tensor_errors": (*errors[:-1], errors[-1].model_copy(update={"rms": None}))}
+        )
+
+    changed = tuple(
+        told(c, 0.01 if k < 2 else 0.001) if k < count else c for k, c in enumerate(results.candidates)
+    )
+    return results.model_copy(update={"candidates": changed})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blk.12.attn_q.weight", ("attn_q", 12)),
+        ("blk.0.ffn_gate_exps.weight", ("ffn_gate_exps", 0)),
+        ("blk.3.ssm_a", ("ssm_a", 3)),
+        ("output.weight", ("output", None)),
+        ("blk.x.attn_q.weight", ("blk.x.attn_q", None)),
+    ],
+)
+def test_where_a_tensor_stands(name: str, expected: tuple[str, int | None]) -> None:
+    assert place(name) == expected
+
+
+def test_every_tensor_has_its_cell(sample_results: Results) -> None:
+    plot = tensor_errors(look(with_errors(sample_results, count=4)))
+    assert plot is not None
+    assert len(plot.table.rows) == 3 * len(NAMES)  # the twin is not drawn again
+    assert plot.table.rows[0] == ("Q4_K_M/f32", NAMES[0], "Q4_K", "1.000 %", "n/a")
+    assert plot.table.rows[10][3] == "n/a"
+    assert "Q8_0/f16 (as Q8_0/f32)" in plot.caption
+    for size in (WIDE, NARROW):
+        root = ET.fromstring(f"<svg>{plot.draw(size).content()}</svg>")
+        cells = [r for r in root.iter("rect") if r.get("data-tip")]
+        assert len(cells) == 3 * len(NAMES)
+        assert [r.get("class") for r in cells].count("none") == 3  # not known
+        strength = {
+            r.get("data-tip", "").split(",")[0]: float(r.get("fill-opacity", "0")) for r in cells[:11]
+        }
+        assert strength["blk.0.ffn_down.weight"] < strength["blk.2.ffn_down.weight"]
+        rows = [
+            t.text for t in root.iter("text") if t.get("text-anchor") == "end" and t.get("class") == "small"
+        ]
+        assert rows[2:7] == ["attn_q", "ffn_down", "odd_new", "token_embd", "output"]  # after the key
+        for each in cells:
+            x, width = float(each.get("x", "")), float(each.get("width", ""))
+            assert 0 <= x < x + width <= size.width
+
+
+def test_nothing_without_numbers(sample_results: Results) -> None:
+    assert tensor_errors(look(sample_results)) is None
+    assert sensitivity(look(sample_results)) is None
+    assert cross_blocks(look(sample_results)) is None
+
+
+def test_many_files_are_cut_and_said(sample_document: dict[str, Any], tmp_path: Any) -> None:
+    first = sample_document["candidates"][0]
+    sample_document["candidates"] = [
+        first | {"name": f"Q{k}/x", "tensors_sha256": f"{k:064d}", "file": f"{k}.gguf"} for k in range(6)
+    ]
+    sample_document["comparisons"] = ()
+    results = with_errors(Results.model_validate(sample_document), count=6)
+    plot = tensor_errors(look(results))
+    assert plot is not None
+    assert "Drawn for the first 4 of 6" in plot.caption
+    assert len(plot.table.rows) == 6 * len(NAMES)
+    assert plot.draw(WIDE).content().count("data-tip") == 4 * len(NAMES)
+    names = {path.name for path in write_tables(results, [plot], (), tmp_path)}
+    assert "tensor-errors.parquet" in names
+
+
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_sensitivity_by_layer_and_as_a_whole(sample_results: Results, per_layer: bool) -> None:
+    gains: tuple[tuple[GroupKind, float], ...] = (("attention", 0.002), ("feed-forward", -0.001))
+    groups = tuple(
+        Raised(
+            group=f"layer {layer} {kind}" if per_layer else kind,
+            kind=kind,
+            layer=layer if per_layer else None,
+            candidate="Q8_0/f32",
+            tensors=4,
+            bits_per_weight_added=0.25,
+            gain=gain,
+            se=1e-4,
+        )
+        for layer in range(2 if per_layer else 1)
+        for kind, gain in gains
+    )
+    found = Sensitivity(
+        source="m.gguf", type="Q4_K_M", plain="Q4_K_M/f32", imatrix=None, per_layer=per_layer, groups=groups
+    )
+    plot = sensitivity(look(sample_results.model_copy(update={"sensitivity": found})))
+    assert plot is not None
+    drawn = plot.draw(WIDE).content()
+    assert len(re.findall("gain in mean KLD 0.002000 ± 0.000100", drawn)) == (2 if per_layer else 1)
+    assert drawn.count('class="none"') == (2 if per_layer else 1)  # a loss has no colour
+    assert (">layer</text>" in drawn) == per_layer
