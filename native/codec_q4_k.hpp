@@ -28,6 +28,11 @@ inline void fit_weighted(Group& group, Affine32& to) {
     }
     to.d = fit_positive<8, 63>(scales, sums, to.scales);
     to.dmin = fit_positive<8, 63>(mins, sums, to.mins);
+    if constexpr (nmax == 31)  // libggml limits those of Q5_K only: a negative one is a byte above 63
+        for (int j = 0; j < 8; ++j) {
+            to.scales[j] = smaller(all(63), to.scales[j]);
+            to.mins[j] = smaller(all(63), to.mins[j]);
+        }
 }
 
 template <int nmax>

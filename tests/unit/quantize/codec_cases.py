@@ -21,9 +21,9 @@ N = 768  # a row: three super-blocks of 256
 CASES = (
     "normal", "heavy tails", "trained", "zeros", "negative zeros", "one spike", "constant", "negative constant",
     "denormal", "smallest denormals", "tiny", "1e30", "largest", "mixed sizes", "alternating", "ties",
-    "positive", "offset",
+    "positive", "offset", "coarse",
 )  # fmt: skip
-WEIGHTS = ("none", "random", "wide", "zeros", "some zeros", "ones", "tiny")
+WEIGHTS = ("none", "random", "wide", "zeros", "some zeros", "ones", "tiny", "wider")
 
 
 def libggml_encode(kind: GGMLQuantizationType, rows: Floats, weights: Floats | None) -> Bytes:
@@ -90,6 +90,7 @@ def rows(case: str, seed: int = 0) -> Floats:
         "alternating": np.where(np.arange(N) % 2, 1.0, -1.0) * np.full((n, 1), 0.25),
         "positive": np.abs(normal),
         "offset": normal * single(1e-3) + single(1e3),
+        "coarse": np.round(normal * 2) / 4,
     }
     return np.ascontiguousarray(made[case].astype(single))
 
@@ -106,5 +107,6 @@ def column_weights(name: str, seed: int = 0) -> Floats | None:
         "some zeros": np.where(rng.random(N) < 0.5, np.float32(0), random),
         "ones": np.ones(N, np.float32),
         "tiny": random * np.float32(1e-38),
+        "wider": np.exp(rng.uniform(-85, 35, N)).astype(np.float32),
     }
     return made[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
@@ -81,6 +83,17 @@ def test_encoders_on_random_blocks(
     expected = libggml_encode(kind, x, weights)
     for path in PATHS:
         assert_same(encode(kind, x, weights, isa=path), expected, path)
+
+
+@pytest.mark.parametrize("kind", ENCODED, ids=name)
+def test_a_negative_scale(kind: GGMLQuantizationType) -> None:
+    """One block, weighed so unevenly that a search of Q4_K and Q5_K ends on a negative scale."""
+    kept = np.load(Path(__file__).parents[2] / "data" / "negative-scale.npz")
+    row, weights = kept["row"][None], kept["weights"]
+    expected = libggml_encode(kind, row, weights)
+    for path in PATHS:
+        assert_same(encode(kind, row, weights, isa=path), expected, path)
+    assert_same(REFERENCES[kind](row, weights), expected, "reference")
 
 
 @pytest.mark.parametrize("kind", DECODED, ids=name)

@@ -102,7 +102,8 @@ def encode_q4_k(rows: Floats, weights: Floats | None, nmax: int = 15) -> Bytes:
     """Q4_K, 144 bytes: F16 d, F16 dmin, 12 bytes of scales and minima, 128 bytes of q; a weight is d·s·q - dmin·m.
 
     Sub-blocks of 32; q in [0, 15], s and m in [0, 63]. With weights: `fit_affine` in 37 steps of 0.05 from -0.9, s and
-    m by `fit_positive` with the sub-block's importance. Without: importance √(Σx² / 32) + |x|, 21 steps of 0.1 from -1
+    m by `fit_positive` with the sub-block's importance (Q5_K: limited to 63 once more, for a search that ends on a
+    negative scale leaves a byte above it). Without: importance √(Σx² / 32) + |x|, 21 steps of 0.1 from -1
     (Q5_K: 16 from -0.5), s and m by the largest.
 
     The twelve bytes: s₀…s₃ and m₀…m₃ in six bits, above them the two high bits of s₄…s₇ and m₄…m₇, whose low four bits
@@ -116,6 +117,8 @@ def encode_q4_k(rows: Floats, weights: Floats | None, nmax: int = 15) -> Bytes:
         sums = ordered_sum(w).reshape(-1, 8)
         d, s = fit_positive(fit.scale.reshape(-1, 8), sums, 63)
         dmin, m = fit_positive(fit.minimum.reshape(-1, 8), sums, 63)
+        if nmax == 31:
+            s, m = np.minimum(63, s), np.minimum(63, m)
     else:
         w = np.sqrt(ordered_sum(blocks * blocks) / f32(32))[:, None] + np.abs(blocks)
         search = AffineSearch(15, -1, 0.1, 20) if nmax == 15 else AffineSearch(31, -0.5, 0.1, 15)
