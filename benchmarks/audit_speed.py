@@ -6,8 +6,8 @@ For each kind of source a GGUF of that size is made, read once so that it lies i
 a time into one buffer) and audited in turn; the best of several rounds counts. "F32 of BF16" are F32 values that BF16
 holds, as conversions of most models are. The files are deleted.
 
-Asserted: counting goes at 70 % of the speed of reading or more. Looking at blocks takes the longer the more values a cast
-changes: nearly all of "F32", hardly any of the others.
+Asserted: counting goes at 70 % of the speed of reading or more. Looking at blocks takes the longer the more values a
+cast changes: nearly all of "F32", hardly any of the others.
 """
 
 from __future__ import annotations
