@@ -4,8 +4,11 @@
 
 Pairs of generated files of that size (`bitloss.model.random_model`; quantized ones repeat one tensor) are read once, so
 that they lie in the page cache. In a process of its own each pair is then read (16 MB at a time into one buffer) and
-compared in turn; the best of the rounds counts. Asserted: less than 3 times the reading, and less than 500 MB of
-resident memory at the peak, mapped pages of the files among them. The files are deleted.
+compared in turn; the best of the rounds counts. The files are deleted.
+
+Asserted: less than 500 MB of resident memory at the peak, mapped pages of the files among them; less than 3 times the
+reading for files of floats, less than 10 times for quantized files of which nearly every block differs: a byte of Q4_K
+stands for 1.8 weights, all to be decoded.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.model.random_model import RandomShape, random_gguf
 from bitloss.quantize.codec import encode
 
-MOST_TIME, MOST_MEMORY = 3.0, 500e6
+MOST_TIME, MOST_TIME_DECODING, MOST_MEMORY = 3.0, 10.0, 500e6
 ROW, ROWS = 4096, 1024
 
 
@@ -159,7 +162,8 @@ def main() -> None:
             f"{pair:<18}{size / 1e9:6.2f}{told['read']:9.2f}{told['diff']:9.2f}{times:6.2f}x{told['peak'] / 1e6:9.0f}",
             flush=True,
         )
-        if times >= MOST_TIME or told["peak"] >= MOST_MEMORY:
+        most = MOST_TIME_DECODING if pair.startswith("Q") else MOST_TIME
+        if times >= most or told["peak"] >= MOST_MEMORY:
             failed.append(pair)
     assert not failed, f"too slow or too large: {failed}"
 
