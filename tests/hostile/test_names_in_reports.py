@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bitloss.display import visible
 from bitloss.explain.findings import findings
+from bitloss.explain.questions import QUESTIONS
 from bitloss.report.render import render_markdown
 from bitloss.report.tables import Table, markdown_text, to_markdown, to_rich
 
@@ -110,7 +111,7 @@ def test_the_report_keeps_its_shape(sample_results: Results, name: str) -> None:
     assert ": 49 " not in text
     assert all(line.isprintable() for line in text.splitlines())
     headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert len(headings) == 9
+    assert len(headings) == 9 + len(QUESTIONS)
 
 
 def _named(results: Results, name: str) -> Results:
