@@ -95,6 +95,7 @@ def main() -> None:
         f"loop over llama-quantize: {seconds:.1f} s, peak {size(peak)}; largest tensor in F32 {size(largest)}"
     )
     print("  " + ", ".join(f"{kind} {one.seconds:.1f}" for kind, one in theirs.items()))
+    assert sides["bitloss"].peak_bytes < 2 * largest + 500e6, "more memory than was said"
 
     for row in json.loads(sides["bitloss"].printed):
         other = GgufFile.open(args.work / f"{row['type']}.gguf")

@@ -12,10 +12,10 @@ constexpr std::size_t bytes = 34;
 // Integers at most 127 in size to 32 bytes.
 BITLOSS_INLINE void store_block(std::uint8_t* to, const Ints (&q)[group / lanes]) {
 #if BITLOSS_VECTOR_BYTES == 32
-    __m256i v[4];
-    __builtin_memcpy(v, q, sizeof v);
+    constexpr int n = parts;  // machine vectors of a value
+    const auto v = [&](int i) { return (__m256i)q[i / n].part[i % n]; };
     // Packing works in halves of 16 bytes: the order is mended at the end.
-    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v(0), v(1)), _mm256_packs_epi32(v(2), v(3)));
     const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     __builtin_memcpy(to, &ordered, sizeof ordered);
 #else
@@ -67,6 +67,7 @@ void encode(const EncodeJob& job, std::size_t first, std::size_t end) {
             __builtin_memcpy(out, &halves[b], 2);
             const Floats inverse = all(inverses[b]);
             Ints q[group / lanes];
+#pragma GCC unroll 8
             for (std::size_t i = 0; i < group / lanes; ++i) q[i] = round_away(load<Floats>(x + i * lanes) * inverse);
             store_block(out + 2, q);
         }

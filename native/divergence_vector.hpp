@@ -92,7 +92,36 @@ bool any(Ints mask) {
     return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
 #endif
 }
-bool any(Longs mask) { return any(reinterpret_cast<Ints>(mask)); }
+
+// Whether any lane of `a` is above that of `b`, or any of `c` above `d` (intrinsics: the compiler would write each
+// comparison to a vector, and read it back).
+bool any_above(Floats a, Floats b) {
+#if BITLOSS_VECTOR_BYTES == 64
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+#elif BITLOSS_VECTOR_BYTES == 32
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+#else
+    return any(a > b);
+#endif
+}
+bool any_above(Doubles a, Doubles b) {
+#if BITLOSS_VECTOR_BYTES == 64
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ) != 0;
+#elif BITLOSS_VECTOR_BYTES == 32
+    return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)) != 0;
+#else
+    return any(reinterpret_cast<Ints>(a > b));
+#endif
+}
+bool any_above(Floats a, Floats b, Floats c, Floats d) {
+#if BITLOSS_VECTOR_BYTES == 64
+    return _kortestz_mask16_u8(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), _mm512_cmp_ps_mask(c, d, _CMP_GT_OQ)) == 0;
+#elif BITLOSS_VECTOR_BYTES == 32
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(c, d, _CMP_GT_OQ))) != 0;
+#else
+    return any((a > b) | (c > d));
+#endif
+}
 
 // The larger of each lane (intrinsics: without -ffinite-math the compiler makes two instructions of a ?:).
 Floats larger(Floats a, Floats b) {
@@ -198,12 +227,11 @@ __attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t,
     const V js = evaluate(P::js, t) * t2;
     const V step = t + phi;                       // e^t - 1
     const V reverse = t2 + (t * phi - phi);       // e^t φ(-t)
-    const auto far = t2 > 1;
     if constexpr (base) {
         sums.w += w;
         sums.w_ln_w += w * x;
     }
-    if (!any(far)) [[likely]] {
+    if (!any_above(t2, all<V>(1))) [[likely]] {
         sums.excess += w * step;
         sums.v_ln_v += (w + w * step) * (x + t);
         sums.kld += w * phi;
@@ -211,6 +239,7 @@ __attribute__((always_inline)) inline void add(Sums<V>& sums, V b, V b_max, V t,
         sums.js += w * js;
         return;
     }
+    const auto far = t2 > 1;
     // Lanes with |t| > 1: closed forms in w and v = w e^t, whose terms no longer cancel.
     const V a = exp(t > 0 ? -t : t);
     const V above = t > 0 ? t : V{}, rest = a * evaluate(P::log1p, a);  // ln(1 + e^t) = above + rest
@@ -351,6 +380,7 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
     const float b_max = b_scan.top, c_max = c_scan.top;
     const float b_fill = b_max - 3 * largest, c_fill = c_max - 3 * largest;
 
+    const float b_tenth = ::nextafterf(b_scan.tenth, -HUGE_VALF), c_tenth = ::nextafterf(c_scan.tenth, -HUGE_VALF);
     Top b_top, c_top;
     Doubles b_sum{}, c_sum{};
     for_blocks(base, cand, n, b_fill, c_fill, [&](const Block& block) {
@@ -359,7 +389,7 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
             const Floats b = load<Floats>(block.base + k * n_float), c = load<Floats>(block.cand + k * n_float);
             b_part += exp(b, all<Floats>(b_max));
             c_part += exp(c, all<Floats>(c_max));
-            if (any((b >= b_scan.tenth) | (c >= c_scan.tenth)))
+            if (any_above(b, all<Floats>(b_tenth), c, all<Floats>(c_tenth))) [[unlikely]]
                 for (std::size_t i = 0, at = block.first + k * n_float; i < n_float && at < n; ++i, ++at) {
                     b_top.offer(b[i], at);
                     c_top.offer(c[i], at);
@@ -382,16 +412,16 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
         unsigned heads = 0, base_heads = 0;
         for (std::size_t k = 0; k < block.vectors; ++k) {
             const Floats b = load<Floats>(block.base + k * n_float), c = load<Floats>(block.cand + k * n_float);
-            if (any(b > b_head)) {
-                heads |= 1U << k;
-                base_heads |= 1U << k;
-            } else if (any(c > c_head)) {
-                heads |= 1U << k;
-                add_base(part, b, all<Floats>(b_max));
-            } else {
+            if (!any_above(b, all<Floats>(b_head), c, all<Floats>(c_head))) [[likely]] {
                 add<Floats, true>(part, b, all<Floats>(b_max), ((c - b) - shift_high) - shift_low,
                                   {c, all<Floats>(c_max), all<Floats>(ratio)});
+                continue;
             }
+            heads |= 1U << k;
+            if (any_above(b, all<Floats>(b_head)))
+                base_heads |= 1U << k;
+            else
+                add_base(part, b, all<Floats>(b_max));
         }
         flush(sums, part);
         for (std::size_t k = 0; heads >> k; ++k) {

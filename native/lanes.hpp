@@ -182,14 +182,15 @@ BITLOSS_INLINE Ints all(std::int32_t x) {
 template <class V>
 BITLOSS_INLINE V load(const void* from) {
     V v;
-    // Part by part: of a copy of the whole GCC makes moves of 16 bytes through memory, where -mavx2 is all it is told.
-    for (int p = 0; p < parts; ++p)
-        __builtin_memcpy(&v.part[p], static_cast<const char*>(from) + p * BITLOSS_VECTOR_BYTES, sizeof v.part[p]);
+    // part by part: a copy of the whole goes through memory in halves, and every load of it waits for both
+    const char* bytes = reinterpret_cast<const char*>(from);
+    for (int p = 0; p < parts; ++p) __builtin_memcpy(&v.part[p], bytes + p * BITLOSS_VECTOR_BYTES, BITLOSS_VECTOR_BYTES);
     return v;
 }
 template <class Of>
 BITLOSS_INLINE void store(void* to, const Lanes<Of>& v) {
-    __builtin_memcpy(to, v.part, sizeof v);
+    char* bytes = reinterpret_cast<char*>(to);
+    for (int p = 0; p < parts; ++p) __builtin_memcpy(bytes + p * BITLOSS_VECTOR_BYTES, &v.part[p], BITLOSS_VECTOR_BYTES);
 }
 
 #define BITLOSS_BINARY(op)                                                         \

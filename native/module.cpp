@@ -2,11 +2,13 @@
 #include "module.hpp"
 
 NB_MODULE(_native, m) {
-    m.doc() = "bitloss kernels: divergence of logits, sums of squares, codecs of quantized tensors, audits, comparisons.";
+    m.doc() = "bitloss kernels: divergence of logits, sums of squares, codecs, audits, comparisons, casts, SHA-256.";
     register_divergence(m);
     register_squares(m);
     register_codecs(m);
     register_strings(m);
     register_audit(m);
     register_compare(m);
+    register_casts(m);
+    register_sha256(m);
 }

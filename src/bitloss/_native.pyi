@@ -142,3 +142,31 @@ def value_distance(
 
     ``bitloss.explain.distance`` is the caller.
     """
+
+def cast_isas() -> list[str]:
+    """Instruction sets this machine and build offer, best first, and last "wide" (16 lanes on AVX2, for tests)."""
+
+def cast_values(
+    source: int, target: int, values: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], isa: str
+) -> tuple[int, int, int, int]:
+    """Cast values from one type to another (0: F32, 1: F16, 2: BF16), given and written as bytes.
+
+    Returns how many are not finite, and of the others how many changed, overflowed, became zero.
+    ``bitloss.convert.cast.cast`` calls it.
+    """
+
+def sha_available() -> bool:
+    """Whether this machine has the instructions `Sha256` needs."""
+
+class Sha256:
+    """A SHA-256 that grows; ``bitloss.store.twin`` uses it.
+
+    Raises:
+        RuntimeError: made on a machine without SHA instructions.
+    """
+
+    def __init__(self) -> None: ...
+    def update(self, data: npt.NDArray[np.uint8]) -> None: ...
+    def update_with(self, other: Sha256, data: npt.NDArray[np.uint8]) -> None:
+        """Add the same bytes to this one and another, sooner than one after the other."""
+    def digest(self) -> bytes: ...

@@ -228,7 +228,9 @@ class ExperimentSpec(_Part):
         """
         left_out: dict[str, Any] = {"out": True, "cross": True, "engine": {"threads", "max_memory"}}
         # what is not asked for leaves no trace: a run of an older version goes on
-        left_out |= {name: True for name in ("stop", "documents", "chat_template", "errors") if not getattr(self, name)}
+        left_out |= {
+            name: True for name in ("stop", "documents", "chat_template", "errors") if not getattr(self, name)
+        }
         values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         return values
 

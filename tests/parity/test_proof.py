@@ -16,6 +16,7 @@ from bitloss.convert.convert import Conversion, ConvertOptions, SourceType, conv
 from bitloss.errors import BitlossError, CheckpointError, EngineError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufValue
+from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.model.prooftext import PROOF_TEXTS
 from bitloss.model.random_checkpoint import write_json, write_safetensors
 from bitloss.run.proof import prove
@@ -81,20 +82,46 @@ def test_a_wrong_splitting_rule_is_found(tmp_path: Path, monkeypatch: pytest.Mon
 def test_bytes_changed_on_the_way_to_the_disk_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = writing.read_back
+    real, calls = GgufStream.append, []
 
-    def flipped(path: Path, *given: Any) -> Any:
-        data = bytearray(path.read_bytes())
-        data[-40] ^= 1
-        path.write_bytes(data)
-        return real(path, *given)
+    def flipped(self: GgufStream, piece: Any) -> None:
+        calls.append(piece.size)
+        if len(calls) == 9:
+            piece = piece.copy()
+            piece[-3] ^= 1
+        real(self, piece)
 
-    monkeypatch.setattr("bitloss.convert.convert.read_back", flipped)
+    monkeypatch.setattr(GgufStream, "append", flipped)
     refused(
         DATA / "families" / "granite",
         tmp_path / "out",
         CheckpointError,
-        "bytes on the disk are not those written",
+        r"granite-f32.*\[.*\]: the bytes in the file are not those written",
+    )
+
+
+def test_a_header_that_says_other_places_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tensors of one shape, exchanged in the header: every byte written is right, and read as another's."""
+    real = TensorPlan
+
+    def exchanged(name: str, shape: tuple[int, ...], kind: int) -> TensorPlan:
+        other = {"blk.0.attn_k.weight": "blk.0.attn_v.weight", "blk.0.attn_v.weight": "blk.0.attn_k.weight"}
+        return real(other.get(name, name) if exchange else name, shape, kind)
+
+    finish, exchange = writing._File.finish, True
+
+    def honest(self: writing._File) -> writing.WrittenFile:
+        nonlocal exchange
+        exchange = False
+        return finish(self)
+
+    monkeypatch.setattr("bitloss.convert.material.TensorPlan", exchanged)
+    monkeypatch.setattr(writing._File, "finish", honest)
+    refused(
+        DATA / "families" / "granite",
+        tmp_path / "out",
+        CheckpointError,
+        "the file written is not the one planned",
     )
 
 

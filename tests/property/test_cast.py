@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitloss.convert.cast import SourceType, narrow, widen
-from bitloss.errors import CheckpointError
+from bitloss import _native
+from bitloss.convert.cast import CastCounts, SourceType, cast, counts_of, isas, narrow, widen
+from bitloss.errors import CheckpointError, MismatchError
 
 # Bits of the fraction, exponent of the smallest normal number, exponent above the largest.
 FORMATS = {SourceType.F16: (10, -14, 16), SourceType.BF16: (7, -126, 128)}
@@ -107,3 +108,93 @@ def test_numbers_that_are_none_are_told_with_their_place(bad: float, dtype: Any)
 
 def test_types_know_their_numbers() -> None:
     assert [(kind.ggml_type, kind.file_type) for kind in SourceType] == [(0, 0), (1, 1), (30, 32)]
+
+
+def everything() -> dict[str, np.ndarray[Any, Any]]:
+    """Finite values of each type: all of the 16-bit ones, and float32 of any bits and around every boundary."""
+    rng = np.random.default_rng(0)
+    any_bits = rng.integers(0, 1 << 32, 1 << 16, dtype=np.uint32)
+    exponents = rng.integers(-152, 128, 1 << 16).astype(np.float64)
+    scaled = (rng.uniform(-1, 1, 1 << 16) * np.exp2(exponents)).astype(np.float32)
+    # Ties of F16 and BF16, their neighbours, and the ends of both ranges.
+    steps = np.arange(1 << 16, dtype=np.uint32) << 16
+    ties = np.concatenate([steps | low for low in (0x8000, 0x7FFF, 0x8001, 0x1000, 0x0FFF, 0x1001, 0x3000)])
+    ends = np.array(
+        [0x477FEFFF, 0x477FF000, 0x33000000, 0x33000001, 0x7F7F7FFF, 0x7F7F8000, 0x8000, 0x8001, 1]
+    )
+    wide = np.concatenate([any_bits, scaled.view(np.uint32), ties, ends.astype(np.uint32)]).view(np.float32)
+    return {
+        "f32": wide[np.isfinite(wide)],
+        "f16": finite_numbers(np.float16),
+        "bf16": finite_numbers(ml_dtypes.bfloat16),
+    }
+
+
+EVERYTHING = everything()
+
+
+@pytest.mark.parametrize("isa", _native.cast_isas())
+@pytest.mark.parametrize("to", SourceType)
+@pytest.mark.parametrize("source", EVERYTHING)
+def test_the_kernels_are_the_definition(source: str, to: SourceType, isa: str) -> None:
+    values = EVERYTHING[source]
+    wide = widen(values, where)
+    expected = narrow(wide, to, where, allow_overflow=True)
+    got, counts = cast(values, to, where, allow_overflow=True, isa=isa)
+    assert got.dtype == expected.dtype
+    assert got.tobytes() == expected.tobytes()
+    assert counts == counts_of(wide, expected)
+    assert (counts.changed > 0) is (to is not SourceType.F32 and source != to)
+
+
+@pytest.mark.parametrize("isa", _native.cast_isas())
+@given(data=st.data())
+def test_any_number_of_values_from_any_place(isa: str, data: st.DataObject) -> None:
+    """Lengths that are no multiple of the lanes, values that do not begin at a multiple of their size."""
+    source, to = data.draw(st.sampled_from(list(EVERYTHING))), data.draw(st.sampled_from(list(SourceType)))
+    n, first, shift = data.draw(st.tuples(st.integers(0, 70), st.integers(0, 40000), st.integers(0, 3)))
+    chosen = EVERYTHING[source][first : first + n]
+    memory = np.zeros(chosen.nbytes + shift, np.uint8)
+    values = memory[shift:].view(chosen.dtype) if chosen.size else chosen
+    values[:] = chosen
+    room = np.full(chosen.size + 16, 7, to.dtype)
+    got, counts = cast(values, to, where, allow_overflow=True, out=room[: chosen.size], isa=isa)
+    wide = widen(chosen, where)
+    expected = narrow(wide, to, where, allow_overflow=True)
+    assert got.tobytes() == expected.tobytes()
+    assert counts == counts_of(wide, expected)
+    assert (room[chosen.size :] == 7).all()
+
+
+@pytest.mark.parametrize("isa", _native.cast_isas())
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("to", SourceType)
+def test_the_kernels_find_numbers_that_are_none(isa: str, bad: float, dtype: Any, to: SourceType) -> None:
+    for index in (0, 5, 63, 64, 66):
+        data = np.ones(67, dtype=dtype)
+        data[index] = bad
+        with pytest.raises(CheckpointError, match=rf"t\[{index}\]: {'NaN' if np.isnan(bad) else 'infinite'}"):
+            cast(data, to, where, allow_overflow=True, isa=isa)
+
+
+@pytest.mark.parametrize("isa", _native.cast_isas())
+def test_the_kernels_find_what_is_out_of_range(isa: str) -> None:
+    data = np.zeros(67, dtype=np.float32)
+    data[65], data[66] = -65520, 1e9
+    with pytest.raises(CheckpointError, match=r"t\[65\]: weight out of the range of F16: .*found -65520"):
+        cast(data, SourceType.F16, where, isa=isa)
+    data[65], data[66] = 65519, np.float32(3.4e38)
+    with pytest.raises(CheckpointError, match=r"t\[66\]: weight out of the range of F16"):
+        cast(data, SourceType.F16, where, isa=isa)
+    assert cast(data, SourceType.F16, where, allow_overflow=True, isa=isa)[1] == CastCounts(2, 1, 0)
+    with pytest.raises(CheckpointError, match=r"t\[66\]: weight out of the range of BF16"):
+        cast(data, SourceType.BF16, where, isa=isa)
+
+
+def test_what_cannot_be_cast_is_refused() -> None:
+    assert isas()[-1] == "portable"
+    with pytest.raises(MismatchError, match="no such cast: expected F32, F16, BF16, found float64"):
+        cast(np.zeros(3), SourceType.F16, where)
+    with pytest.raises(MismatchError, match="by sse9"):
+        cast(np.zeros(3, np.float32), SourceType.F16, where, isa="sse9")

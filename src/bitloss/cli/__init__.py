@@ -24,9 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (`bitloss` exits with it)."""
     from bitloss.cli import verbs
 
-    for others in ("experiments", "inspecting", "reports"):  # they add their verbs to the same app
-        importlib.import_module(f"bitloss.cli.{others}")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for others in ("experiments", "inspecting", "reports"):  # they add their verbs to the same app
+        if arguments and arguments[0] in _verbs(verbs.app):
+            break  # the rest takes up to half a second to import, and only `--help` shows it
+        importlib.import_module(f"bitloss.cli.{others}")
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -50,6 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
         return _fail("interrupted; finished steps are kept", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _verbs(app: typer.Typer) -> set[str]:
+    """Names of the verbs an app has so far."""
+    return {verb.callback.__name__ for verb in app.registered_commands if verb.callback is not None}
 
 
 def _refuse_other_than_utf8(arguments: list[str]) -> None:

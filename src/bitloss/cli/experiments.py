@@ -33,7 +33,6 @@ from bitloss.report.crossed import sensitivity_table
 from bitloss.report.tables import comparisons_table, founding_table
 from bitloss.report.terminal import Fitted
 from bitloss.run.executor import LocalExecutor
-from bitloss.run.founding import run_experiment
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
 
 ImatrixChunks = Annotated[
@@ -209,7 +208,9 @@ def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json
         "text": tuple(given_text(each) for each in spec.text),
     }
     spec = spec.model_copy(update=given)
-    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
+        from bitloss.run.founding import run_experiment
+
         results = run_experiment(
             spec,
             out=out,
@@ -287,27 +288,29 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure finished files against a base: perplexity, KL divergence, Δp, same top token."""
-    from bitloss.divergence.kldfile import is_kld
-    from bitloss.run.measuring import Measuring, measure_files
+    texts = tuple(given_text(each) for each in text or ())
+    stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
+        from bitloss.divergence.kldfile import is_kld
+        from bitloss.run.measuring import Measuring, measure_files
 
-    if base.is_file() and not text and not is_kld(base):
-        raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
-    plan = Measuring(
-        candidates=candidates,
-        out=out,
-        engine=engine,
-        base=base,
-        base_model=base_model,
-        text=tuple(given_text(each) for each in text or ()),
-        n_ctx=ctx,
-        chunks=chunks,
-        documents=documents,
-        chat_template=chat_template,
-        force=force,
-        commands=(command_line(context.obj),),
-        stop=make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure"),
-    )
-    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
+        if base.is_file() and not texts and not is_kld(base):
+            raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
+        plan = Measuring(
+            candidates=candidates,
+            out=out,
+            engine=engine,
+            base=base,
+            base_model=base_model,
+            text=texts,
+            n_ctx=ctx,
+            chunks=chunks,
+            documents=documents,
+            chat_template=chat_template,
+            force=force,
+            commands=(command_line(context.obj),),
+            stop=stop,
+        )
         results = measure_files(plan, executor=executor, progress=screen.step)
     _show(results, out, json=json)
 

@@ -101,6 +101,9 @@ def convert(
     converter_python: Annotated[
         str, typer.Option("--converter-python", help="Interpreter that has what the converter needs.")
     ] = "python3",
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", help="Write parts of at most so much, e.g. 5G or 500M.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -109,6 +112,12 @@ def convert(
     conversion.json tells what was checked: every tensor accounted for, the stored bytes, the tokens of a text in many
     scripts against the model's own tokenizer, finite logits from llama.cpp.
     """
+    from bitloss.quantize.request import parse_size
+
+    if converter is not None and split_max_size:
+        raise UsageError(
+            "another converter writes whole files", where="--split-max-size", mend="leave it out"
+        )
     types = listed(to, "--to")
     for kind in types:
         if kind not in ("f32", "f16", "bf16"):
@@ -123,12 +132,16 @@ def convert(
         proof=not no_proof,
         converter=None if converter is None else _file(converter, "converter"),
         converter_python=converter_python,
+        split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
     )
     result = _run(step, quiet=quiet).value
     if json:
         print_json(result)
     else:
-        _say([str(out / item["file"]) for item in _rows(result, "outputs")])
+        files = [
+            part for item in _rows(result, "outputs") for part in (item["parts"] or [{"name": item["file"]}])
+        ]
+        _say([str(out / part["name"]) for part in files])
 
 
 @app.command(epilog="Example: bitloss imatrix model-f32.gguf --text calibration.txt -o model.imatrix.gguf")

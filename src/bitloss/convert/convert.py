@@ -2,15 +2,19 @@
 
 The weights are read once for all files asked for (`writing.py`). Files are written beside their place, read back,
 proven (`bitloss.run.proof` does what needs the engine), and renamed when all are complete; a file that was there
-before is replaced.
+before is replaced. With a largest size given, a model that does not fit into one file of it becomes several, as
+`llama-gguf-split --split-max-size` would make of it; of those the first takes its place last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,15 +22,15 @@ from pathlib import Path
 
 from bitloss.convert.cast import SourceType
 from bitloss.convert.folder import FolderMaterial
-from bitloss.convert.material import Material
+from bitloss.convert.material import Material, Target
 from bitloss.convert.recast import GgufMaterial
-from bitloss.convert.record import Conversion, InputFile, OutputFile, Proof, TensorProof
-from bitloss.convert.writing import Hashes, read_back, write_files
+from bitloss.convert.record import Casts, Conversion, InputFile, OutputFile, Proof, TensorProof
+from bitloss.convert.writing import Part, Written, write_files
 from bitloss.errors import DiskFull, UsageError
-from bitloss.model.gguf import GgufFile
-from bitloss.model.gguf_split import whole_stem
+from bitloss.model.gguf import DEFAULT_ALIGNMENT
+from bitloss.model.gguf_split import in_parts, part_path, whole_stem
 from bitloss.model.hub import snapshot_of
-from bitloss.progress import ProgressCallback, silent
+from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, sha256_file
 from bitloss.store.atomic import explained
 
@@ -52,11 +56,14 @@ class ConvertOptions:
         name: stem of the file names; the model's name when left out.
         allow_overflow: write infinity where a weight is out of a type's range, instead of failing.
         prover: what checks the files with the engine; None: they are only read back.
+        split_max_bytes: parts of at most so many bytes of tensors; a larger tensor has a part of its own. None: one
+            file of each type.
     """
 
     name: str | None = None
     allow_overflow: bool = False
     prover: Prover | None = None
+    split_max_bytes: int | None = None
 
 
 def source_path(out_dir: Path, name: str, kind: str) -> Path:
@@ -155,31 +162,35 @@ def convert(
     types = tuple(dict.fromkeys(types))
     name = checked_name(model, types, options)
     material = open_material(model)
-    targets = {kind: source_path(out_dir, name, kind) for kind in types}
-    for path in targets.values():
-        if path.resolve() in {file.resolve() for file in material.files()}:
-            raise UsageError(
-                "the file would take the place of the model", where=path, mend="give another --out or --name"
-            )
+    files = {kind: _parts(material, kind, source_path(out_dir, name, kind), options) for kind in types}
+    given = {file.resolve() for file in material.files()}
+    for part in (part for parts in files.values() for part in parts if part.path.resolve() in given):
+        raise UsageError(
+            "the file would take the place of the model", where=part.path, mend="give another --out or --name"
+        )
     with explained(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
     _refuse_too_little_room(material, types, out_dir)
+    proof = None
     with ExitStack() as stack:
-        partial = {kind: stack.enter_context(atomic_path(path)) for kind, path in targets.items()}
+        partial = {
+            kind: [Part(stack.enter_context(atomic_path(part.path)), part.targets) for part in parts]
+            for kind, parts in files.items()
+        }
+        hashing = stack.enter_context(_hashing(material.files()))
         written = write_files(material, partial, allow_overflow=options.allow_overflow, progress=progress)
-        outputs, inputs = _hashed(material, partial, targets, written, progress)
-        proof = None
         if options.prover is not None:
-            files = {targets[kind].name: path for kind, path in partial.items()}
-            proof = options.prover(model, files, progress)
-            proof = proof.model_copy(update={"tensors": _account(material, partial)})
+            with _by_name(files, partial) as named:
+                proof = options.prover(model, named, progress)
+            proof = proof.model_copy(update={"tensors": _account(material, written)})
+        inputs = tuple(each.result() for each in hashing)
     record = Conversion(
         model=name,
         architecture=material.architecture,
         gguf_architecture=material.gguf_architecture,
         weights=sum(target.size for target in material.targets),
         checkpoint=inputs,
-        outputs=outputs,
+        outputs=tuple(_output(material, kind, files[kind], each) for kind, each in written.items()),
         ignored_tensors=material.ignored,
         notes=material.notes,
         hub=str(snapshot) if (snapshot := snapshot_of(model)) else None,
@@ -204,48 +215,90 @@ def _refuse_too_little_room(material: Material, types: Sequence[SourceType], out
         )
 
 
-def _hashed(
-    material: Material,
-    partial: Mapping[SourceType, Path],
-    targets: Mapping[SourceType, Path],
-    written: Mapping[SourceType, Hashes],
-    progress: ProgressCallback,
-) -> tuple[tuple[OutputFile, ...], tuple[InputFile, ...]]:
-    """Read the finished files back and hash the model's, two at a time."""
+def _parts(material: Material, kind: SourceType, whole: Path, options: ConvertOptions) -> list[Part]:
+    """Share the tensors of a type out to its file, or to parts."""
+    entry = material.metadata.get("general.alignment")
+    alignment = int(entry.value) if entry else DEFAULT_ALIGNMENT
 
-    def output(kind: SourceType) -> OutputFile:
-        hashes = read_back(partial[kind], written[kind], progress)
-        file = GgufFile.open(partial[kind])
-        return OutputFile(
-            type=kind,
-            file=targets[kind].name,
-            bytes=file.size,
-            sha256=hashes.sha256,
-            tensors_sha256=hashes.tensors_sha256,
-            bits_per_weight=file.bits_per_weight(),
-        )
+    def size(target: Target) -> int:
+        return -(-target.plan(kind).n_bytes // alignment) * alignment
+
+    groups = in_parts(material.targets, size, options.split_max_bytes)
+    if len(groups) == 1:
+        return [Part(whole, groups[0])]
+    return [Part(part_path(whole, index, len(groups)), group) for index, group in enumerate(groups)]
+
+
+class _StoppedError(Exception):
+    """Nobody waits for the hash any more."""
+
+
+@contextlib.contextmanager
+def _hashing(paths: Sequence[Path]) -> Iterator[list[Future[InputFile]]]:
+    """Hash the model's files while it is converted; given up when that fails."""
+    stop = threading.Event()
+
+    def look(_: Progress) -> None:
+        if stop.is_set():
+            raise _StoppedError
 
     def given(file: Path) -> InputFile:
-        return InputFile(name=file.name, bytes=file.stat().st_size, sha256=sha256_file(file))
+        return InputFile(name=file.name, bytes=file.stat().st_size, sha256=sha256_file(file, look))
 
-    with ThreadPoolExecutor(2) as pool:
-        outputs = [pool.submit(output, kind) for kind in partial]
-        inputs = [pool.submit(given, file) for file in material.files()]
-        return tuple(each.result() for each in outputs), tuple(each.result() for each in inputs)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield [pool.submit(given, path) for path in paths]
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _account(material: Material, partial: Mapping[SourceType, Path]) -> TensorProof:
-    """Count what the plan placed and `read_back` compared."""
+@contextlib.contextmanager
+def _by_name(
+    files: Mapping[SourceType, Sequence[Part]], partial: Mapping[SourceType, Sequence[Part]]
+) -> Iterator[dict[str, Path]]:
+    """Yield name -> where the file is now; parts under links of their names, by which llama.cpp finds them."""
+    named: dict[str, Path] = {}
+    with ExitStack() as stack:
+        for kind, parts in files.items():
+            named[parts[0].path.name] = partial[kind][0].path
+            if len(parts) == 1:
+                continue
+            links = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for part, now in zip(parts, partial[kind], strict=True):
+                (links / part.path.name).symlink_to(now.path.absolute())
+            named[parts[0].path.name] = links / parts[0].path.name
+        yield named
+
+
+def _output(material: Material, kind: SourceType, parts: Sequence[Part], written: Written) -> OutputFile:
+    files = tuple(
+        InputFile(name=part.path.name, bytes=file.bytes, sha256=file.sha256)
+        for part, file in zip(parts, written.files, strict=True)
+    )
+    return OutputFile(
+        type=kind,
+        file=files[0].name,
+        bytes=sum(file.bytes for file in files),
+        sha256=files[0].sha256 if len(files) == 1 else None,
+        tensors_sha256=written.tensors_sha256,
+        bits_per_weight=8 * written.tensor_bytes / sum(target.size for target in material.targets),
+        casts=Casts(**written.counts._asdict()),
+        parts=files if len(files) > 1 else (),
+    )
+
+
+def _account(material: Material, written: Mapping[SourceType, Written]) -> TensorProof:
+    """Count what the plan placed and `write_files` compared."""
     assert len(set(material.sources)) == len(material.sources)
     assert {*material.sources, *material.ignored} == set(material.names)
-    files = [GgufFile.open(path) for path in partial.values()]
     return TensorProof(
         checkpoint=len(material.names),
         used=len(material.sources),
         ignored=len(material.ignored),
         written=len(material.targets),
         made=material.made,
-        bytes_compared=sum(info.n_bytes for file in files for info in file.tensors.values()),
+        bytes_compared=sum(each.tensor_bytes for each in written.values()),
     )
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from bitloss.model.gguf import GgufValue
 
-BLOCK = 4 << 20
-"""Weights of a block: 16 MB as float32."""
+BLOCK = 1 << 19
+"""Weights of a block: 2 MB as float32, so that what is done to them finds them in the cache."""
 F32 = int(GGMLQuantizationType.F32)
 _ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
 
@@ -58,16 +58,19 @@ class Target:
 
 
 class Block:
-    """Some rows of a tensor as finite float32 values, and where they stand in the model.
+    """Some rows of a tensor, and where they stand in the model.
 
     Args:
         source: [rows, columns], F32, F16 or BF16.
         rows: their numbers in the model's tensor.
-        shift: added to every value.
+        shift: added to every value, as float32.
         label: "folder[tensor", for messages.
 
+    Attributes:
+        values: [rows, columns], F32, F16 or BF16; not checked but where they were shifted.
+
     Raises:
-        CheckpointError: a value is NaN or infinite.
+        CheckpointError: a value to be shifted is NaN or infinite.
     """
 
     def __init__(
@@ -76,9 +79,7 @@ class Block:
         self._rows = rows
         self._label = label
         self._columns = source.shape[1]
-        self.values = widen(source, self.where)
-        if shift:
-            self.values = self.values + np.float32(shift)
+        self.values = widen(source, self.where) + np.float32(shift) if shift else source
 
     def where(self, index: int) -> str:
         """Return where the value at a flat index stands: "folder[tensor, row r, column c]"."""

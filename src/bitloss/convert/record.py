@@ -12,22 +12,49 @@ class _Record(BaseModel):
 
 
 class InputFile(_Record):
-    """A file that decided the result: name in its folder, bytes, SHA-256."""
+    """A file: name in its folder, bytes, SHA-256."""
 
     name: str
     bytes: int
     sha256: str
 
 
+class Casts(_Record):
+    """What casting did to the weights of a file (`bitloss.convert.cast.CastCounts`).
+
+    Attributes:
+        changed: weights that are another number now, those below included.
+        overflowed: of them, those that became infinite (only with `--allow-overflow`).
+        zeroed: of them, those that became zero.
+    """
+
+    changed: int
+    overflowed: int
+    zeroed: int
+
+
 class OutputFile(_Record):
-    """A GGUF file written: name in the output folder, type, bytes, SHA-256, and `GgufFile.tensors_sha256`."""
+    """A GGUF file written, or one in parts.
+
+    Attributes:
+        type: its type.
+        file: its name in the output folder; of parts the first.
+        bytes: of all parts.
+        sha256: of the file; None for parts.
+        tensors_sha256: `GgufFile.tensors_sha256`.
+        bits_per_weight: over all tensors.
+        casts: what casting did; None for a file that another converter made.
+        parts: empty for a file in one.
+    """
 
     type: SourceType
     file: str
     bytes: int
-    sha256: str
+    sha256: str | None
     tensors_sha256: str
     bits_per_weight: float
+    casts: Casts | None = None
+    parts: tuple[InputFile, ...] = ()
 
 
 class TensorProof(_Record):

@@ -55,7 +55,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import lambertw
 
 from bitloss.divergence.comparison import ALPHA, Comparison, Metric, Pair, column, compare, holm, judge
 from bitloss.errors import MismatchError
@@ -167,6 +166,8 @@ def chunk_order(n_chunks: int, seed: int) -> npt.NDArray[np.int64]:
 
 def prior_variance(alpha: float, target: int = TARGET) -> float:
     """Constant g that makes the sequence at level `alpha` narrowest at `target` chunks."""
+    from scipy.special import lambertw
+
     return float(-lambertw(-(alpha**2) / math.e, -1).real - 1.0) / target
 
 

@@ -39,7 +39,7 @@ from bitloss.engine.limits import check_limits
 from bitloss.engine.llama_log import captured_log
 from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model
 from bitloss.model.text import scored_positions
 
 _FLASH = {FlashAttention.AUTO: -1, FlashAttention.OFF: 0, FlashAttention.ON: 1}
@@ -71,7 +71,8 @@ class LlamaEngine:
         vocab_only: load the vocabulary alone (enough for `tokenize` and `facts`, no weights).
 
     Raises:
-        FileProblem: no such file.
+        FileProblem: no such file, or a part of it is missing.
+        UsageError: a later part of a split model.
         EngineError: llama.cpp could not load it; the last lines of its log are in the message.
         EngineLayoutError: the installed ggml is not the one this code was written for.
     """
@@ -83,7 +84,7 @@ class LlamaEngine:
         self.options = options or EngineOptions()
         self._model: Any = None
         ggml()  # checks the struct layout before anything relies on it
-        check_limits(GgufFile.open(path))  # hyperparameters on which libllama aborts the process
+        check_limits(open_model(path))  # hyperparameters on which libllama aborts the process
         self._model = self._load(vocab_only)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._facts = self._read_facts()

@@ -11,17 +11,21 @@ Follows llama.cpp's loader, and is stricter: it takes the tensors it finds, here
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bitloss.errors import FileProblem, GgufError, UsageError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf import GgufFile, GgufType, GgufValue
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+
+T = TypeVar("T")
 
 NO, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = (NO, COUNT, TENSORS)
 MAX_PARTS = 65535  # split.count is u16
+MIN_PART_BYTES = 1_000_000  # llama-gguf-split counts in whole megabytes
 _NAME = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})", re.DOTALL)
 
 
@@ -34,6 +38,45 @@ def whole_stem(path: Path) -> str:
     """Return the stem of a model's file name, without the number of its part."""
     match = _NAME.fullmatch(path.stem)
     return match[1] if match else path.stem
+
+
+def in_parts(items: Iterable[T], size: Callable[[T], int], most: int | None) -> list[list[T]]:
+    """Share tensors out to parts in their order, as `llama-gguf-split --split-max-size` does.
+
+    Args:
+        items: the tensors.
+        size: bytes of one, padding included.
+        most: bytes of tensors of a part; a larger tensor has a part of its own. None: one part.
+
+    Returns:
+        The tensors of each part; at least one part.
+
+    Raises:
+        UsageError: parts too small, or more than the format counts.
+    """
+    if most is not None and most < MIN_PART_BYTES:
+        raise UsageError("parts too small", expected="1M or more", found=most)
+    groups: list[list[T]] = [[]]
+    filled = 0
+    for item in items:
+        if most is not None and groups[-1] and filled + size(item) > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(item)
+        filled += size(item)
+    if len(groups) > MAX_PARTS:
+        raise UsageError("too many parts", expected=f"at most {MAX_PARTS}", found=len(groups))
+    return groups
+
+
+def split_metadata(index: int, count: int, tensors: int) -> dict[str, GgufValue]:
+    """Return the marks of part `index` (from 0) of `count`, in the order llama-gguf-split leaves them in."""
+    return {
+        NO: GgufValue(GgufType.UINT16, index),
+        # Set again at the end there, when it is known.
+        TENSORS: GgufValue(GgufType.INT32, tensors),
+        COUNT: GgufValue(GgufType.UINT16, count),
+    }
 
 
 def open_model(path: Path, *, unknown_types: bool = False) -> GgufFile:

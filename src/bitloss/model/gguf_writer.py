@@ -1,7 +1,7 @@
 """Writer of GGUF version 3: the header through the `gguf` package, tensor data streamed in the planned order.
 
-Left out: splitting, big-endian. Empty strings and empty arrays cannot be written (the `gguf` package drops
-the first and refuses the second); leave such keys out.
+Left out: big-endian, and which tensors go into which part of a split model (`bitloss.model.gguf_split`). Empty strings
+and empty arrays cannot be written (the `gguf` package drops the first and refuses the second); leave such keys out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class GgufStream:
 
     Args:
         path: where to write; an existing file is overwritten.
-        metadata: key -> value in the order wanted; `general.architecture` is required and written first.
+        metadata: key -> value in the order wanted, `general.architecture` first; only a later part of a split model
+            has none.
         tensors: what `write` will be given, in that order.
 
     Raises:
@@ -66,10 +67,10 @@ class GgufStream:
         self._plans = list(tensors)
         self._next = 0
         self._filled = 0
-        writer = GGUFWriter(None, arch=str(metadata["general.architecture"].value))
-        for key, entry in metadata.items():
-            if key != "general.architecture":
-                writer.add_key_value(key, *_packed(key, entry))
+        writer = GGUFWriter(None, arch="")
+        writer.kv_data[0].clear()
+        for key in sorted(metadata, key=lambda key: key != "general.architecture"):
+            writer.add_key_value(key, *_packed(key, metadata[key]))
         alignment = metadata.get("general.alignment")
         writer.data_alignment = self._alignment = int(alignment.value) if alignment else DEFAULT_ALIGNMENT
         for plan in self._plans:
@@ -86,12 +87,18 @@ class GgufStream:
             writer.write_ti_data_to_file()
             self._file = writer.fout[0]
             self._pad()
+            self._file.flush()
         except (OSError, ValueError, struct.error) as error:
             with contextlib.suppress(OSError):
                 writer.close()
             if isinstance(error, OSError):
                 raise file_problem(error, path) from error
             raise GgufError(f"a value the format cannot hold ({error})", where=path) from None
+
+    @property
+    def at(self) -> int:
+        """Bytes given to the system so far: header, tensors and what aligns them."""
+        return int(self._file.tell())
 
     def write(self, data: np.ndarray[Any, Any]) -> None:
         """Write the next planned tensor whole: data of exactly its bytes, any dtype.
@@ -134,6 +141,7 @@ class GgufStream:
             if self._filled == plan.n_bytes:
                 self._pad()
                 self._next, self._filled = self._next + 1, 0
+            self._file.flush()
         except OSError as error:
             raise file_problem(error, self.path) from error
 

@@ -16,12 +16,11 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from bitloss.errors import UsageError
 from bitloss.model.gguf_header import DEFAULT_ALIGNMENT, MAGIC, GgufType
-from bitloss.model.gguf_split import COUNT, MAX_PARTS, NO, SPLIT_KEYS, TENSORS, part_path
+from bitloss.model.gguf_split import SPLIT_KEYS, in_parts, part_path, split_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from bitloss.model.gguf import GgufFile
@@ -96,44 +95,31 @@ def layout(
         extra: keys to set, in order; int as UINT32.
 
     Raises:
-        UsageError: more parts than the format counts.
+        UsageError: parts too small, or more than the format counts.
     """
-    groups = list(_groups(spec, source, plan))
+    groups = _groups(spec, source, plan)
     keys = _metadata(source, kind, extra)
     if len(groups) == 1:
         return (_file(spec.out, keys, groups[0]),)
-    if len(groups) > MAX_PARTS:
-        raise UsageError("too many parts", where=spec.out, expected=f"at most {MAX_PARTS}", found=len(groups))
     files = []
     for index, group in enumerate(groups):
-        values = {
-            NO: _packed(NO, GgufType.UINT16, index),
-            COUNT: _packed(COUNT, GgufType.UINT16, len(groups)),
-            TENSORS: _packed(TENSORS, GgufType.INT32, len(plan.tensors)),
-        }
-        # llama-gguf-split sets the count again at the end, when it knows it.
-        order = (NO, COUNT, TENSORS) if spec.keep_split else (NO, TENSORS, COUNT)
-        own = {**(keys if index == 0 else {}), **{key: values[key] for key in order}}
+        marks = split_metadata(index, len(groups), len(plan.tensors))
+        # llama-quantize sets the number of tensors last, llama-gguf-split the number of parts.
+        order = SPLIT_KEYS if spec.keep_split else marks
+        packed = {key: _packed(key, marks[key].value_type, marks[key].value) for key in order}
+        own = {**(keys if index == 0 else {}), **packed}
         files.append(_file(part_path(spec.out, index, len(groups)), own, group))
     return tuple(files)
 
 
-def _groups(spec: QuantizeSpec, source: GgufFile, plan: TypePlan) -> Iterator[list[PlannedTensor]]:
-    """Yield the tensors of each part."""
-    if spec.keep_split:
-        for part in range(len(source.paths)):
-            yield [tensor for name, tensor in plan.tensors.items() if source.tensors[name].part == part]
-        return
-    group: list[PlannedTensor] = []
-    filled = 0
-    for tensor in plan.tensors.values():
-        size = padded(tensor.n_bytes)
-        if spec.split_max_bytes is not None and group and filled + size > spec.split_max_bytes:
-            yield group
-            group, filled = [], 0
-        group.append(tensor)
-        filled += size
-    yield group
+def _groups(spec: QuantizeSpec, source: GgufFile, plan: TypePlan) -> list[list[PlannedTensor]]:
+    """Return the tensors of each part."""
+    if not spec.keep_split:
+        return in_parts(plan.tensors.values(), lambda tensor: padded(tensor.n_bytes), spec.split_max_bytes)
+    return [
+        [tensor for name, tensor in plan.tensors.items() if source.tensors[name].part == part]
+        for part in range(len(source.paths))
+    ]
 
 
 def _metadata(source: GgufFile, kind: QuantType, extra: Sequence[tuple[str, int | str]]) -> dict[str, bytes]:

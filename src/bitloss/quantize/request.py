@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Encoder = Literal["bitloss", "llama.cpp"]
 ENCODERS: tuple[Encoder, ...] = ("bitloss", "llama.cpp")
 _MAX_RECIPE_BYTES = 1 << 20
-_MIN_PART_BYTES = 1_000_000  # llama-gguf-split counts in whole megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +186,6 @@ def rules_of(spec: QuantizeSpec) -> tuple[QuantType, TypeRules]:
         raise UsageError("tensor types need a quantized file type", where=kind.name)
     if spec.keep_split and spec.split_max_bytes is not None:
         raise UsageError("two ways to split", where="--keep-split", mend="leave out --split-max-size")
-    if spec.split_max_bytes is not None and spec.split_max_bytes < _MIN_PART_BYTES:
-        raise UsageError("parts too small", expected="1M or more", found=spec.split_max_bytes)
 
     def tensor_type(name: str | None) -> int | None:
         return None if name is None else int(parse_tensor_type(name))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes as ct
 import gc
+import importlib
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -24,6 +26,7 @@ from bitloss.progress import Progress
 from bitloss.run.steps import step_from_json
 
 _PROGRESS_SECONDS = 0.1
+_NEEDED = ("bitloss.engine.llama", "bitloss.divergence.basefile", "bitloss.divergence.measure")
 
 
 def main() -> int:
@@ -31,6 +34,7 @@ def main() -> int:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the C libraries print goes to standard error
     _die_with_parent()
+    _import_ahead()
     for line in sys.stdin.buffer:
         _forget_peak()
         step = step_from_json(line)
@@ -43,6 +47,15 @@ def main() -> int:
         _say(channel, {"result": result, "peak_bytes": peak_bytes()})
         _give_back()
     return 0
+
+
+def _import_ahead() -> None:
+    """Import what most steps need, as long as nothing is asked for."""
+    with contextlib.suppress(OSError):  # only sockets can be asked, on some systems
+        for name in _NEEDED:
+            if select.select([0], [], [], 0)[0]:
+                return
+            importlib.import_module(name)
 
 
 def _libc() -> ct.CDLL:

@@ -15,12 +15,12 @@ from bitloss.convert.record import EngineProof, Proof, TokenProof
 from bitloss.engine.base import EngineOptions, Outputs
 from bitloss.engine.llama import LlamaEngine, engine_version
 from bitloss.errors import CheckpointError, EngineError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model
 from bitloss.model.prooftext import KNOWN_DIFFERENCES, NORMALIZED, PROOF_TEXTS
 from bitloss.model.witness import Witness, witness_of
 from bitloss.progress import Progress, ProgressCallback
 
-_TOKENS = 32  # of the chunk that is computed
+_TOKENS = 16  # of the chunk that is computed: enough to meet every weight, cheap beside writing the file
 
 
 def prove(model: Path, files: Mapping[str, Path], progress: ProgressCallback) -> Proof:
@@ -28,7 +28,7 @@ def prove(model: Path, files: Mapping[str, Path], progress: ProgressCallback) ->
 
     Args:
         model: HF folder the files were made from; anything else has no tokenizer to compare with.
-        files: name -> where the file is.
+        files: name -> where the file is; of a split one the first part.
         progress: called per file.
 
     Raises:
@@ -43,7 +43,7 @@ def prove(model: Path, files: Mapping[str, Path], progress: ProgressCallback) ->
         with LlamaEngine(path, EngineOptions(threads=0, ubatch=_TOKENS)) as engine:
             if witness is not None and tokens is None:
                 tokens = compare_tokens(
-                    engine, witness, GgufFile.open(path).text("tokenizer.ggml.pre", "default")
+                    engine, witness, open_model(path).text("tokenizer.ggml.pre", "default")
                 )
             computed.append(_computed(engine, name))
     progress(Progress("prove", len(files), len(files), "files"))

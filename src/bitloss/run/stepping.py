@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from bitloss.engine.llama import engine_version
 from bitloss.progress import Progress
 from bitloss.records import Cost
 from bitloss.run.executor import Executor, StepResult
@@ -229,6 +228,8 @@ def _seconds(result: JsonValue) -> float:
 
 def step_key(step: Step) -> str:
     """Content key of a step: its identity, the version of our numbers, the engine's version and commit."""
+    from bitloss.engine.llama import engine_version  # a quarter of a second, and some verbs keep no keys
+
     parts: dict[str, JsonValue] = {
         "step": step.identity(),
         "measurement": MEASUREMENT_VERSION,

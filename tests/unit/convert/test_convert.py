@@ -14,6 +14,7 @@ import pytest
 from bitloss.convert.cast import SourceType
 from bitloss.convert.convert import Conversion, ConvertOptions, convert, source_path, source_types
 from bitloss.errors import BitlossError, CheckpointError, DiskFull, FileProblem, UnsupportedError, UsageError
+from bitloss.explain.audit import audit
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_writer import GgufStream
@@ -267,6 +268,41 @@ def test_overflow_can_be_allowed(tmp_path: Path) -> None:
     convert(folder, ALL, tmp_path / "out", ConvertOptions(allow_overflow=True))
     assert GgufFile.open(tmp_path / "out" / "m-f16.gguf").tensor_f32("output.weight")[0, 0] == np.inf
     assert GgufFile.open(tmp_path / "out" / "m-bf16.gguf").tensor_f32("output.weight")[0, 0] == 999424
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_casts_change_what_an_audit_foretells(tmp_path: Path, dtype: Any) -> None:
+    """Of the matrices: vectors stay F32 in every file."""
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(dtype=dtype))
+    rng = np.random.default_rng(3)
+
+    def change(tensors: dict[str, Any]) -> None:
+        for value in tensors.values():
+            low = -24 if dtype == "float16" else -140
+            scale = np.exp2(rng.integers(low, 17, value.shape).astype(np.float64))
+            value[...] = np.clip(rng.standard_normal(value.shape) * scale, -60000, 60000).astype(value.dtype)
+        if dtype != "float16":
+            tensors["lm_head.weight"][0, :3] = [65520, -1e30, 3.2e38]
+        if dtype == "float32":
+            tensors["lm_head.weight"][1, :2] = [3.4e38, 1e-45]
+
+    edit(folder, change)
+    told = audit(folder).matrices
+    record = convert(folder, ALL, tmp_path / "out", ConvertOptions(allow_overflow=True))
+    for output, foretold in zip(record.outputs, (None, told.f16, told.bf16), strict=True):
+        expected = (
+            (foretold.changed, foretold.overflowed, foretold.zeroed) if foretold is not None else (0, 0, 0)
+        )
+        assert output.casts is not None
+        assert tuple(output.casts.model_dump().values()) == expected
+        # And what is counted is what a reader of both files sees.
+        file, source = (GgufFile.open(tmp_path / "out" / f"m-{kind}.gguf") for kind in (output.type, "f32"))
+        pairs = [(file.tensor_f32(name), source.tensor_f32(name)) for name in file.tensors]
+        assert sum(int((a != b).sum()) for a, b in pairs) == expected[0]
+        assert sum(int(np.isinf(a).sum()) for a, _ in pairs) == expected[1]
+        assert sum(int(((a == 0) & (b != 0)).sum()) for a, b in pairs) == expected[2]
+    assert told.f16.changed == 0 if dtype == "float16" else told.f16.overflowed == 3 + (dtype == "float32")
+    assert told.bf16.overflowed == (dtype == "float32")
 
 
 class Usage(NamedTuple):

@@ -94,7 +94,7 @@ def test_what_is_no_values() -> None:
     with pytest.raises(MismatchError, match="one length"):
         distance(some, some[:2])
     with pytest.raises(MismatchError, match="one length"):
-        distance(some, some.astype(np.float64))  # type: ignore[arg-type]
+        distance(some, some.astype(np.float64))
     with pytest.raises(MismatchError, match="instruction set"):
         distance(some, some, isa="none")
 

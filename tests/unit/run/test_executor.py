@@ -205,6 +205,31 @@ def test_the_child_is_kept_and_started_again_after_a_failure(tmp_path: Path) -> 
     assert [child.poll() for child in children] == [1, 1, 0]
 
 
+def test_a_child_that_was_given_nothing_is_not_waited_for(child: Any) -> None:
+    child("import time; time.sleep(60)")
+    began = time.monotonic()
+    with LocalExecutor():
+        pass
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_threads_that_wait_sleep_soon_unless_the_caller_says_otherwise(
+    given: str | None, child: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if given:
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    child(
+        """
+        sys.stdin.buffer.readline()
+        print(json.dumps({"result": os.environ["GOMP_SPINCOUNT"]}), flush=True)
+        """
+    )
+    with LocalExecutor() as executor:
+        assert executor.run(_step(tmp_path), silent).value == (given or "10000")
+
+
 def test_a_child_that_died_idle_is_replaced(tmp_path: Path) -> None:
     with LocalExecutor() as executor:
         executor.run(_step(tmp_path / "a"), silent)

@@ -128,7 +128,7 @@ def test_the_versions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> No
     before = step_key(BASE)
     monkeypatch.setattr(stepping, "MEASUREMENT_VERSION", MEASUREMENT_VERSION + 1)
     raised = step_key(BASE)
-    monkeypatch.setattr(stepping, "engine_version", lambda: "another llama.cpp")
+    monkeypatch.setattr("bitloss.engine.llama.engine_version", lambda: "another llama.cpp")
     assert len({before, raised, step_key(BASE)}) == 3
 
 

@@ -196,6 +196,12 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
         "x.partial-999999999-0000000000000000",
         f".x.partial-{os.getpid()}-0000000000000000",
     ],
+    ids=[
+        "another form",
+        "another machine's",
+        "not hidden",
+        "a living process's",
+    ],  # no pid: the same in every process
 )
 def test_foreign_files_are_let_be(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")

@@ -14,6 +14,7 @@ from bitloss.run.steps.common import StepModel, engine_options, rounding
 from bitloss.spec import EngineSpec
 
 if TYPE_CHECKING:
+    from bitloss.convert.convert import Prover
     from bitloss.quantize.request import QuantizeSpec
 
 
@@ -29,6 +30,7 @@ class ConvertStep(StepModel):
     proof: bool = True
     converter: Path | None = None
     converter_python: str = "python3"
+    split_max_bytes: int | None = None
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
@@ -38,18 +40,27 @@ class ConvertStep(StepModel):
             "name": self.name or self.model.name,
             "allow_overflow": self.allow_overflow,
             "proof": self.proof,
+            **({} if self.split_max_bytes is None else {"split_max_bytes": self.split_max_bytes}),
         }
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.convert.convert.convert` and `bitloss.run.converter.convert_by`."""
         from bitloss.convert.convert import ConvertOptions, SourceType, convert
-        from bitloss.run.converter import Converter, convert_by
-        from bitloss.run.proof import prove
 
+        prover: Prover | None = None
+        if self.proof:  # loads the engine
+            from bitloss.run.proof import prove
+
+            prover = prove
         options = ConvertOptions(
-            name=self.name, allow_overflow=self.allow_overflow, prover=prove if self.proof else None
+            name=self.name,
+            allow_overflow=self.allow_overflow,
+            prover=prover,
+            split_max_bytes=self.split_max_bytes,
         )
         if self.converter is not None:
+            from bitloss.run.converter import Converter, convert_by
+
             other = Converter(self.converter, self.converter_python)
             types = [SourceType(t) for t in self.types]
             told: dict[str, JsonValue] = convert_by(other, self.model, types, self.out, options).model_dump(
