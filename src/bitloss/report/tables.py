@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HASH_DIGITS = 12
 _FLOOR = "noise floor"
 _TIE_TITLE = "Mean KLD a tie with"
-_FEW = 3
+_FEW = 2
 
 
 class Uncertainty(StrEnum):
