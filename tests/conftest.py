@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,14 +227,20 @@ def sample_results(sample_document: dict[str, Any]) -> Results:
 
 
 @pytest.fixture(scope="session")
-def llama_tool() -> Callable[..., str]:
+def llama_tool(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Run a tool of llama.cpp of the installed build: `llama_tool("llama-quantize", *args)` -> what it printed.
 
     The tools come with llama-cpp-python as this project builds it; without them a parity test fails. They print from a
     thread of their own and may leave without waiting for it (see common_log_main in common/log.cpp), so the last lines
-    can be missing on a busy machine: with ``until`` a tool that did not print that is run again.
+    can be missing on a busy machine: scripts/linger.c makes them wait where it can be preloaded, and with ``until`` a
+    tool that did not print that is run again.
     """
     site = Path(llama_cpp.__file__).parent.parent
+    linger = tmp_path_factory.mktemp("linger") / "linger.so"
+    compiler = shutil.which("cc")
+    if sys.platform == "linux" and compiler is not None:
+        source = Path(__file__).parents[1] / "scripts" / "linger.c"
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", linger, source], check=True)
 
     def run(name: str, *args: object, check: bool = True, until: str = "") -> str:
         for _ in range(4):
@@ -246,6 +254,8 @@ def llama_tool() -> Callable[..., str]:
         if not tool.is_file():
             pytest.fail(f"{tool} is missing: install llama-cpp-python with the CMAKE_ARGS of pyproject.toml")
         env = {**os.environ, "LD_LIBRARY_PATH": str(site / "lib"), "DYLD_LIBRARY_PATH": str(site / "lib")}
+        if linger.is_file():
+            env["LD_PRELOAD"] = str(linger)
         done = subprocess.run(
             [tool, *map(str, args)],
             env=env,
