@@ -64,7 +64,7 @@ def why_different(found: Attribution) -> Finding | None:
     text = (
         f"{blocks.whole:,} of {blocks.total:,} blocks differ ({percent(blocks.whole / blocks.total)}), in "
         f"{_tensors(found.tensors)}. Of these only the weights matter to {blocks.weights:,}, only the importance "
-        f"matrix to {blocks.imatrix:,}, and {blocks.both:,} take both."
+        f"matrix to {blocks.imatrix:,}, and {blocks.both:,} take{'s' if blocks.both == 1 else ''} both."
     )
     if blocks.undone:
         text += f" {blocks.undone:,} more change with one alone, and are the same in the two files."

@@ -132,6 +132,7 @@ def _took(routes: _Routes, making: Sequence[Cost], base: str) -> str:
         text += f" Shared by the routes ({', '.join(c.step for c in shared)}): {took[0]}, {took[1]}."
     if any(cost.kind == "convert" and cost.route == base for cost in making):
         text += f" The conversion to {base} is counted, though the base needs it in any case."
+    text += " Times are one run's, by the wall clock, with whatever else the machine did."
     if any(cost.reused for cost in making):
         text += " Steps taken over from an earlier run count with the time they took then."
     return text
