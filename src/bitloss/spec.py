@@ -223,14 +223,13 @@ class ExperimentSpec(_Part):
     def settings(self) -> dict[str, JsonValue]:
         """Return everything that makes this experiment what it is, as JSON.
 
-        Left out are `out`, and how much of the machine may be used: no result depends on that.
+        Left out are `out`, how much of the machine may be used (no result depends on that), and `cross`, which only
+        adds to a run: one that is finished can be crossed in its own folder.
         """
-        left_out: dict[str, Any] = {"out": True, "engine": {"threads", "max_memory"}}
+        left_out: dict[str, Any] = {"out": True, "cross": True, "engine": {"threads", "max_memory"}}
         # what is not asked for leaves no trace: a run of an older version goes on
         left_out |= {
-            name: True
-            for name in ("stop", "documents", "chat_template", "cross", "errors")
-            if not getattr(self, name)
+            name: True for name in ("stop", "documents", "chat_template", "errors") if not getattr(self, name)
         }
         values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         return values

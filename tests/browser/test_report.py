@@ -13,7 +13,7 @@ from tests.ladder import ladder_run
 from tests.tokens import token_table, with_worst, write_table
 
 from bitloss.explain.findings import findings
-from bitloss.records import Figure, Results
+from bitloss.records import Figure, Results, TensorError
 from bitloss.report.page import PAGE_NAME
 from bitloss.report.write import write_report
 
@@ -51,7 +51,17 @@ def page(sample_document: dict[str, Any], folder: Path) -> Path:
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of twenty files, with the 50 worst tokens of each in their text."""
     folder = tmp_path_factory.mktemp("ladder")
-    return write_report(ladder_run(folder, chunks=20), folder).html
+    results = ladder_run(folder, chunks=20)
+    names = [f"blk.{k}.{kind}.weight" for k in range(48) for kind in ("attn_q", "attn_output", "ffn_down")]
+    errors = tuple(
+        TensorError(name=name, type="Q4_K", rms=0.01 + 0.001 * k, rms_weighted=None)
+        for k, name in enumerate([*names, "output.weight"])
+    )
+    told = tuple(c.model_copy(update={"tensor_errors": errors}) for c in results.candidates)
+    audit = {
+        "matrices": {"lowest_exponent": -30, "exponents": [5, 0, 7, *(10 ** (k // 4) for k in range(28)), 3]}
+    }
+    return write_report(results.model_copy(update={"candidates": told, "audit": audit}), folder).html
 
 
 # pairs of boxes that lie on one another, of a chart's words, of what is pressed, and of blocks of the page

@@ -239,3 +239,21 @@ def test_a_crossed_run_names_every_file_and_adds_up(cli: Cli, inputs: Inputs, tm
     assert again.code == 0, again.err
     assert json.loads(again.out)["cross"] == document["cross"]
     assert {step.split()[0] for step in _started(out)[len(before) :]} <= {"blocks"}
+
+
+def test_a_finished_run_is_crossed_in_its_own_folder(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = (
+        *("run", inputs.checkpoint, "--from", "f32,f16", "--quants", "Q4_0", "--text", inputs.text),
+        *("--calibration", inputs.text, "--imatrix-chunks", 4, "--ctx", 32, "--chunks", 3, "-o", out, "-q"),
+    )
+    assert cli(*command).code == 0
+    assert "not-crossed" in {finding.id for finding in read_results(out).findings}
+    before = _started(out)
+    assert cli(*command, "--cross").code == 0
+    added = _started(out)[len(before) :]
+    assert {step.split()[0] for step in added} <= {"quantize", "measure", "blocks"}
+    assert not [step for step in added if "+" not in step and step.startswith(("quantize", "measure"))]
+    results = read_results(out)
+    assert results.cross is not None
+    assert "not-crossed" not in {finding.id for finding in results.findings}

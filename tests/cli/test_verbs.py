@@ -374,13 +374,14 @@ def test_demo_with_two_chunks(cli: Cli, tmp_path: Path) -> None:
     done = cli("demo", "--chunks", 2, "--imatrix-chunks", 1, "--out", tmp_path / "demo", "--json", "--quiet")
     document = _document(done)
     assert done.err == ""
+    routes = ("f32", "f16", "f32+f16", "f16+f32")
     assert [c["name"] for c in document["candidates"]] == [
-        "Q8_0/f32",
-        "Q8_0/f16",
-        "Q4_K_M/f32",
-        "Q4_K_M/f16",
+        f"{k}/{r}" for k in ("Q8_0", "Q4_K_M") for r in routes
     ]
     assert document["text"]["chunks"] == 2
+    reasons = {half["reason"] for half in document["cross"]["halves"]}  # one chunk has no halves
+    assert len(reasons) == 1
+    assert "too short to be halved" in reasons.pop()
     shutil.rmtree(tmp_path / "demo")
 
 

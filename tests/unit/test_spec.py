@@ -205,6 +205,7 @@ def test_the_key_knows_content_not_places() -> None:
     other = a.model_copy(update={"ctx": 256})
     assert a.key(**contents) != other.key(**contents)
     assert "out" not in a.settings()
+    assert a.key(**contents) == a.model_copy(update={"cross": True}).key(**contents)  # it only adds to a run
 
 
 def test_known_keys() -> None:

@@ -25,12 +25,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from bitloss.display import duration
+from bitloss.display import duration, visible
 from bitloss.progress import Progress
 from bitloss.run.stepping import StepProgress
 
 _LINE_SECONDS = 5.0
 _PIPE_COLUMNS = 10_000
+_MIDDLING, _WIDE = 100, 130
+"""Columns from which time taken, then a long bar and a long name, stand on one line with rate and time left."""
 
 
 class _Rate(ProgressColumn):
@@ -39,7 +41,7 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         unit = task.fields.get("unit", "")
-        return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed")
+        return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed", no_wrap=True)
 
 
 class Screen:
@@ -61,10 +63,10 @@ class Screen:
             self._bars = Bars(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=40 if self.console.width >= _WIDE else 12),
                 MofNCompleteColumn(),
                 _Rate(),
-                TimeElapsedColumn(),
+                *([TimeElapsedColumn()] if self.console.width >= _MIDDLING else []),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
@@ -113,7 +115,9 @@ class Screen:
         self._label = label
         self._last_line = time.monotonic()
         if self._bars:
-            self._task = self._bars.add_task(label, total=None)
+            self._task = self._bars.add_task(
+                visible(label, 60 if self.console.width >= _WIDE else 28), total=None
+            )
 
     def _update(self, detail: Progress) -> None:
         if self._bars and self._task is not None:

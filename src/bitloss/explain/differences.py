@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bitloss.display import decimal, percent, probability
+from bitloss.display import decimal, percent, probability, visible
 from bitloss.explain.sameness import sources_of
 from bitloss.records import (
     Attribution,
@@ -35,7 +35,7 @@ def ties(comparisons: Sequence[Comparison]) -> Finding | None:
     """Name the rows that are ties by mean KLD; fires when there are any. Equal tensors are no tie."""
     tested = {Verdict.TIE, Verdict.BETTER, Verdict.WORSE}
     rows = [each for each in comparisons if each.metric == "kld_mean" and each.verdict in tested]
-    tied = [(each.a, each.b) for each in rows if each.verdict is Verdict.TIE]
+    tied = [(visible(each.a), visible(each.b)) for each in rows if each.verdict is Verdict.TIE]
     if not tied:
         return None
     return Finding(
@@ -64,7 +64,7 @@ def why_different(found: Attribution) -> Finding | None:
     text = (
         f"{blocks.whole:,} of {blocks.total:,} blocks differ ({percent(blocks.whole / blocks.total)}), in "
         f"{_tensors(found.tensors)}. Of these only the weights matter to {blocks.weights:,}, only the importance "
-        f"matrix to {blocks.imatrix:,}, and {blocks.both:,} take both."
+        f"matrix to {blocks.imatrix:,}, and {blocks.both:,} take{'s' if blocks.both == 1 else ''} both."
     )
     if blocks.undone:
         text += f" {blocks.undone:,} more change with one alone, and are the same in the two files."

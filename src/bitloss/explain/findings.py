@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from bitloss.display import decimal, percent, probability
+from bitloss.display import decimal, percent, probability, visible
 from bitloss.explain.cautions import base_of_something_else, calibrated_on_the_measured_text, not_finite
 from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_different
 from bitloss.explain.losses import cast_losses, not_counted
@@ -262,7 +262,7 @@ def engine_noise(floor: NoiseFloor | None, candidates: Sequence[Candidate]) -> F
         evidence=evidence,
         confidence=Confidence.MEASURED,
         question=5,
-        rows=(*measured, "#measurements"),
+        rows=(*map(visible, measured), "#measurements"),
     )
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from bitloss.display import duration, size
-from bitloss.records import Candidate, Comparison, Confidence, Cost, Finding, Source, Verdict
+from bitloss.records import Candidate, Comparison, Confidence, Cost, Finding, Results, Source, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,17 @@ class _Routes(NamedTuple):
 def is_whole(candidate: Candidate) -> bool:
     """Whether a file was made wholly from one source (not crossed)."""
     return candidate.imatrix_from in {None, candidate.weights_from}
+
+
+def routes_only(results: Results) -> Results:
+    """The results without files that were made to be crossed: what one would publish, or pick from."""
+    kept = {candidate.name for candidate in results.candidates if is_whole(candidate)}
+    return results.model_copy(
+        update={
+            "candidates": tuple(c for c in results.candidates if c.name in kept),
+            "comparisons": tuple(c for c in results.comparisons if {c.a, c.b} <= kept),
+        }
+    )
 
 
 def twin_verdicts(by_name: Mapping[str, Candidate], comparisons: Sequence[Comparison]) -> tuple[Twin, ...]:
@@ -121,6 +132,7 @@ def _took(routes: _Routes, making: Sequence[Cost], base: str) -> str:
         text += f" Shared by the routes ({', '.join(c.step for c in shared)}): {took[0]}, {took[1]}."
     if any(cost.kind == "convert" and cost.route == base for cost in making):
         text += f" The conversion to {base} is counted, though the base needs it in any case."
+    text += " Times are one run's, by the wall clock, with whatever else the machine did."
     if any(cost.reused for cost in making):
         text += " Steps taken over from an earlier run count with the time they took then."
     return text

@@ -63,6 +63,10 @@ class Collector:
         _native.add_squares_rows(sums, np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int32))
         counts += np.bincount(ids, minlength=n_expert)
 
+    def rows(self) -> int:
+        """Rows seen by the matrix that saw most: all positions computed so far."""
+        return int(max((counts.max() for counts in self.counts.values()), default=0))
+
     def copy(self) -> Collector:
         """What was summed so far, to be kept."""
         return Collector(
@@ -110,8 +114,8 @@ def collect_halves(
 ) -> Collected:
     """Run a calibration text through the engine and sum, and keep what the sums were halfway.
 
-    The first half ends with the micro-batch in which half of the chunks were reached; what belongs to it is told by its
-    own counts, so a few rows more or less change no mean square.
+    The first half ends where the chunks computed side by side are complete that reach half of the text: the beginnings
+    of chunks are unlike their ends, so none may be cut.
 
     Args:
         engine: holds the source model.
@@ -127,7 +131,8 @@ def collect_halves(
     tokens = chunks.as_computed()
     for rows in engine.evaluate(tokens, Outputs.NOTHING, collector):
         _check_finite(collector)
-        if halfway is None and 2 * (rows.chunk + 1) >= len(tokens):
+        complete = collector.rows() == (rows.chunk + 1) * chunks.n_ctx
+        if halfway is None and complete and 2 * (rows.chunk + 1) >= len(tokens):
             halfway = collector.copy()
         progress(Progress("imatrix", rows.chunk + 1, len(tokens), "chunks"))
     if not collector.sums:

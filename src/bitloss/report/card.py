@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bitloss.display import size
 from bitloss.errors import FileProblem, FormatError, UnsupportedError, UsageError
+from bitloss.explain.routes import routes_only
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Figure, Results
 from bitloss.report.making import made_rows, reservations, scored
@@ -34,6 +35,7 @@ CONTEXT = 8192
 
 def render_card(results: Results, folder: Path) -> str:
     """Return the card; `folder` is the run's, whose files tell licence and hyperparameters while they are there."""
+    results = routes_only(results)
     files = files_of(results, folder)
     licence = _licence(files)
     parts = [

@@ -28,7 +28,7 @@ def exponents_of(audit: Any) -> Plot | None:
 
     def draw(of: Size) -> Chart:
         x = linear(
-            low, high, count=4 if of is NARROW else 10, label=lambda v: f"2^{v:g}" if v == int(v) else ""
+            low, high, count=6 if of is NARROW else 10, label=lambda v: f"2^{v:g}" if v == int(v) else ""
         )
         chart = Chart(
             of, x, logarithmic(0.5, max(counts.values())), "size of a weight", "weights (logarithmic)"
@@ -38,7 +38,11 @@ def exponents_of(audit: Any) -> Plot | None:
             f'<rect x="{left:.1f}" y="{chart.top}" width="{right - left:.1f}" height="{chart.bottom - chart.top:.1f}" '
             'class="range"/>'
         )
-        chart.note((left + right) / 2, chart.top + 14, "F16 can hold these", anchor="middle")
+        chart.note(right, chart.top - 6, "F16 holds these", anchor="end")  # above, where no bar reaches
+        edge = chart.px(_NORMAL - 0.5)
+        chart.body.append(f'<path d="M{edge:.1f} {chart.top}V{chart.bottom:.1f}" class="rule"/>')
+        if of is not NARROW:
+            chart.note(edge - 6, chart.top - 6, "with fewer digits", anchor="end")
         chart.group(Series("weights", 0, 0), 0)
         half = max(1.0, (chart.px(1) - chart.px(0)) * 0.42)
         for exponent, count in sorted(counts.items()):
@@ -55,8 +59,8 @@ def exponents_of(audit: Any) -> Plot | None:
     return Plot(
         "exponents",
         "How large the weights are",
-        "Weights of all matrices by power of two. F16 holds those in the shaded range; below 2^-14 with fewer digits. "
-        "A value there is exact in F16 when its last set bit is at or above 2^-24.",
+        "Weights of all matrices by power of two. F16 holds those in the shaded range; left of the dashed line, below "
+        "2^-14, with fewer digits. A value there is exact in F16 when its last set bit is at or above 2^-24.",
         draw,
         (),
         Table(("Size from", "Weights", "In F16"), rows, right=frozenset({0, 1})),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bitloss.display import decimal, percent
+from bitloss.explain.routes import is_whole
 from bitloss.report.looks import Look, Plot, distinct, twins
 from bitloss.report.svg import CHARACTER, NARROW, Chart, Scale, Series, Size, Tick, tip_attribute
 from bitloss.report.tables import Table
@@ -85,6 +86,8 @@ def tensor_errors(look: Look) -> Plot | None:
     panels, rows = [], []
     for i in distinct(look):
         each = look.results.candidates[i]
+        if not is_whole(each):  # made only to be crossed
+            continue
         cells = []
         for error in each.tensor_errors:
             kind, layer = place(error.name)

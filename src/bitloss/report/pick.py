@@ -15,6 +15,7 @@ from bitloss.display import decimal, size
 from bitloss.engine.base import EngineOptions
 from bitloss.engine.memory import engine_bytes
 from bitloss.errors import FileProblem, FormatError, UnsupportedError, UsageError
+from bitloss.explain.routes import routes_only
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Results, Verdict
 from bitloss.report.tables import Table
@@ -139,6 +140,7 @@ def pick(results: Results, *, budget: int, n_ctx: int, besides: int | None) -> P
         n_ctx: context to make room for.
         besides: bytes of cache and buffers; None when not known.
     """
+    results = routes_only(results)
     known = [c for c in results.candidates if _value(c) is not None]
     known.sort(key=lambda c: (_value(c) or 0.0, c.bytes))
     fits = tuple((c, c.bytes + (besides or 0), c.bytes + (besides or 0) <= budget) for c in known)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from bitloss.display import decimal, duration, size
+from bitloss.explain.routes import is_whole
 from bitloss.records import Candidate, Figure, Results
 from bitloss.report.looks import FLOOR, Look, Plot, labels
 from bitloss.report.svg import CHARACTER, WIDE, Chart, Scale, Size, linear, logarithmic
@@ -161,9 +162,11 @@ def _draw_dots(chart: Chart, look: Look, dots: Sequence[_Dot]) -> None:
 
 
 def _label(look: Look, d: _Dot, called: Mapping[str, str]) -> str:
-    """A name; files with the same tensors share one mark."""
-    twins = [c.name for c in look.results.candidates if c.identical_to == d.candidate.name]
-    return " = ".join(called[name] for name in (d.candidate.name, *twins))[:48]
+    """A name; files with the same tensors share one mark. Of those made only to be crossed none is named."""
+    candidates = look.results.candidates
+    twins = [c.name for c in candidates if c.identical_to == d.candidate.name and is_whole(c)]
+    more = f" = {len(twins) - 1} more" if len(twins) > 2 else ""
+    return " = ".join(called[name][:40] for name in (d.candidate.name, *twins[: 1 if more else 2])) + more
 
 
 class _Box(NamedTuple):

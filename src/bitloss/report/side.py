@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitloss.errors import MismatchError, UsageError
-from bitloss.records import Candidate, Comparison, Cost, Results
+from bitloss.records import Candidate, Comparison, Cost, Cross, Results
 from bitloss.report.summary import noise_file, token_files
 
 
@@ -84,7 +84,12 @@ def side_by_side(runs: Sequence[Run]) -> Together:
         costs += [each.model_copy(update={"step": named(each.step)}) for each in run.results.costs]
         files |= {named(name): path for name, path in token_files(run.results, run.folder).items()}
     found = [
-        f.model_copy(update={"title": f"{run.label}: {f.title}"})
+        f.model_copy(
+            update={
+                "title": f"{run.label}: {f.title}",
+                "rows": tuple(r if r.startswith("#") else f"{run.label}: {r}" for r in f.rows),
+            }
+        )
         for run in runs
         for f in run.results.findings
     ]
@@ -95,6 +100,8 @@ def side_by_side(runs: Sequence[Run]) -> Together:
         "findings": tuple(found),
         "commands": tuple(command for run in runs for command in run.results.commands),
         "stopping": None,
+        "cross": _crossed(runs),
+        "sensitivity": None,  # a ranking against one plain file: of one run
     }
     return Together(
         first.results.model_copy(update=update),
@@ -102,6 +109,23 @@ def side_by_side(runs: Sequence[Run]) -> Together:
         noise_file(first.folder),
         tuple(_warnings(runs, by_tensors)),
     )
+
+
+def _crossed(runs: Sequence[Run]) -> Cross | None:
+    """What each run crossed, under its label."""
+    if not any(run.results.cross for run in runs):
+        return None
+    files = ("file_a", "file_b", "weights_of_b", "imatrix_of_b")
+    attributions, pairs, halves = [], [], []
+    for run in runs:
+        if (cross := run.results.cross) is None:
+            continue
+        for each in cross.attributions:
+            names = {key: f"{run.label}: {getattr(each, key)}" for key in files}
+            attributions.append(each.model_copy(update=names))
+        pairs += [pair.model_copy(update={"a": f"{run.label}: {pair.a}"}) for pair in cross.imatrices]
+        halves += [half.model_copy(update={"source": f"{run.label}: {half.source}"}) for half in cross.halves]
+    return Cross(attributions=tuple(attributions), imatrices=tuple(pairs), halves=tuple(halves))
 
 
 def _check(first: Run, other: Run) -> None:

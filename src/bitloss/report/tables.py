@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 HASH_DIGITS = 12
 _FLOOR = "noise floor"
+_TIE_TITLE = "Mean KLD a tie with"
+_FEW = 2
 
 
 class Uncertainty(StrEnum):
@@ -190,7 +192,24 @@ def founding_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.T
         ("Tensors identical to", *(c.identical_to or "" for c in files), *floor),
     )
     kept = facts if any(c.identical_to for c in files) else facts[:-1]
+    ties = _ties(results)
+    if any(ties.values()):
+        kept = (*kept, (_TIE_TITLE, *(_few(ties[c.name]) for c in files), *floor))
     return Table(table.columns, (*table.rows, *kept), table.notes, table.right)
+
+
+def _ties(results: Results) -> dict[str, list[str]]:
+    """By candidate those whose mean KLD the paired test does not tell from its own; equal tensors are no tie."""
+    found: dict[str, list[str]] = {c.name: [] for c in results.candidates}
+    for row in results.comparisons:
+        if row.metric == "kld_mean" and row.verdict is Verdict.TIE and {row.a, row.b} <= found.keys():
+            found[row.a].append(row.b)
+            found[row.b].append(row.a)
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < _FEW else f"{len(names)} files"
 
 
 def without_crossed(results: Results) -> Results:

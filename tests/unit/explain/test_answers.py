@@ -15,7 +15,7 @@ from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_di
 from bitloss.explain.findings import findings
 from bitloss.explain.losses import cast_losses, not_counted
 from bitloss.explain.questions import QUESTIONS, answers
-from bitloss.explain.routes import Twin, route_costs
+from bitloss.explain.routes import Twin, route_costs, routes_only
 from bitloss.explain.sameness import identical_tensors, none_identical, why_identical
 from bitloss.explain.sensitive import most_sensitive
 from bitloss.records import (
@@ -37,6 +37,8 @@ from bitloss.records import (
     Source,
     Verdict,
 )
+from bitloss.report.card import render_card
+from bitloss.report.tables import founding_table
 
 CHUNK = np.repeat(np.arange(12), 20)
 
@@ -431,3 +433,21 @@ def test_every_question_is_answered_and_grouped(tmp_path: Path, sample_results: 
     assert answers(()) == ()
     plain = Finding(id="x", title="t", text="t", evidence={"a": 1}, confidence=Confidence.PROVEN)
     assert [each.number for each in answers((plain, *found))] == [1, 2, 3, 4, 5, None]
+
+
+def test_crossed_files_are_not_for_publishing(sample_results: Results) -> None:
+    first, *others = sample_results.candidates
+    crossed = first.model_copy(update={"name": "Q4_K_M/f32+f16", "imatrix_from": "f16"})
+    compared = sample_results.comparisons[0].model_copy(update={"a": crossed.name})
+    full = sample_results.model_copy(
+        update={
+            "candidates": (first, *others, crossed),
+            "comparisons": (*sample_results.comparisons, compared),
+        }
+    )
+    assert routes_only(full) == sample_results
+    assert crossed.name not in render_card(full, Path("nowhere"))
+    assert founding_table(full).columns[-2] == crossed.name  # measured by itself: it stays in the table
+    twin = crossed.model_copy(update={"identical_to": first.name})
+    again = full.model_copy(update={"candidates": (first, *others, twin)})
+    assert twin.name not in founding_table(again).columns

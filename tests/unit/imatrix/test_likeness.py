@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from bitloss.engine.base import Rows
 from bitloss.engine.fake import FakeEngine
 from bitloss.errors import MismatchError
 from bitloss.imatrix.collect import collect_halves, collect_imatrix
@@ -82,3 +85,29 @@ def test_halves_come_from_the_same_pass_and_add_up(n_chunks: int) -> None:
         expected = collect_imatrix(engine, alone, dataset="t").entries[name]
         np.testing.assert_array_equal(first.sums, expected.sums)
     np.testing.assert_array_equal(whole.sums, collect_imatrix(engine, chunks, dataset="t").entries[name].sums)
+
+
+class _SideBySide(FakeEngine):
+    """Computes pairs of chunks in stretches of half a chunk, as llama.cpp does with short micro-batches."""
+
+    def evaluate(self, chunks: Any, outputs: Any, observer: Any = None, *, scored: Any = None) -> Any:
+        n_ctx = chunks.shape[1]
+        for first in range(0, len(chunks), 2):
+            group = chunks[first : first + 2]
+            for begin in range(0, n_ctx, n_ctx // 2):
+                rows = self.embedding[group[:, begin : begin + n_ctx // 2]].reshape(1, -1, self.facts.n_embd)
+                observer.dense(self.weight, rows)
+                yield Rows(first + len(group) - 1, begin, np.empty((0, 0), np.float32))
+
+
+@pytest.mark.parametrize(("n_chunks", "first_half"), [(6, 4), (3, 2), (2, None)])
+def test_no_chunk_is_cut_in_halves(n_chunks: int, first_half: int | None) -> None:
+    tokens = np.random.default_rng(1).integers(1, 97, n_chunks * 16).astype(np.int32)
+    chunks = cut_chunks(tokens, n_ctx=16, n_chunks=None, bos=0, where="t")
+    halves = collect_halves(_SideBySide(n_embd=8), chunks, dataset="t").halves
+    if first_half is None:  # all of the text was computed at once
+        assert halves is None
+        return
+    assert halves is not None
+    assert halves[0].entries[FakeEngine.weight].counts[0] == 16 * first_half
+    assert halves[1].entries[FakeEngine.weight].counts[0] == 16 * (n_chunks - first_half)

@@ -17,6 +17,7 @@ from bitloss.report.svg import NARROW, WIDE
 
 NAMES = [f"blk.{layer}.{kind}.weight" for layer in range(3) for kind in ("ffn_down", "attn_q", "odd_new")]
 NAMES += ["token_embd.weight", "output.weight"]
+GAINS: tuple[tuple[GroupKind, float], ...] = (("attention", 0.002), ("feed-forward", -0.001))
 
 
 def look(results: Results) -> Look:
@@ -102,7 +103,6 @@ def test_many_files_are_cut_and_said(sample_document: dict[str, Any], tmp_path: 
 
 @pytest.mark.parametrize("per_layer", [True, False])
 def test_sensitivity_by_layer_and_as_a_whole(sample_results: Results, per_layer: bool) -> None:
-    gains: tuple[tuple[GroupKind, float], ...] = (("attention", 0.002), ("feed-forward", -0.001))
     groups = tuple(
         Raised(
             group=f"layer {layer} {kind}" if per_layer else kind,
@@ -115,7 +115,7 @@ def test_sensitivity_by_layer_and_as_a_whole(sample_results: Results, per_layer:
             se=1e-4,
         )
         for layer in range(2 if per_layer else 1)
-        for kind, gain in gains
+        for kind, gain in GAINS
     )
     found = Sensitivity(
         source="m.gguf", type="Q4_K_M", plain="Q4_K_M/f32", imatrix=None, per_layer=per_layer, groups=groups

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.tokens import token_table, write_table
 
+from bitloss.divergence.factorial import Cells, attribute
 from bitloss.errors import MismatchError, UsageError
-from bitloss.records import Results
+from bitloss.records import Attribution, Blocks, Cross, Results
 from bitloss.report.side import Run, labelled, side_by_side
 from bitloss.report.write import gather, write_gathered
 
@@ -66,3 +68,29 @@ def test_one_run_is_not_two(sample_results: Results, tmp_path: Path) -> None:
 def test_labels_tell_folders_apart() -> None:
     assert labelled([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
     assert labelled([Path("/x/a"), Path("/y/a"), Path("/y/b")]) == ["1-a", "2-a", "b"]
+
+
+def test_what_each_run_crossed_keeps_its_names(sample_document: dict[str, Any], tmp_path: Path) -> None:
+    sample_document["text"] |= {"chunks": 12, "scored_tokens": 12 * 63}
+    plain = Results.model_validate(sample_document)
+    a, b = np.random.default_rng(0).exponential(1.0, (2, 240))
+    counts = dict.fromkeys(Blocks.model_fields, 0)
+    attribution = Attribution(
+        type="Q4_K_M",
+        a="f32",
+        b="f16",
+        file_a="Q4_K_M/f32",
+        file_b="Q4_K_M/f16",
+        weights_of_b="Q4_K_M/f32",
+        imatrix_of_b="Q4_K_M/f16",
+        blocks=Blocks.model_validate(counts),
+        tensors=(),
+        kld=attribute(Cells(a, a, b, b), np.repeat(np.arange(12), 20)),
+    )
+    crossed = plain.model_copy(update={"cross": Cross(attributions=(attribution,), imatrices=(), halves=())})
+    runs = [Run("x", tmp_path, crossed), Run("y", tmp_path, plain)]
+    together = side_by_side(runs).results
+    assert together.cross is not None
+    assert [each.file_b for each in together.cross.attributions] == ["x: Q4_K_M/f16"]
+    Results.model_validate_json(together.model_dump_json(by_alias=True))
+    assert side_by_side([Run("x", tmp_path, plain), Run("y", tmp_path, plain)]).results.cross is None

@@ -84,6 +84,17 @@ def test_what_identifies_the_files(sample_results: Results) -> None:
     assert len(founding_table(without).columns) == 3
 
 
+def test_ties_are_marked(sample_results: Results) -> None:
+    title = "Mean KLD a tie with"
+    assert row(founding_table(sample_results), title)[1:] == ("Q4_K_M/f16", "Q4_K_M/f32", "", "", "")
+    rest = sample_results.model_copy(update={"comparisons": sample_results.comparisons[1:]})
+    assert title not in [r[0] for r in founding_table(rest).rows]
+    tie = sample_results.comparisons[0]
+    others = tuple(tie.model_copy(update={"b": c.name}) for c in sample_results.candidates[1:])
+    many = row(founding_table(sample_results.model_copy(update={"comparisons": others})), title)
+    assert many[1:] == ("3 files", "Q4_K_M/f32", "Q4_K_M/f32", "Q4_K_M/f32", "")
+
+
 def test_tokens_that_are_not_finite_have_a_row_when_there_are_any(sample_results: Results) -> None:
     assert TITLES["nonfinite_tokens"] not in [r[0] for r in founding_table(sample_results).rows]
     first = sample_results.candidates[0]

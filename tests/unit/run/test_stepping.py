@@ -16,7 +16,9 @@ from bitloss.run.executor import StepResult
 from bitloss.run.stepping import Measurement, Stepper, StepProgress, step_key
 from bitloss.run.steps import (
     MEASUREMENT_VERSION,
+    AuditStep,
     BaseStep,
+    BlocksStep,
     ConvertStep,
     EvaluationTexts,
     ImatrixStep,
@@ -43,6 +45,9 @@ TEXTS = EvaluationTexts(paths=(Path("/t/t.txt"),), sha256=(A,), n_ctx=64, chunks
 BASE = BaseStep(source=Path("/s"), source_sha256=A, texts=TEXTS, engine=ENGINE, out=Path("/o"))
 OVERLAP = OverlapStep(source=Path("/s"), source_sha256=A, texts=TEXTS, calibration=Path("/c.txt"),
                       calibration_sha256=A, calibration_chunks=None, out=Path("/o"))  # fmt: skip
+AUDIT = AuditStep(model=Path("/m/x"), model_sha256=A, out=Path("/o"))
+FOUR = (Path("/a"), Path("/b"), Path("/c"), Path("/d"))
+BLOCKS = BlocksStep(files=FOUR, tensors_sha256=(A, A, B, B), out=Path("/o"))
 MEASURE = MeasureStep(candidate=Path("/c"), candidate_tensors_sha256=A, base=Path("/b"), base_key=A,
                       engine=ENGINE, out=Path("/o"))  # fmt: skip
 
@@ -79,6 +84,8 @@ MATTERS: list[tuple[Step, list[dict[str, Any]]]] = [
                 {"encoder": "llama.cpp"}, {"keep_split": True}, {"split_max_bytes": 10**9}, {"errors": True}]),
     (BASE, [{"source_sha256": B}, *TEXTS_MATTER, *ROUNDING]),
     (OVERLAP, [{"source_sha256": B}, {"calibration_sha256": B}, {"calibration_chunks": 3}, *TEXTS_MATTER]),
+    (AUDIT, [{"model_sha256": B}, {"formats": ("Q4_K",)}, {"model": Path("/m/y")}]),
+    (BLOCKS, [{"tensors_sha256": (A, B, A, B)}, {"tensors_sha256": (A, A, A, B)}]),
     (MEASURE, [{"candidate_tensors_sha256": B}, {"base_key": B}, *ROUNDING]),
 ]  # fmt: skip
 ELSEWHERE: list[tuple[Step, dict[str, Any]]] = [
@@ -90,6 +97,9 @@ ELSEWHERE: list[tuple[Step, dict[str, Any]]] = [
     (BASE, {"source": Path("/z"), "out": Path("/p"), "engine": EngineSpec(threads=7)}),
     (BASE, {"texts": TEXTS.model_copy(update={"paths": (Path("/z/z.txt"),)}), "repair": Repair.ONLY}),
     (OVERLAP, {"source": Path("/z"), "calibration": Path("/z"), "out": Path("/p")}),
+    (AUDIT, {"model": Path("/elsewhere/x"), "out": Path("/p")}),
+    (AUDIT, {"threads": 3}),
+    (BLOCKS, {"files": (Path("/z"), *FOUR[1:]), "out": Path("/p")}),
     (MEASURE, {"candidate": Path("/z"), "base": Path("/z"), "base_model": Path("/z"), "out": Path("/p")}),
     (MEASURE, {"engine": EngineSpec(threads=7)}),
     (MEASURE, {"engine": EngineSpec(max_memory=7)}),
