@@ -109,7 +109,42 @@ def _integers(folder: Path) -> None:
     write_safetensors(path, tensors)
 
 
+def _weight(folder: Path, value: float) -> None:
+    """Change one weight of the second shard in place."""
+    path = folder / "model-00002-of-00002.safetensors"
+    checkpoint = Checkpoint.open(folder)
+    mine = [name for name in checkpoint.names() if checkpoint._part(name).path == path]
+    tensors = {name: np.array(checkpoint.tensor(name)) for name in mine}
+    del checkpoint
+    tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = value
+    write_safetensors(path, tensors)
+
+
+def _splitting(folder: Path) -> None:
+    data = json.loads((folder / "tokenizer.json").read_text())
+    splitter = {"type": "Split", "pattern": {"Regex": "[aeiou]+"}, "behavior": "Isolated", "invert": False}
+    data["pre_tokenizer"]["pretokenizers"][0] = splitter
+    write_json(folder / "tokenizer.json", data)
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty shard": (
+        lambda f: (f / "model-00002-of-00002.safetensors").write_bytes(b""),
+        "model-00002-of-00002.safetensors: the file is empty",
+    ),
+    "extra tensor": (
+        lambda f: write_safetensors(f / "model-00002-of-00002.safetensors", {"x": np.ones(3, np.float32)}),
+        "tensor of the index is not in its file",
+    ),
+    "NaN": (
+        lambda f: _weight(f, np.nan),
+        "[model.layers.1.mlp.up_proj.weight, row 2, column 3]: NaN weight: expected a finite number",
+    ),
+    "overflow": (
+        lambda f: _weight(f, 70000.0),
+        "[model.layers.1.mlp.up_proj.weight, row 2, column 3]: weight out of the range of F16",
+    ),
+    "unknown splitting": (_splitting, "[aeiou]+"),
     "missing shard": (
         lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
         "1 weight file(s) of the index are missing: found model-00002-of-00002.safetensors",

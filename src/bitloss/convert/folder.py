@@ -16,6 +16,7 @@ from bitloss.convert.families import Family, family_of
 from bitloss.convert.material import Block, Target, rows_per_block
 from bitloss.convert.plan import Plan, describe_unused, plan_tensors, rope_rows
 from bitloss.convert.rope import rope
+from bitloss.convert.tables.words import EMBEDDING, OUTPUT
 from bitloss.convert.vocab import vocabulary
 from bitloss.errors import UnsupportedError
 from bitloss.model.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ class FolderMaterial:
         self.names = tuple(checkpoint.names())
         self.sources = tuple(name for job in plan.jobs for name in job.sources)
         self.ignored = plan.ignored
-        self.notes = describe_unused(family, checkpoint.config)
+        self.notes = describe_unused(family, checkpoint.config) + _contradicting_output(checkpoint, family)
         self.architecture, self.gguf_architecture = family.architecture, family.gguf
         self.metadata: Mapping[str, GgufValue] = {}
 
@@ -114,6 +115,24 @@ class FolderMaterial:
     def files(self) -> list[Path]:
         """Return every file of the folder that decides the result."""
         return self.checkpoint.files()
+
+
+def _contradicting_output(checkpoint: Checkpoint, family: Family) -> tuple[str, ...]:
+    """Say so when config.json ties the output to the embedding and the checkpoint has another one."""
+    names = set(checkpoint.names())
+    if not checkpoint.config.get("tie_word_embeddings", family.tied) or not {OUTPUT, EMBEDDING} <= names:
+        return ()
+    output, embedding = checkpoint.tensor(OUTPUT), checkpoint.tensor(EMBEDDING)
+    same = output.dtype == embedding.dtype and np.array_equal(output.view(np.uint8), embedding.view(np.uint8))
+    for name in (OUTPUT, EMBEDDING):
+        checkpoint.forget(name)
+    if same:
+        return ()
+    written = OUTPUT in {rule.source for rule in family.tensors}
+    return (
+        f"{OUTPUT} is not the embedding, though config.json says tie_word_embeddings: "
+        f"{'written, and what llama.cpp computes with' if written else 'left out'}",
+    )
 
 
 class Sizes(NamedTuple):

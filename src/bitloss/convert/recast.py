@@ -32,7 +32,7 @@ class GgufMaterial:
 
         Raises:
             FileProblem, GgufError: the file is missing or damaged.
-            UnsupportedError: a tensor that holds no weights (integers), or whose type cannot be decoded.
+            UnsupportedError: a tensor that holds no weights (integers, or nothing), or whose type cannot be decoded.
         """
         self._file = open_model(path)
         self.label = path.name
@@ -42,6 +42,10 @@ class GgufMaterial:
         self.ignored: tuple[str, ...] = ()
         self.made = 0
         for info in self._file.tensors.values():
+            if info.n_elements == 0:
+                raise UnsupportedError(
+                    "a tensor without values", where=f"{path}[{info.name}]", found=list(info.shape)
+                )
             if info.ggml_type not in _FLOATS:
                 self._refuse_undecodable(path, info.name)
         dropped = [key for key, entry in self._file.metadata.items() if _empty(entry)]

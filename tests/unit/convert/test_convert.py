@@ -24,6 +24,7 @@ from bitloss.progress import Progress
 from bitloss.store import sha256_file
 
 ALL = list(SourceType)
+DATA = Path(__file__).parents[2] / "data" / "families"
 
 
 def made(tmp_path: Path, options: CheckpointOptions) -> GgufFile:
@@ -148,6 +149,25 @@ def test_tied_output_may_be_absent_and_untied_may_not(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"missing tensor: expected lm_head\.weight"):
         convert(folder, ALL, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("family", "written"), [("LlamaForCausalLM", True), ("Gemma2ForCausalLM", False)])
+def test_an_output_that_contradicts_the_settings_is_noted(tmp_path: Path, family: str, written: bool) -> None:
+    folder = tmp_path / "m"
+    if written:
+        options = CheckpointOptions(architecture=family, config={"tie_word_embeddings": True})
+        random_checkpoint(folder, options)
+    else:
+        shutil.copytree(DATA / "gemma2", folder)
+        edit(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+        assert convert(folder, [SourceType.F16], tmp_path / "out").notes == ()
+        edit(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] * 2}))
+    (note,) = convert(folder, [SourceType.F16], tmp_path / "out").notes
+    assert note.startswith(
+        "lm_head.weight is not the embedding, though config.json says tie_word_embeddings: "
+    )
+    assert note.endswith("computes with" if written else "left out")
+    assert ("output.weight" in GgufFile.open(tmp_path / "out" / "m-f16.gguf").tensors) is written
 
 
 def test_biases_and_computed_tables(tmp_path: Path) -> None:

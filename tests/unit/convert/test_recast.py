@@ -132,3 +132,26 @@ def test_integers_and_damage_are_refused(tmp_path: Path, bf16: Path) -> None:
     with pytest.raises(GgufError):
         convert(path, [SourceType.F16], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (0, 4)])
+def test_a_tensor_without_values_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    metadata = {"general.architecture": GgufValue(GgufType.STRING, "llama")}
+    with GgufStream(tmp_path / "e.gguf", metadata, [TensorPlan("x.weight", shape, 0)]) as stream:
+        stream.write(np.zeros(shape, np.float32))
+    with pytest.raises(UnsupportedError, match=r"e\.gguf\[x\.weight\]: a tensor without values"):
+        convert(tmp_path / "e.gguf", [SourceType.F16], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 2, 3, 2)])
+def test_shapes_of_few_and_many_dimensions(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    metadata = {"general.architecture": GgufValue(GgufType.STRING, "llama")}
+    values = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape[::-1]) + 0.5
+    with GgufStream(tmp_path / "e.gguf", metadata, [TensorPlan("x.weight", shape, 0)]) as stream:
+        stream.write(values)
+    convert(tmp_path / "e.gguf", list(SourceType), tmp_path / "out")
+    for kind in SourceType:
+        file = GgufFile.open(tmp_path / "out" / f"e-{kind}.gguf")
+        assert file.info("x.weight").shape == shape
+        assert np.array_equal(file.tensor_f32("x.weight"), values)

@@ -42,7 +42,7 @@ def test_sound_files_are_proven_and_recorded(tmp_path: Path) -> None:
         converter(tmp_path), DATA / "mixtral", kinds, tmp_path / "out", ConvertOptions(prover=prove)
     )
     ours = convert(DATA / "mixtral", kinds, tmp_path / "ours", ConvertOptions(prover=prove))
-    assert record.outputs == ours.outputs
+    assert record.outputs == tuple(each.model_copy(update={"casts": None}) for each in ours.outputs)
     assert record.proof == ours.proof
     assert record.notes == ("made by convert_hf_to_gguf.py",)
     assert record.checkpoint[-1].name == "convert_hf_to_gguf.py"

@@ -152,13 +152,14 @@ class Family:
 
 OUTPUT = "lm_head.weight"
 """Name of the output layer, which may be absent when it is tied to the embedding."""
+EMBEDDING = "model.embed_tokens.weight"
 HF, GG = "model.layers.{}.", "blk.{}."
 
 
 def outer_tensors(*, output: bool = True) -> tuple[TensorRule, ...]:
     """Return the rules of embedding, last norm and output layer."""
     rules = (
-        TensorRule("model.embed_tokens.weight", "token_embd.weight", ("vocab", "embd")),
+        TensorRule(EMBEDDING, "token_embd.weight", ("vocab", "embd")),
         TensorRule("model.norm.weight", "output_norm.weight", ("embd",)),
     )
     return (*rules, TensorRule(OUTPUT, "output.weight", ("vocab", "embd"))) if output else rules
