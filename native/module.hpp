@@ -8,4 +8,3 @@ void register_strings(nanobind::module_& m);     // strings.cpp
 void register_audit(nanobind::module_& m);       // audit.cpp
 void register_compare(nanobind::module_& m);     // compare.cpp
 void register_casts(nanobind::module_& m);       // casts.cpp
-void register_sha256(nanobind::module_& m);      // sha256.cpp

@@ -154,19 +154,3 @@ def cast_values(
     Returns how many are not finite, and of the others how many changed, overflowed, became zero.
     ``bitloss.convert.cast.cast`` calls it.
     """
-
-def sha_available() -> bool:
-    """Whether this machine has the instructions `Sha256` needs."""
-
-class Sha256:
-    """A SHA-256 that grows; ``bitloss.store.twin`` uses it.
-
-    Raises:
-        RuntimeError: made on a machine without SHA instructions.
-    """
-
-    def __init__(self) -> None: ...
-    def update(self, data: npt.NDArray[np.uint8]) -> None: ...
-    def update_with(self, other: Sha256, data: npt.NDArray[np.uint8]) -> None:
-        """Add the same bytes to this one and another, sooner than one after the other."""
-    def digest(self) -> bytes: ...

@@ -2,7 +2,7 @@
 
 The main thread goes through the blocks of the source; each type has a thread of its own that casts a block, hands it to
 the system, reads the file from where it ended before, compares that with the cast bit for bit, and hashes what it read
-(the file and its tensor in one go). So the hashes are those of what a reader of the file finds, the comparison meets
+(for the file and for its tensor). So the hashes are those of what a reader of the file finds, the comparison meets
 the pages while they are in memory, and nothing is read from the disk a second time. At the end the strict reader opens
 each file: names, types, shapes and places of the tensors must be those of the bytes compared.
 
@@ -30,7 +30,6 @@ from bitloss.model.gguf_split import split_metadata
 from bitloss.model.gguf_writer import GgufStream
 from bitloss.progress import Progress, ProgressCallback
 from bitloss.store.atomic import explained
-from bitloss.store.twin import Digest, sha256, update_both
 
 Hashes = dict[str, bytes]
 """Name of a tensor -> SHA-256 of its bytes as computed."""
@@ -134,12 +133,12 @@ def _settle(waiting: deque[list[Future[None]]], most: int) -> None:
 
 
 class _Sink(Protocol):
-    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
+    def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
         """Take what comes next of a tensor and add it to the digest."""
 
 
 class _Nowhere:
-    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
+    def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
         digest.update(data)
 
 
@@ -161,7 +160,7 @@ class _File:
         self._flusher = flusher
         self._kind = kind
         self._places: dict[str, int] = {}
-        self._hash = sha256()
+        self._hash = hashlib.sha256()
         self._read = 0
         self._buffer = np.empty(0, np.uint8)
         self._flushing: Future[None] | None = None
@@ -175,13 +174,13 @@ class _File:
             raise
         self._hash.update(self._new())  # the header
 
-    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
+    def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
         """Write what comes next of a tensor, read it back, compare and hash it."""
         self._places.setdefault(target.name, self._read)
         self._stream.append(data)
         stored = self._new()
-        update_both(self._hash, digest, stored[: data.size])
-        self._hash.update(stored[data.size :])
+        digest.update(stored[: data.size])
+        self._hash.update(stored)
         if not _equal(stored[: data.size], data) or stored[data.size :].any():
             raise CheckpointError(
                 "the bytes in the file are not those written", where=f"{self._part.path}[{target.name}]"
@@ -271,7 +270,7 @@ class _Files:
             self._file.close(error)
         self._flusher.shutdown()
 
-    def append(self, target: Target, data: Bytes, digest: Digest) -> None:
+    def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
         """Write what comes next of a tensor."""
         while self._left[target.name] > len(self._done):
             self._end()
@@ -305,7 +304,7 @@ class _Lane:
         self.kind = kind
         self._sink = sink
         self._allow_overflow = allow_overflow
-        self._tensors: list[tuple[Target, Digest]] = []
+        self._tensors: list[tuple[Target, hashlib._Hash]] = []
         self._counts = CastCounts()
         self._buffer = np.empty(0, np.uint8)
         self._left = 0
@@ -317,7 +316,7 @@ class _Lane:
             return
         self._failed = True
         if self._left == 0:
-            self._tensors.append((target, sha256()))
+            self._tensors.append((target, hashlib.sha256()))
             self._left = target.size
         to = SourceType.F32 if target.always_f32 else self.kind
         n_bytes = block.values.size * to.dtype.itemsize
