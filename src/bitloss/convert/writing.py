@@ -139,7 +139,7 @@ class _Sink(Protocol):
 
 class _Nowhere:
     def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
-        digest.update(data)
+        digest.update(data.data)
 
 
 def _equal(a: Bytes, b: Bytes) -> bool:
@@ -172,15 +172,15 @@ class _File:
         except BaseException as error:
             self._stream.__exit__(type(error), error, None)
             raise
-        self._hash.update(self._new())  # the header
+        self._hash.update(self._new().data)  # the header
 
     def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
         """Write what comes next of a tensor, read it back, compare and hash it."""
         self._places.setdefault(target.name, self._read)
         self._stream.append(data)
         stored = self._new()
-        digest.update(stored[: data.size])
-        self._hash.update(stored)
+        digest.update(stored[: data.size].data)
+        self._hash.update(stored.data)
         if not _equal(stored[: data.size], data) or stored[data.size :].any():
             raise CheckpointError(
                 "the bytes in the file are not those written", where=f"{self._part.path}[{target.name}]"
