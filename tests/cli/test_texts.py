@@ -278,9 +278,8 @@ def test_what_the_text_shares_with_the_calibration_is_told(
     (finding,) = [f for f in shared["findings"] if f["id"] == "calibrated-on-the-measured-text"]
     assert finding["evidence"]["shared"] == shared["text"]["overlap"]["shared"]
     report = (tmp_path / "shared" / "report.md").read_text()
-    assert (
-        f"{shared['text']['overlap']['shared']} of {shared['text']['overlap']['windows']} windows" in report
-    )
+    overlap = shared["text"]["overlap"]
+    assert f"{overlap['shared']:,} of {overlap['windows']:,} windows" in report
     whole = run(inputs.text, "whole")
     assert whole["text"]["overlap"]["share"] == 1
     (finding,) = [f for f in whole["findings"] if f["id"] == "calibrated-on-the-measured-text"]

@@ -21,7 +21,7 @@ from bitloss.store import sha256_file
 
 pytestmark = pytest.mark.e2e
 
-ARGUMENTS = ["demo", "--chunks", "16", "--imatrix-chunks", "2", "--quiet", "--out"]
+ARGUMENTS = ["demo", "--chunks", "16", "--imatrix-chunks", "8", "--quiet", "--out"]
 
 
 def _started(folder: Path) -> list[str]:
