@@ -77,6 +77,12 @@ class Candidate:
             "type_counts": dict(self.type_counts),
             "n_fallback": self.plan.n_fallback,
             "without_imatrix": list(facts.missing) if facts else [],
+            "unused_experts": {name: list(which) for name, which in facts.unused_experts.items()}
+            if facts
+            else {},
+            "zero_weights": {name: list(which) for name, which in facts.zero_weights.items()}
+            if facts
+            else {},
             "parts": [{"path": file.path.name, "bytes": file.size} for file in self.files[1:] and self.files],
         }
 

@@ -555,3 +555,18 @@ def test_recipes_and_sizes(tmp_path: Path) -> None:
     for text in ("2", "2T", "-1G", "0M", "1.5G", "²G"):
         with pytest.raises(UsageError, match="not a size"):
             parse_size(text, "--split-max-size")
+
+
+def test_a_dry_run_tells_of_odd_importance(source: Path, tmp_path: Path) -> None:
+    odd = matrix(source)
+    odd.entries["blk.0.ffn_up.weight"].sums[:] = 0
+    odd.entries["blk.0.attn_q.weight"].counts[:] = 0
+    write_imatrix(odd, tmp_path / "m.gguf")
+    spec = QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf", imatrix=tmp_path / "m.gguf")
+    told = plan_candidates([spec])[0].as_json()
+    assert told["zero_weights"] == {"blk.0.ffn_up.weight": [0]}
+    assert told["unused_experts"] == {"blk.0.attn_q.weight": [0]}
+    made = quantize(spec).as_json()
+    assert [made[key] for key in ("zero_weights", "unused_experts")] == [
+        told[key] for key in ("zero_weights", "unused_experts")
+    ]
