@@ -97,7 +97,8 @@ def check_needed(source: GgufFile, kind: QuantType, plan: TypePlan, weights: Wei
                 expected=f"weights for this tensor in {weights.path}" if weights else None,
                 mend=None
                 if weights
-                else f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix; asked for: {kind.name}",
+                else f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix, or leave "
+                f"out {kind.name}",
             )
 
 
