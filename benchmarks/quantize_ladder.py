@@ -50,6 +50,7 @@ def ours(source: Path, matrix: Path, out: Path, args: argparse.Namespace, *more:
         "--imatrix",
         matrix,
     ]
+    (out / "quantization.json").unlink(missing_ok=True)  # else what a run before made is found again
     return run([*command, "-o", out, "--threads", args.threads, "--json", "-q", *more])
 
 

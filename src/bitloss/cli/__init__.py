@@ -6,16 +6,23 @@ traceback.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
+from typing import TYPE_CHECKING
 
 import typer
 from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from bitloss.errors import BitlossError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _INTERRUPTED = 130
 
@@ -35,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # hours of work must not end in a sign the terminal lacks
     try:
         _refuse_other_than_utf8(arguments)
-        code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False, obj=arguments)
+        with _terminated_as_interrupted():
+            code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False, obj=arguments)
     except BitlossError as error:
         if debug:
             raise
@@ -52,6 +60,24 @@ def main(argv: list[str] | None = None) -> int:
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
         return _fail("interrupted; finished steps are kept", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, so that nothing half-written is left; the first of them only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _verbs(app: typer.Typer) -> set[str]:

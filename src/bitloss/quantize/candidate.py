@@ -77,6 +77,12 @@ class Candidate:
             "type_counts": dict(self.type_counts),
             "n_fallback": self.plan.n_fallback,
             "without_imatrix": list(facts.missing) if facts else [],
+            "unused_experts": {name: list(which) for name, which in facts.unused_experts.items()}
+            if facts
+            else {},
+            "zero_weights": {name: list(which) for name, which in facts.zero_weights.items()}
+            if facts
+            else {},
             "parts": [{"path": file.path.name, "bytes": file.size} for file in self.files[1:] and self.files],
         }
 
@@ -126,7 +132,7 @@ def _check_tensors(spec: QuantizeSpec, source: GgufFile, types: TypePlan) -> Non
                 where=where,
                 expected="F32, F16 or BF16",
                 found=type_name(tensor.source_type),
-                mend="start from a full-precision file, or allow requantizing and accept the extra loss",
+                mend="start from a full-precision file, or accept the extra loss with --allow-requantize",
             )
         if len(trimmed(tensor.shape)) > 3:
             raise UnsupportedError(
@@ -144,5 +150,7 @@ def _check_paths(source: GgufFile, candidates: Sequence[Candidate]) -> None:
                     "the candidate would replace its source", where=file.path, mend="choose another name"
                 )
             if file.path.absolute() in seen:
-                raise UsageError("two candidates of the same name", where=file.path)
+                raise UsageError(
+                    "two candidates of the same name", where=file.path, mend="ask for each type once"
+                )
             seen.add(file.path.absolute())

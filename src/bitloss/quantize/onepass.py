@@ -3,7 +3,8 @@
 For each tensor, in the order of the files: a piece of its rows is taken from the source and made float32 once; for
 each (type, weights) that any candidate wants of it the piece is encoded once, looked at by ggml for scales that are
 not finite, and appended to every file that wants it. Rows are shared out to threads by the codec, files to threads
-here. SHA-256 of the files and of their tensors grows along, so nothing is read back.
+here. SHA-256 of the files and of their tensors grows along, so nothing is read back. Candidates with a key go on where
+a pass that was interrupted stopped, each at its own tensor (`bitloss.quantize.unfinished`).
 
 The bytes are those of llama_model_quantize: `bitloss.quantize.codec` gives those of ggml_quantize_chunk for any range
 of rows, and weights are taken per expert as there. A candidate that cannot be encoded (a value too large for its type)
@@ -15,9 +16,8 @@ one tensor of the source that the system may drop; not the tensor, not the files
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -32,10 +32,9 @@ from bitloss.errors import BitlossError, GgufError, UnsupportedError
 from bitloss.model.gguf import GgufFile, TensorInfo, join_tensor_hashes, type_name
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize import codec
-from bitloss.quantize.layout import FileLayout, padded, trimmed
+from bitloss.quantize.layout import FileLayout, trimmed
 from bitloss.quantize.request import How, TensorError, WrittenFile
-from bitloss.store import atomic_path
-from bitloss.store.atomic import explained
+from bitloss.quantize.unfinished import CandidateFiles, TensorDone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PIECE_VALUES = 1 << 21
+_HASH_PIECE = 16 << 20
 # quantize_q8_0 and these others take no notice of importance: one encoding serves with and without.
 _UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"})
 
@@ -58,12 +58,14 @@ class Wanted(NamedTuple):
         plan: type of each tensor.
         weights: importance, None without.
         files: where its tensors go.
+        key: what it is made of but for the source's values; None keeps nothing of an interrupted pass.
     """
 
     name: str
     plan: TypePlan
     weights: Weights | None
     files: tuple[FileLayout, ...]
+    key: str | None = None
 
 
 class Written(NamedTuple):
@@ -81,9 +83,21 @@ class Written(NamedTuple):
 
 
 def write_candidates(
-    source: GgufFile, wanted: Sequence[Wanted], how: How, progress: ProgressCallback = silent
+    source: GgufFile,
+    wanted: Sequence[Wanted],
+    how: How,
+    progress: ProgressCallback = silent,
+    keep: Callable[[int, Written, str], object] | None = None,
 ) -> list[Written | BitlossError]:
     """Write the candidates; all must have their tensors in the same order.
+
+    Args:
+        source: the open source.
+        wanted: the candidates.
+        how: threads, and whether errors are told.
+        progress: told after every tensor.
+        keep: told of each candidate with a key before its files get their names: its index, what it is, and
+            `GgufFile.tensors_sha256` of the source.
 
     Returns:
         For each candidate what was written, or why it could not be; its files are whole, or not there.
@@ -94,55 +108,13 @@ def write_candidates(
     """
     with _Pass(source, wanted, how) as work:
         names = list(wanted[0].plan.tensors)
+        work.go_on(names, progress)
         stage = f"quantize {wanted[0].name if len(wanted) == 1 else f'{len(wanted)} types'}"
         for done, name in enumerate(names):
             progress(Progress(stage, done, len(names), "tensors"))
             work.tensor(name)
         progress(Progress(stage, len(names), len(names), "tensors"))
-        return work.finish()
-
-
-class _Output:
-    """One file: written in order, hashed along."""
-
-    def __init__(self, layout: FileLayout) -> None:
-        self.layout = layout
-        self._hash = hashlib.sha256()
-        self._at = 0
-        self._files = contextlib.ExitStack()
-        partial = self._files.enter_context(atomic_path(layout.path))
-        try:
-            with explained(layout.path):
-                self._descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            self._files.callback(os.close, self._descriptor)
-            self.append(layout.header)
-        except BaseException as error:
-            self.discard(error)
-            raise
-
-    def append(self, data: bytes | memoryview) -> None:
-        """Write what comes next."""
-        self._hash.update(data)
-        with explained(self.layout.path):
-            left = memoryview(data)
-            while left:
-                count = os.pwrite(self._descriptor, left, self._at)
-                left, self._at = left[count:], self._at + count
-
-    def pad(self) -> None:
-        """End a tensor."""
-        self.append(bytes(padded(self._at) - self._at))
-
-    def finish(self) -> WrittenFile:
-        """Put the file in its place."""
-        assert self._at == self.layout.size
-        self._files.close()
-        return WrittenFile(self.layout.path, self._at, self._hash.hexdigest())
-
-    def discard(self, error: BaseException) -> None:
-        """Leave nothing."""
-        with contextlib.suppress(BaseException):
-            self._files.__exit__(type(error), error, error.__traceback__)
+        return work.finish(keep)
 
 
 @dataclass(slots=True, eq=False)
@@ -184,20 +156,16 @@ class _Pass:
         self.errors = how.errors
         self.failed: dict[int, BitlossError] = {}
         self._pool = ThreadPoolExecutor(self.threads)
-        self._outputs: dict[int, list[_Output]] = {}
-        self._hashes: list[list[tuple[str, int, tuple[int, ...], bytes]]] = [[] for _ in wanted]
-        self._told: list[dict[str, TensorError]] = [{} for _ in wanted]
-        self._file_of = [
-            {tensor.name: at for at, file in enumerate(each.files) for tensor in file.tensors}
-            for each in wanted
-        ]
+        self._outputs: dict[int, CandidateFiles] = {}
+        self._done: list[dict[str, TensorDone]] = [{} for _ in wanted]
+        self._source_hashes: dict[str, bytes] | None = (
+            {} if any(each.key is not None for each in wanted) else None
+        )
 
     def __enter__(self) -> _Pass:
         try:
             for index, each in enumerate(self.wanted):
-                self._outputs[index] = []
-                for layout in each.files:
-                    self._outputs[index].append(_Output(layout))
+                self._outputs[index] = CandidateFiles(each.files, each.key)
         except BaseException as error:
             self._close(error)
             raise
@@ -212,41 +180,90 @@ class _Pass:
             self._drop(index, error)
 
     def _drop(self, index: int, error: BaseException) -> None:
-        for output in self._outputs.pop(index, []):
-            output.discard(error)
+        if (files := self._outputs.pop(index, None)) is not None:
+            files.close(error)
+
+    def go_on(self, names: Sequence[str], progress: ProgressCallback) -> None:
+        """Find what an interrupted pass has written."""
+        for index, files in self._outputs.items():
+            each = self.wanted[index]
+            copied = {name for name, tensor in each.plan.tensors.items() if tensor.is_copied}
+
+            def source(name: str, stage: str = f"find the place in {each.name}") -> bytes:
+                progress(Progress(stage, names.index(name), len(names), "tensors"))
+                return self._source_hash(name)
+
+            without_error = set(names) if not self.errors else copied
+            done = files.go_on(names, source, without_error)
+            self._done[index] = {entry.name: entry for entry in done}
+
+    def _source_hash(self, name: str) -> bytes:
+        assert self._source_hashes is not None
+        if name not in self._source_hashes:
+            data, digest = self.source.tensor_bytes(name).reshape(-1), hashlib.sha256()
+            for at in range(0, data.size, _HASH_PIECE):
+                digest.update(data[at : at + _HASH_PIECE].data)
+            self._source_hashes[name] = digest.digest()
+            self.source.forget(name)
+        return self._source_hashes[name]
 
     def tensor(self, name: str) -> None:
         """Encode one tensor and append it to the files."""
         info = self.source.info(name)
         encodings = self._encodings(name)
+        if not encodings:  # all have it from the pass before
+            return
+        own = (
+            hashlib.sha256() if self._source_hashes is not None and name not in self._source_hashes else None
+        )
         for piece in self._pieces(info, encodings):
-            self._encode(info, encodings, piece)
+            self._encode(info, encodings, piece, own)
+        if self._source_hashes is not None and own is not None:
+            self._source_hashes[name] = own.digest()
+        source = self._source_hashes[name] if self._source_hashes is not None else b""
         for encoding in encodings:
+            error = _error(encoding) if self.errors and encoding.kind != info.ggml_type else None
+            done = TensorDone(name, source, encoding.digest.digest(), error)
             for index in encoding.users:
-                self._outputs[index][self._file_of[index][name]].pad()
-                shape = trimmed(info.shape)
-                self._hashes[index].append((name, int(encoding.kind), shape, encoding.digest.digest()))
-                if self.errors and encoding.kind != info.ggml_type:
-                    self._told[index][name] = _error(encoding)
+                self._outputs[index].end(done)
+                self._done[index][name] = done
         self.source.forget(name)
 
-    def finish(self) -> list[Written | BitlossError]:
+    def finish(self, keep: Callable[[int, Written, str], object] | None) -> list[Written | BitlossError]:
         """Put the files in their places."""
         results: list[Written | BitlossError] = []
-        for index in range(len(self.wanted)):
+        for index, each in enumerate(self.wanted):
             if index in self.failed:
                 results.append(self.failed[index])
                 continue
-            files = tuple(output.finish() for output in self._outputs[index])
+            written = self._written(index)
+            if keep is not None and each.key is not None:
+                keep(index, written, self._source_sha256())
+            self._outputs[index].finish()
             del self._outputs[index]
-            results.append(Written(files, join_tensor_hashes(self._hashes[index]), self._told[index]))
+            results.append(written)
         return results
+
+    def _written(self, index: int) -> Written:
+        done, tensors = self._done[index], self.wanted[index].plan.tensors
+        joined = join_tensor_hashes(
+            (name, tensors[name].target_type, trimmed(tensors[name].shape), each.sha256)
+            for name, each in done.items()
+        )
+        errors = {name: each.error for name, each in done.items() if each.error is not None and self.errors}
+        return Written(self._outputs[index].hashes(), joined, errors)
+
+    def _source_sha256(self) -> str:
+        return join_tensor_hashes(
+            (info.name, info.ggml_type, info.shape, self._source_hash(info.name))
+            for info in self.source.tensors.values()
+        )
 
     def _encodings(self, name: str) -> list[_Encoding]:
         """Return the distinct encodings the candidates want of a tensor."""
         found: dict[tuple[int, object], _Encoding] = {}
         for index, each in enumerate(self.wanted):
-            if index in self.failed:
+            if index in self.failed or name in self._done[index]:
                 continue
             tensor = each.plan.tensors[name]
             kind = GGMLQuantizationType(tensor.target_type)
@@ -291,7 +308,9 @@ class _Pass:
             return np.require(rows.view("<f4"), np.float32, ["C", "A"])
         return codec.decode(kind, np.require(rows, np.uint8, ["C", "A"]), n_in, threads=self.threads)
 
-    def _encode(self, info: TensorInfo, encodings: list[_Encoding], piece: _Piece) -> None:
+    def _encode(
+        self, info: TensorInfo, encodings: list[_Encoding], piece: _Piece, own: hashlib._Hash | None
+    ) -> None:
         """Encode a piece in every way and append it to every file that wants it."""
         done: list[tuple[_Encoding, npt.NDArray[np.uint8]]] = []
         for encoding in encodings:
@@ -307,7 +326,7 @@ class _Pass:
         for encoding in [encoding for encoding in encodings if not encoding.valid]:
             self._give_up(info, encoding)
             encodings.remove(encoding)
-        self._append(info.name, [item for item in done if item[0].valid])
+        self._append(info.name, [item for item in done if item[0].valid], (piece.raw, own))
 
     def _look(self, info: TensorInfo, piece: _Piece, encoding: _Encoding, out: npt.NDArray[np.uint8]) -> None:
         """See that scales are finite, and how large the error is."""
@@ -325,13 +344,21 @@ class _Pass:
         if encoding.weights is not None:
             encoding.sums[2:] += squares @ encoding.weights[piece.expert].astype(np.float64)
 
-    def _append(self, name: str, done: Sequence[tuple[_Encoding, npt.NDArray[np.uint8]]]) -> None:
+    def _append(
+        self,
+        name: str,
+        done: Sequence[tuple[_Encoding, npt.NDArray[np.uint8]]],
+        source: tuple[npt.NDArray[np.uint8], hashlib._Hash | None],
+    ) -> None:
         tasks: list[tuple[Callable[[memoryview], None], memoryview]] = []
+        raw, own = source
+        if own is not None:
+            tasks.append((own.update, np.ascontiguousarray(raw).reshape(-1).data))
         for encoding, out in done:
             data = np.ascontiguousarray(out).reshape(-1).data
             tasks.append((encoding.digest.update, data))
             tasks += [
-                (self._outputs[index][self._file_of[index][name]].append, data) for index in encoding.users
+                (functools.partial(self._outputs[index].append, name), data) for index in encoding.users
             ]
         # a file is in one task of a piece only, so its pieces stay in order
         self._each(lambda task: task[0](task[1]), tasks)

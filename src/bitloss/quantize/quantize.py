@@ -9,7 +9,8 @@ is the whole file. Different on purpose from that tool:
 - Patterns of tensor types are taken as they are; the tool turns them to lower case.
 - A source of another alignment than 32 bytes gives a candidate of alignment 32; what the tool writes is refused
   or read as garbage, as it keeps the key and aligns to 32 all the same.
-- A candidate appears under its name when it is complete, and not at all otherwise.
+- A candidate appears under its name when it is complete, and not at all otherwise. With `How.resume` one that is there
+  and whole is not made again (`bitloss.quantize.finished`), and an interrupted pass goes on where it stopped.
 
 Peak memory: see `bitloss.quantize.onepass`; through llama.cpp the tensor at hand, at most 1 GiB of it.
 """
@@ -17,18 +18,20 @@ Peak memory: see `bitloss.quantize.onepass`; through llama.cpp the tensor at han
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from bitloss.errors import BitlossError, EngineError
 from bitloss.progress import ProgressCallback, silent
 from bitloss.quantize.candidate import Candidate, plan_candidates
+from bitloss.quantize.finished import content_key_of, find_finished, keep_finished
 from bitloss.quantize.onepass import Wanted, Written, write_candidates
 from bitloss.quantize.request import How, Quantized, QuantizeSpec, candidate_name
 from bitloss.quantize.space import check_space
 from bitloss.quantize.through_llama import write_through_llama
 from bitloss.quantize.verify import opened, verify_candidate
 from bitloss.quantize.weights import matrix_facts
-from bitloss.store import sha256_file
+from bitloss.store import clean_partials, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,46 +70,72 @@ def quantize_all(
     how = how or How()
     how.n_threads()
     candidates = plan_candidates(specs)
-    check_space(file for candidate in candidates for file in candidate.files)
-    written = _through_llama(candidates, how, progress)
-    if how.encoder == "bitloss":
-        wanted = [Wanted(each.kind.name, each.plan, each.weights, each.files) for each in candidates]
-        written = write_candidates(candidates[0].source, wanted, how, progress)
-    _raise_failure(candidates, written)
-    made = []
-    for candidate, result in zip(candidates, written, strict=True):
+    for folder in {file.path.parent for candidate in candidates for file in candidate.files}:
+        clean_partials(folder)  # what a killed process left takes space
+    keys = [content_key_of(each, how.encoder) if how.resume else None for each in candidates]
+    found = [
+        None if key is None else find_finished(each, key, progress, errors=how.errors)
+        for each, key in zip(candidates, keys, strict=True)
+    ]
+    todo = [_Todo(c, key) for c, key, done in zip(candidates, keys, found, strict=True) if done is None]
+    check_space((file for each in todo for file in each.candidate.files), kept=how.resume)
+    written = _write(todo, how, progress) if todo else []
+    _raise_failure(todo, written, [c for c, done in zip(candidates, found, strict=True) if done is not None])
+    made, rest = [], iter(written)
+    for candidate, done in zip(candidates, found, strict=True):
+        result = next(rest) if done is None else done
         assert isinstance(result, Written)
         if how.verify and how.encoder == "bitloss":
             _verify(candidate, result, progress)
-        made.append(_told(candidate, result, how, time.monotonic() - started))
+        told = _told(candidate, result, how, time.monotonic() - started)
+        made.append(replace(told, reused=done is not None))
     return made
 
 
-def _through_llama(
-    candidates: Sequence[Candidate], how: How, progress: ProgressCallback
-) -> list[Written | BitlossError]:
-    if how.encoder != "llama.cpp":
-        return []
-    return [write_through_llama(each, how, progress) for each in candidates]
+class _Todo(NamedTuple):
+    """A candidate that is not there, and its key; None keeps nothing for a repeat."""
+
+    candidate: Candidate
+    key: str | None
 
 
-def _raise_failure(candidates: Sequence[Candidate], written: Sequence[Written | BitlossError]) -> None:
-    """Raise the first failure, and say what was finished all the same."""
-    finished = [
-        each.files[0].path.name
-        for each, result in zip(candidates, written, strict=True)
-        if isinstance(result, Written)
-    ]
-    for result in written:
-        if isinstance(result, BitlossError):
-            more = f"; finished: {', '.join(finished)}" if finished else ""
-            raise type(result)(
-                result.what,
-                where=result.where,
-                expected=result.expected,
-                found=result.found,
-                mend=f"{result.mend or 'see above'}{more}",
-            )
+def _write(todo: Sequence[_Todo], how: How, progress: ProgressCallback) -> list[Written | BitlossError]:
+    source = todo[0].candidate.source
+
+    def keep(index: int, written: Written, source_sha256: str) -> None:
+        candidate, key = todo[index]
+        if key is not None:
+            keep_finished(candidate, key, written, source_sha256, errors=how.errors)
+
+    if how.encoder == "bitloss":
+        wanted = [Wanted(c.kind.name, c.plan, c.weights, c.files, key) for c, key in todo]
+        return write_candidates(source, wanted, how, progress, keep)
+    results: list[Written | BitlossError] = []
+    for index, (candidate, key) in enumerate(todo):
+        done = write_through_llama(candidate, how, progress)
+        if key is not None:
+            keep(index, done, source.tensors_sha256(progress))
+        results.append(done)
+    return results
+
+
+def _raise_failure(
+    todo: Sequence[_Todo], written: Sequence[Written | BitlossError], found: Sequence[Candidate]
+) -> None:
+    """Raise the first failure; name the others, and what was finished all the same."""
+    results = list(zip((each.candidate for each in todo), written, strict=True))
+    failed = [(each, error) for each, error in results if isinstance(error, BitlossError)]
+    if not failed:
+        return
+    finished = [each.files[0].path.name for each in found]
+    finished += [each.files[0].path.name for each, result in results if isinstance(result, Written)]
+    (_, first), *others = failed
+    mend = first.mend or "see above"
+    if others:
+        mend += f"; failed likewise: {', '.join(f'{e.where} ({e.what})' for _, e in others)}"
+    if finished:
+        mend += f"; finished: {', '.join(finished)}"
+    raise type(first)(first.what, where=first.where, expected=first.expected, found=first.found, mend=mend)
 
 
 def _verify(candidate: Candidate, result: Written, progress: ProgressCallback) -> None:

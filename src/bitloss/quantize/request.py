@@ -60,12 +60,15 @@ class How:
         threads: 0 takes the cores this process may use.
         verify: read every file back: types, copied tensors, scales, hashes. Always done after llama.cpp.
         errors: decode what was encoded and tell how far it is from the source.
+        resume: take finished files of the same inputs as they are, go on where an interrupted pass stopped, and keep
+            what the next one needs for that (`quantization.json`, hidden files while a pass is under way).
     """
 
     encoder: Encoder = "bitloss"
     threads: int = 0
     verify: bool = False
     errors: bool = False
+    resume: bool = False
 
     def n_threads(self) -> int:
         """Return the number of threads to use; `UsageError` if it is impossible."""
@@ -139,6 +142,7 @@ class Quantized:
         errors: tensor name -> error of each quantized tensor; None when not asked for.
         encoder: what encoded it.
         seconds: wall time, of all candidates made together.
+        reused: it was there already, made of the same inputs.
     """
 
     out: Path
@@ -155,6 +159,7 @@ class Quantized:
     errors: dict[str, TensorError] | None
     encoder: Encoder
     seconds: float
+    reused: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON holds it; paths are file names."""

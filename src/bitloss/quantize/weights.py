@@ -95,7 +95,10 @@ def check_needed(source: GgufFile, kind: QuantType, plan: TypePlan, weights: Wei
                 f"{target} is garbage without an importance matrix",
                 where=f"{source.path}[{name}]",
                 expected=f"weights for this tensor in {weights.path}" if weights else None,
-                mend=None if weights else f"make one with `bitloss imatrix {source.path.name}`",
+                mend=None
+                if weights
+                else f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix, or leave "
+                f"out {kind.name}",
             )
 
 

@@ -17,6 +17,7 @@ import resource
 import select
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +27,7 @@ from bitloss.progress import Progress
 from bitloss.run.steps import step_from_json
 
 _PROGRESS_SECONDS = 0.1
+_STOP_SECONDS = 5.0  # as long as the one that started it waits (`bitloss.run.executor`)
 _NEEDED = ("bitloss.engine.llama", "bitloss.divergence.basefile", "bitloss.divergence.measure")
 
 
@@ -33,6 +35,7 @@ def main() -> int:
     """Run the steps read from standard input; returns the exit code."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the C libraries print goes to standard error
+    _stop_when_told()
     _die_with_parent()
     _import_ahead()
     for line in sys.stdin.buffer:
@@ -66,6 +69,31 @@ def _die_with_parent() -> None:
     """Have Linux end this process when the one that started it is gone, however it went."""
     with contextlib.suppress(AttributeError, OSError):
         _libc().prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _stop_when_told() -> None:
+    """Take SIGTERM for Ctrl-C, the first of them only: what is half-written is put in order meanwhile.
+
+    Python acts on a signal when C returns; a library that does not within seconds is ended by the system.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)  # written to at once, whatever runs
+
+    def stop(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def watch() -> None:
+        while os.read(told, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        time.sleep(_STOP_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _give_back() -> None:

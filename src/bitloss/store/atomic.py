@@ -71,7 +71,16 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and nobody has asked how: it writes no more (Linux; elsewhere never)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] in ([b"Z"], [b"X"])
 
 
 def _remove(path: Path) -> None:
@@ -154,10 +163,19 @@ def atomic_path(target: Path) -> Iterator[Path]:
         yield partial
         if not partial.is_file():
             raise FileProblem("nothing was written", where=target)
-        with explained(target):
-            _sync(partial)
-            os.replace(partial, target)
-            _sync(target.parent)
+        put_in_place(partial, target)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Give a finished file, on the disk of `target`, its name.
+
+    Raises:
+        DiskFull, FileProblem: it could not be synced or renamed.
+    """
+    with explained(target):
+        _sync(partial)
+        os.replace(partial, target)
+        _sync(target.parent)
 
 
 @contextlib.contextmanager

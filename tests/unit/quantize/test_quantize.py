@@ -134,7 +134,8 @@ def test_a_quantized_source(source: Path, tmp_path: Path) -> None:
     quantize(QuantizeSpec(source, "Q8_0", tmp_path / "q8.gguf"))
     spec = QuantizeSpec(tmp_path / "q8.gguf", "Q4_0", tmp_path / "q4.gguf")
     with pytest.raises(
-        UnsupportedError, match=r"q8\.gguf\[.*weight\]: the source is quantized already: .*found Q8_0"
+        UnsupportedError,
+        match=r"q8\.gguf\[.*weight\]: the source is quantized already: .*found Q8_0.*--allow-requantize",
     ):
         quantize(spec)
     assert only(tmp_path) == ["q8.gguf"]
@@ -160,7 +161,8 @@ def test_a_matrix_of_another_model(source: Path, tmp_path: Path) -> None:
 def test_types_that_need_weights(source: Path, tmp_path: Path) -> None:
     out, imatrix = tmp_path / "a.gguf", tmp_path / "m.gguf"
     with pytest.raises(
-        UnsupportedError, match=r"\[blk\.0\.attn_k\.weight\]: IQ2_XS is garbage without.*bitloss imatrix"
+        UnsupportedError,
+        match=r"\[blk\.0\.attn_k\.weight\]: IQ2_XS is garbage.*--imatrix, or leave out IQ2_XS",
     ):
         quantize(QuantizeSpec(source, "IQ2_XS", out))
     with pytest.raises(UnsupportedError, match="Q2_K is garbage"):
@@ -195,7 +197,7 @@ def test_wrong_use(source: Path, tmp_path: Path) -> None:
     spec = QuantizeSpec(source, "Q4_0", out)
     with pytest.raises(UsageError, match="impossible number of threads"):
         quantize(spec, how=How(threads=-1))
-    with pytest.raises(UsageError, match="two candidates of the same name"):
+    with pytest.raises(UsageError, match=r"two candidates of the same name.*Ask for each type once"):
         quantize_all([spec, spec])
     refused = (
         (replace(spec, split_max_bytes=10**6), How("llama.cpp")),
@@ -555,3 +557,18 @@ def test_recipes_and_sizes(tmp_path: Path) -> None:
     for text in ("2", "2T", "-1G", "0M", "1.5G", "²G"):
         with pytest.raises(UsageError, match="not a size"):
             parse_size(text, "--split-max-size")
+
+
+def test_a_dry_run_tells_of_odd_importance(source: Path, tmp_path: Path) -> None:
+    odd = matrix(source)
+    odd.entries["blk.0.ffn_up.weight"].sums[:] = 0
+    odd.entries["blk.0.attn_q.weight"].counts[:] = 0
+    write_imatrix(odd, tmp_path / "m.gguf")
+    spec = QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf", imatrix=tmp_path / "m.gguf")
+    told = plan_candidates([spec])[0].as_json()
+    assert told["zero_weights"] == {"blk.0.ffn_up.weight": [0]}
+    assert told["unused_experts"] == {"blk.0.attn_q.weight": [0]}
+    made = quantize(spec).as_json()
+    assert [made[key] for key in ("zero_weights", "unused_experts")] == [
+        told[key] for key in ("zero_weights", "unused_experts")
+    ]

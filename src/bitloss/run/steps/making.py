@@ -216,5 +216,5 @@ def _quantize(steps: Sequence[QuantizeStep], progress: ProgressCallback) -> list
     from bitloss.quantize.quantize import How, quantize_all
 
     first = steps[0]
-    how = How(first.encoder, first.threads, first.verify, first.errors)
+    how = How(first.encoder, first.threads, first.verify, first.errors, resume=True)
     return [made.as_json() for made in quantize_all([step.spec() for step in steps], progress, how)]
