@@ -59,6 +59,30 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path) -> None:
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_told_to_stop_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    folder, out = random_checkpoint(tmp_path / "m", CheckpointOptions(shape=SHAPE)), tmp_path / "out"
+    code = (
+        "import sys, time; import bitloss.convert.writing as w;"
+        "from bitloss.cli import main; import bitloss.cli.verbs as v;"
+        "from bitloss.run.executor import InlineExecutor; v.LocalExecutor = InlineExecutor;"
+        "w._Lane.take = lambda *_: (print(flush=True), time.sleep(1)); sys.exit(main(sys.argv[1:]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "convert", folder, "--to", "f32", "-o", out, "-q"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert [path.name for path in out.iterdir() if ".partial-" in path.name]
+        child.send_signal(number)
+        told = child.communicate(timeout=100)[1]
+    assert child.returncode == 130
+    assert b"interrupted" in told
+    assert list(out.iterdir()) == []
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting needs root on Linux")
 def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     """A real disk, in a mount namespace of its own: room for the header and half of the tensors."""

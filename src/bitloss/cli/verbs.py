@@ -57,7 +57,12 @@ app = typer.Typer(
 def _file(path: Path, what: str) -> Path:
     """An existing file, as an absolute path (child processes may run elsewhere)."""
     if not path.is_file():
-        raise FileProblem(f"no such {what}", where=path, mend=f"give the path of a {what}")
+        article = "an" if what[0] in "aeiou" else "a"
+        raise FileProblem(
+            f"a folder, not {article} {what}" if path.is_dir() else f"no such {what}",
+            where=path,
+            mend=f"give the path of {article} {what}",
+        )
     return path.resolve()
 
 
@@ -300,14 +305,17 @@ def _made_line(folder: Path, made: dict[str, Any]) -> str:
         facts.append(f"{len(made['parts'])} parts")
     for key, words in _ODD.items():
         if made.get(key):
-            facts.append(f"{len(made[key])} tensors {words}")
+            n = len(made[key])
+            facts.append(f"{n} tensor{'' if n == 1 else 's'} {words}")
+    if made.get("n_fallback"):
+        facts.append(f"{made['n_fallback']} of other types, as rows do not fit the blocks")
     return f"{folder / made['out']}  ({'; '.join(facts)})"
 
 
 _ODD = {
     "without_imatrix": "without importance",
     "unused_experts": "with experts no token reached (importance 1)",
-    "zero_weights": "with experts of importance 0",
+    "zero_weights": "with importance 0 (of all, or of some experts)",
 }
 
 

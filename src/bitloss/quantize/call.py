@@ -154,11 +154,15 @@ def _failure(source: Path, log: list[str]) -> EngineError:
     """Name the tensor at hand and what llama.cpp said last."""
     at_hand = _TENSOR.findall("".join(log))
     said = last_lines(log).rsplit("failed to quantize: ", 1)[-1]
+    mends = {
+        "data validation failed": "a value is too large for the type",
+        "fallback": "its rows do not fit the type's blocks: leave this type out",
+    }
     return EngineError(
         "llama.cpp could not quantize the model",
         where=f"{source}[{at_hand[-1]}]" if at_hand else source,
         found=said,
-        mend="a value is too large for the type" if said.endswith("data validation failed") else None,
+        mend=next((mend for words, mend in mends.items() if words in said), None),
     )
 
 
