@@ -29,7 +29,7 @@ from bitloss.store import clean_partials
 
 _LAST_LINES = 3
 # Threads of ggml that wait for one another spin some milliseconds by default, and keep a core from the kernel, which
-# runs between two products: 16 % of all processor time of measuring on two cores. Numbers do not depend on it.
+# runs between two products (docs/log.md, "Scoring"). Numbers do not depend on it.
 _PATIENCE = {"GOMP_SPINCOUNT": "10000"}
 
 
