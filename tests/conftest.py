@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ import llama_cpp
 import pytest
 
 from bitloss.records import Figure, Results
+
+# Whoever starts the tests in the background may have told them to ignore Ctrl-C, and children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The table a publisher of GGUF files printed: (value, standard error) as llama-perplexity prints them.
 BASE_PPL = (6.337070, 0.038896)
