@@ -44,7 +44,7 @@ def render_card(results: Results, folder: Path) -> str:
         _opening(results, licence),
         "## Files",
         to_markdown(_files(results)),
-        "KLD is the mean Kullback-Leibler divergence from the base in nats, its standard error clustered by chunk; "
+        f"KLD is the mean Kullback-Leibler divergence from the base in nats, {_error_said(results)}; "
         "same top p is how often a file's likeliest token is the base's. Files with the same tensors differ in metadata"
         " alone.",
         "## Which one",
@@ -86,12 +86,25 @@ def _opening(results: Results, licence: str | None) -> str:
     return f"{said} The licence is the source model's; it is not recorded in its files, so state it here."
 
 
+def _is_clustered(results: Results) -> bool:
+    figures = [each.metrics.get("kld_mean") for each in results.candidates]
+    return any(figure is not None and figure.se_clustered is not None for figure in figures)
+
+
+def _error_said(results: Results) -> str:
+    if _is_clustered(results):
+        return "its standard error clustered by chunk"
+    return "its standard error with tokens taken as independent (too few chunks to cluster by)"
+
+
 def _files(results: Results) -> Table:
     notes = Notes()
 
+    kind = Uncertainty.CLUSTERED if _is_clustered(results) else Uncertainty.TOKENS
+
     def cell(c: Candidate, metric: str) -> str:
         figure: Figure | None = c.metrics.get(metric)
-        return show_figure(figure, metric, Uncertainty.CLUSTERED, notes)
+        return show_figure(figure, metric, kind, notes)
 
     rows = tuple(
         (

@@ -1,4 +1,7 @@
-"""Pictures with one mark a file: size and perplexity against mean KLD. Bars are 95 % intervals, clustered by chunk."""
+"""Pictures with one mark a file: size and perplexity against mean KLD. Bars are 95 % intervals.
+
+They are clustered by chunk; with too few chunks for that they take tokens as independent, and the caption says so.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def size_kld(look: Look) -> Plot | None:
         "size-kld",
         title,
         "Down and to the left is better. The dashed steps join the files that no other file beats in both size and "
-        f"mean KLD; bars are 95 % intervals, clustered by chunk.{_floor_said(floor, _kld_scale(dots))}",
+        f"mean KLD; bars are 95 % intervals, {_kind_of_error(look)}.{_floor_said(floor, _kld_scale(dots))}",
         draw,
         (),
         Table(
@@ -126,8 +129,19 @@ def _dots(look: Look, x: Callable[[Candidate], float | None]) -> list[_Dot]:
     for i, each in enumerate(look.results.candidates):
         figure, at = each.metrics.get("kld_mean"), x(each)
         if each.identical_to is None and figure and figure.value and figure.value > 0 and at is not None:
-            made.append(_Dot(i, each, at, figure.value, figure.se_clustered or figure.se or 0.0))
+            made.append(_Dot(i, each, at, figure.value, _error(figure)))
     return made
+
+
+def _error(figure: Figure) -> float:
+    return (figure.se if figure.se_clustered is None else figure.se_clustered) or 0.0
+
+
+def _kind_of_error(look: Look) -> str:
+    figures = [each.metrics.get("kld_mean") for each in look.results.candidates]
+    if any(figure is not None and figure.se_clustered is not None for figure in figures):
+        return "clustered by chunk"
+    return "with tokens taken as independent, which makes them too narrow (too few chunks for better ones)"
 
 
 def _interval(d: _Dot) -> tuple[float, float]:

@@ -80,3 +80,26 @@ def test_a_files_licence_and_shape_are_used(sample_results: Results, tmp_path: P
     assert "the cache for 2048 tokens of context" in card
     assert "it is not recorded in its files, so state it here" in card
     assert "license" not in front(card)
+
+
+def test_with_few_chunks_errors_are_the_other_kind_and_said_to_be(
+    sample_results: Results, tmp_path: Path
+) -> None:
+    few = tuple(
+        each.model_copy(
+            update={
+                "metrics": {
+                    name: figure.model_copy(update={"se_clustered": None})
+                    for name, figure in each.metrics.items()
+                }
+            }
+        )
+        for each in sample_results.candidates
+    )
+    with_errors = render_card(sample_results, tmp_path)
+    without = render_card(sample_results.model_copy(update={"candidates": few}), tmp_path)
+    assert "clustered by chunk" in with_errors
+    assert "tokens taken as independent (too few chunks" in without
+    kld = few[0].metrics["kld_mean"]
+    assert kld.value is not None
+    assert f"{kld.value:.6f} ±" in without
