@@ -26,12 +26,14 @@ from bitloss.cli.options import (
 )
 from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app, command_line
+from bitloss.display import visible
 from bitloss.errors import FileProblem, UsageError
-from bitloss.explain.questions import answers
 from bitloss.records import RESULTS_NAME, Results
 from bitloss.report.crossed import sensitivity_table
+from bitloss.report.missing import NO_AUDIT, answered, no_candidates, no_comparisons
 from bitloss.report.tables import comparisons_table, founding_table
 from bitloss.report.terminal import Fitted
+from bitloss.report.uncertainty import said_of, usual
 from bitloss.run.executor import LocalExecutor
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
 
@@ -226,19 +228,26 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
     console = output_console()
-    console.print(Fitted(founding_table(results)))
+    if (nothing := no_candidates(results)) is not None:
+        console.print(visible(nothing, 300), markup=False)
+    else:
+        console.print(Fitted(founding_table(results)))
+        shown = usual(results)
+        console.print(said_of(shown, shown), markup=False)
     _tell(results, out)
 
 
 def _tell(results: Results, out: Path) -> None:
     """Findings by question, and where the report is."""
     console = output_console()
-    for answer in answers(results.findings):
+    for answer in answered(results):
         if answer.number:
             console.print(f"\n{answer.number}. {answer.question}", style="bold underline", markup=False)
         for finding in answer.findings:
             console.print(f"\n{finding.title}", style="bold", markup=False)
             console.print(finding.text, markup=False)
+        if not answer.findings:
+            console.print(f"\n{NO_AUDIT}", markup=False)
     console.print(
         f"\nreport: {out / 'report.html'}\nthe same as text: {out / 'report.md'}\nresults: {out / RESULTS_NAME}",
         markup=False,
@@ -393,5 +402,9 @@ def compare(
     results, _ = read_finished(run)
     if json:
         print_json([row.model_dump(mode="json") for row in results.comparisons])
+    elif (nothing := no_comparisons(results)) is not None:
+        output_console().print(
+            f"Comparisons: {visible(nothing[:1].lower() + nothing[1:], 300)}", markup=False
+        )
     else:
         output_console().print(Fitted(comparisons_table(results)))

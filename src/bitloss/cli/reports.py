@@ -11,8 +11,9 @@ import typer
 from bitloss.cli.options import Json, Quiet, size
 from bitloss.cli.show import output_console, print_json
 from bitloss.cli.verbs import app
+from bitloss.display import visible
 from bitloss.errors import RunFolderError, UsageError
-from bitloss.records import Results, read_results
+from bitloss.records import RESULTS_NAME, Results, read_results
 from bitloss.report.terminal import Fitted
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a results.json.")]
@@ -23,6 +24,7 @@ def read_finished(run: Path) -> tuple[Results, Path]:
 
     Raises:
         RunFolderError: it has not finished.
+        UsageError: it is a stored base, which has no results.
         FileProblem, RecordError: it holds no results that can be read.
     """
     from bitloss.report.unfinished import is_unfinished
@@ -32,6 +34,13 @@ def read_finished(run: Path) -> tuple[Results, Path]:
             "the run has not finished: there are no results yet",
             where=run,
             mend="wait for it or run it again; bitloss report shows what there is so far",
+        )
+    if (run / "base.json").is_file() and not (run / RESULTS_NAME).exists():
+        raise UsageError(
+            "a stored base, nothing measured against it yet",
+            where=run,
+            expected=f"a run folder or a {RESULTS_NAME}",
+            mend=f"measure files against it: bitloss measure FILE.gguf --base {run} -o DIR",
         )
     return read_results(run), run if run.is_dir() else run.parent
 
@@ -55,6 +64,7 @@ def report(
 
     finished = True
     if len(runs) > 1:
+        _refuse_twice(runs)
         if out is None:
             raise UsageError("several runs need a folder of their own", where="--out", mend="give --out DIR")
         markdown, html = _side_by_side(runs, out)
@@ -71,6 +81,20 @@ def report(
         sys.stdout.write(f"{markdown}\n{html}\n")
         if not finished:
             sys.stderr.write("the run has not finished: the report shows what there is\n")
+
+
+def _refuse_twice(runs: list[Path]) -> None:
+    folders: dict[Path, Path] = {}
+    for run in runs:
+        folder = (run.parent if run.is_file() else run).resolve()
+        if folder in folders:
+            raise UsageError(
+                "the same run twice",
+                where=run,
+                found=f"{folders[folder]} and {run}" if folders[folder] != run else None,
+                mend="name each run once",
+            )
+        folders[folder] = run
 
 
 def _side_by_side(folders: list[Path], out: Path) -> tuple[Path, Path]:
@@ -113,8 +137,12 @@ def card(
 @app.command(epilog="Example: bitloss pick runs/mistral --vram 8GiB --ctx 8192")
 def pick(
     run: RunFolder,
-    vram: Annotated[str, typer.Option("--vram", help="Memory there is, e.g. 8GiB.")],
-    ctx: Annotated[int, typer.Option("--ctx", "-c", min=2, help="Context to make room for.")] = 8192,
+    vram: Annotated[
+        str, typer.Option("--vram", help="Memory there is, e.g. 8GiB or 24GB; bytes without a unit.")
+    ],
+    ctx: Annotated[
+        int, typer.Option("--ctx", "-c", min=2, max=2**31 - 1, help="Context to make room for.")
+    ] = 8192,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -123,7 +151,11 @@ def pick(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Name the best file for a memory: weights, cache and buffers counted, ties named."""
+    """Name the best file for a memory: weights, cache and buffers counted, ties named.
+
+    Exit code 0 when a file is named, 1 when none fits (the answer is printed all the same, with --json too). Where no
+    GGUF file is left to tell the size of the cache, files are picked by their weights alone, and none is said to fit.
+    """
     from bitloss.model.gguf import GgufFile
     from bitloss.report.pick import files_of, shape_of
     from bitloss.report.pick import pick as choose
@@ -147,11 +179,15 @@ def pick(
                 "told_by": shape.told_by if shape else None,
                 "fits": [
                     {"candidate": c.name, "file": c.file, "takes": taken, "fits": fits}
-                    for c, taken, fits in chosen.fits
+                    for (c, taken, _), fits in zip(chosen.fits, chosen.surely_fits(), strict=True)
                 ],
+                "left_out": list(chosen.left_out),
             }
         )
-        return
-    console = output_console()
-    console.print(Fitted(chosen.table()))
-    console.print(chosen.words(), markup=False)
+    else:
+        console = output_console()
+        if chosen.fits:
+            console.print(Fitted(chosen.table()))
+        console.print(visible(chosen.words(), 2000), markup=False)
+    if chosen.best is None:
+        raise typer.Exit(1)
