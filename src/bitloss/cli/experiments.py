@@ -1,4 +1,4 @@
-"""The verbs that end in a report: demo, run, measure, compare, report."""
+"""The verbs that end in a report: demo, run, measure, sensitivity."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from bitloss.display import visible
 from bitloss.errors import FileProblem, UsageError
 from bitloss.records import RESULTS_NAME, Results
 from bitloss.report.crossed import sensitivity_table
-from bitloss.report.missing import NO_AUDIT, answered, no_candidates, no_comparisons
-from bitloss.report.tables import comparisons_table, founding_table
+from bitloss.report.missing import NO_AUDIT, answered, no_candidates
+from bitloss.report.tables import founding_table
 from bitloss.report.terminal import Fitted
 from bitloss.report.uncertainty import said_of, usual
 from bitloss.run.executor import LocalExecutor
@@ -390,21 +390,3 @@ def sensitivity(
     console = output_console()
     console.print(Fitted(sensitivity_table(results)))
     _tell(results, out)
-
-
-@app.command(epilog="Example: bitloss compare runs/mistral")
-def compare(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a results.json.")], json: Json = False
-) -> None:
-    """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
-    from bitloss.cli.reports import read_finished
-
-    results, _ = read_finished(run)
-    if json:
-        print_json([row.model_dump(mode="json") for row in results.comparisons])
-    elif (nothing := no_comparisons(results)) is not None:
-        output_console().print(
-            f"Comparisons: {visible(nothing[:1].lower() + nothing[1:], 300)}", markup=False
-        )
-    else:
-        output_console().print(Fitted(comparisons_table(results)))

@@ -1,4 +1,4 @@
-"""The verbs that look at finished runs: report, card, pick."""
+"""The verbs that look at finished runs: report, compare, card, pick."""
 
 from __future__ import annotations
 
@@ -109,6 +109,21 @@ def _side_by_side(folders: list[Path], out: Path) -> tuple[Path, Path]:
     gathered = gather(together.results, together.files, together.noise)
     written = write_gathered(together.results, out, gathered, warnings=together.warnings)
     return written.markdown, written.html
+
+
+@app.command(epilog="Example: bitloss compare runs/mistral")
+def compare(run: RunFolder, json: Json = False) -> None:
+    """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
+    from bitloss.report.missing import no_comparisons
+    from bitloss.report.tables import comparisons_table
+
+    results, _ = read_finished(run)
+    if json:
+        print_json([row.model_dump(mode="json") for row in results.comparisons])
+    elif (nothing := no_comparisons(results)) is not None:
+        output_console().print(visible(f"No comparisons{nothing.removeprefix('None')}", 300), markup=False)
+    else:
+        output_console().print(Fitted(comparisons_table(results)))
 
 
 @app.command(epilog="Example: bitloss card runs/mistral -o README.md")
