@@ -258,8 +258,8 @@ def test_pick(cli: Cli, run: Path, inputs: Any) -> None:
     assert document["besides_weights"] > 0
     assert document["told_by"] == inputs.source.name
     assert [each["fits"] for each in document["fits"]] == [False, False, True, True]
-    shown = cli("pick", run, "--vram", "8GiB", "--ctx", 64, "--model", inputs.source).out
-    assert "For 8.00 GiB and a context of 64 tokens: Q4_K_M/f16" in shown
+    shown = cli("pick", run, "--vram", "8GiB", "--model", inputs.source).out
+    assert "For 8.00 GiB and a context of 256 tokens: Q4_K_M/f16" in shown
     assert "not known" not in shown
 
 

@@ -156,8 +156,16 @@ def pick(
         str, typer.Option("--vram", help="Memory there is, e.g. 8GiB or 24GB; bytes without a unit.")
     ],
     ctx: Annotated[
-        int, typer.Option("--ctx", "-c", min=2, max=2**31 - 1, help="Context to make room for.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            "--ctx",
+            "-c",
+            min=2,
+            max=2**31 - 1,
+            help="Context to make room for. [default: 8192, or the model's longest]",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -168,19 +176,22 @@ def pick(
 ) -> None:
     """Name the best file for a memory: weights, cache and buffers counted, ties named.
 
-    Exit code 0 when a file is named, 1 when none fits (the answer is printed all the same, with --json too). Where no
-    GGUF file is left to tell the size of the cache, files are picked by their weights alone, and none is said to fit.
+    Exit code 0 when a file is named, 1 when none fits; the answer is printed either way.
+
+    Where no GGUF file is left to tell the size of the cache, weights alone are counted and no file is said to fit.
     """
     from bitloss.model.gguf import GgufFile
-    from bitloss.report.pick import files_of, shape_of
+    from bitloss.report.pick import CONTEXT, files_of, shape_of
     from bitloss.report.pick import pick as choose
 
     results, folder = read_finished(run)
     budget = size(vram, "--vram")
     if model is not None:
         GgufFile.open(model)  # says by name what is wrong with it
-    shape = shape_of([model] if model else files_of(results, folder), ctx)
-    chosen = choose(results, budget=budget, n_ctx=ctx, besides=shape.besides if shape else None)
+    files = [model] if model else files_of(results, folder)
+    shape = shape_of(files, ctx or CONTEXT, or_longest=ctx is None)
+    n_ctx = shape.n_ctx if shape else ctx or CONTEXT
+    chosen = choose(results, budget=budget, n_ctx=n_ctx, besides=shape.besides if shape else None)
     if json:
         print_json(
             {
@@ -189,7 +200,7 @@ def pick(
                 "lowest": chosen.lowest.name if chosen.lowest else None,
                 "tied": list(chosen.tied),
                 "budget": budget,
-                "ctx": ctx,
+                "ctx": n_ctx,
                 "besides_weights": chosen.besides,
                 "told_by": shape.told_by if shape else None,
                 "fits": [

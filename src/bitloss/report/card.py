@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitloss.display import size
-from bitloss.errors import FileProblem, FormatError, UnsupportedError, UsageError
+from bitloss.errors import FileProblem, FormatError, UnsupportedError
 from bitloss.explain.routes import routes_only
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Figure, Results
 from bitloss.report.making import made_rows, reservations, scored
 from bitloss.report.missing import no_candidates
-from bitloss.report.pick import files_of, pick, shape_of
+from bitloss.report.pick import CONTEXT, files_of, pick, shape_of
 from bitloss.report.tables import (
     HASH_DIGITS,
     Notes,
@@ -31,7 +31,6 @@ from bitloss.report.uncertainty import Uncertainty, usual
 CARD_NAME = "README.md"
 _GIB = 1 << 30
 BUDGETS = tuple(n * _GIB for n in (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192))
-CONTEXT = 8192
 
 
 def render_card(results: Results, folder: Path) -> str:
@@ -133,18 +132,8 @@ def _files(results: Results) -> Table:
 
 
 def _recommendations(results: Results, files: Sequence[Path]) -> str:
-    n_ctx, besides = CONTEXT, None
-    while besides is None and n_ctx >= 256:
-        try:
-            shape = shape_of(files, n_ctx)
-        except UsageError:  # made for a shorter context
-            n_ctx //= 2
-            continue
-        if shape is None:
-            break
-        besides = shape.besides
-    if besides is None:
-        n_ctx = CONTEXT
+    shape = shape_of(files, CONTEXT, or_longest=True)
+    n_ctx, besides = (shape.n_ctx, shape.besides) if shape else (CONTEXT, None)
     rows: list[tuple[str, ...]] = []
     for budget in BUDGETS:
         found = pick(results, budget=budget, n_ctx=n_ctx, besides=besides)

@@ -22,6 +22,8 @@ from bitloss.records import Candidate, Results, Verdict
 from bitloss.report.tables import Table
 from bitloss.report.uncertainty import usual_error
 
+CONTEXT = 8192
+"""What room is made for when nobody says, where the model was made for as much."""
 _MICRO_BATCH = 512
 _ALIKE = {Verdict.TIE, Verdict.IDENTICAL}
 
@@ -32,10 +34,12 @@ class Shape(NamedTuple):
     Attributes:
         besides: bytes of cache and buffers.
         told_by: the file that told.
+        n_ctx: context it was told for.
     """
 
     besides: int
     told_by: str
+    n_ctx: int
 
 
 class Pick(NamedTuple):
@@ -118,8 +122,13 @@ def _kld(c: Candidate) -> str:
     return "n/a" if figure is None or figure.value is None else decimal(figure.value, usual_error(figure))
 
 
-def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
+def shape_of(files: Iterable[Path], n_ctx: int, *, or_longest: bool = False) -> Shape | None:
     """What a model takes beside its weights, told by the first of `files` that can be read; None when none can.
+
+    Args:
+        files: of the model.
+        n_ctx: context to make room for.
+        or_longest: take the longest context the model was made for where that is shorter.
 
     Raises:
         UsageError: the context is longer than the model was made for.
@@ -132,7 +141,9 @@ def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
         except (FormatError, UnsupportedError, FileProblem):
             continue
         longest = file.value(f"{file.architecture}.context_length", None)
-        if isinstance(longest, int) and n_ctx > longest:
+        if or_longest and isinstance(longest, int):
+            n_ctx = max(2, min(n_ctx, longest))
+        elif isinstance(longest, int) and n_ctx > longest:
             raise UsageError(
                 "context longer than the model was made for",
                 where="--ctx",
@@ -142,7 +153,7 @@ def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
         # batch and micro-batch no longer than the context: one sequence, as a person runs it
         batch = max(2, min(_MICRO_BATCH, n_ctx))
         options = EngineOptions(batch=batch, ubatch=batch)
-        return Shape(engine_bytes(file, options, n_ctx=n_ctx) - file.size, path.name)
+        return Shape(engine_bytes(file, options, n_ctx=n_ctx) - file.size, path.name, n_ctx)
     return None
 
 

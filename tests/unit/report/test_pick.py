@@ -109,6 +109,8 @@ def test_cache_and_buffers_are_told_by_a_file_of_the_run(sample_results: Results
     assert longer.besides - told.besides == 2048 * (3 * 2 * (64 + 64) * 2 + 4 * 512 * 4)
     with pytest.raises(UsageError, match="at most 4096"):
         shape_of([path], 4097)
+    assert shape_of([path], 8192, or_longest=True) == longer
+    assert shape_of([path], 2048, or_longest=True) == told
 
 
 def test_no_files_at_all(sample_document: dict[str, Any]) -> None:
