@@ -152,7 +152,7 @@ def _check(first: Run, other: Run) -> None:
 def _warnings(runs: Sequence[Run], by_tensors: dict[str, str]) -> list[str]:
     said = [
         f"{len(runs)} runs side by side ({', '.join(run.label for run in runs)}). Comparisons were made within each; "
-        "machine, noise floor and how it was made are those of the first."
+        "machine, noise floor, audit and how it was made are those of the first."
     ]
     for run in runs:
         if (nothing := no_candidates(run.results)) is not None:

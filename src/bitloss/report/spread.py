@@ -31,7 +31,7 @@ def kld_curve(look: Look) -> Plot | None:
     for i in distinct(look):
         each = results.candidates[i]
         curves.append((look.series[i], each.metrics, _curve(look.tokens.get(each.name), each.metrics)))
-    if results.noise_floor:
+    if results.noise_floor and curves:
         floor = results.noise_floor.metrics
         curves.append((Series(FLOOR, -1, 1), floor, _curve(look.floor, floor)))
     curves = [curve for curve in curves if len(curve[2]) > 1]

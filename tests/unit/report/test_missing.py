@@ -43,6 +43,7 @@ def test_a_run_without_candidates(empty: Results, tmp_path: Path, floor: bool) -
         assert "None: this run has no candidates yet." in text
         assert "0 files" not in text
         assert NOTHING_TO_SAY not in text
+        assert "spread over the tokens" not in text
         assert text.count(NOTHING) == 2  # in short, and in the table's place
         assert ("There are none." in text) is not floor  # figures of the noise floor, or none at all
     assert "\n\n\n" not in markdown
