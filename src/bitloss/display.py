@@ -2,7 +2,8 @@
 
 Divergences and perplexities have llama-perplexity's six decimals, percentages its three. A number that would
 keep fewer than three digits that way (a KLD below 1e-4, a percentage that rounds to 0.000) is written with an
-exponent instead, so that nothing measured is shown as zero.
+exponent instead, so that nothing measured is shown as zero. A percentage has a space before its sign: ``99.62 %`` (rows
+called ``99.9% KLD`` and the like have llama-perplexity's names).
 """
 
 from __future__ import annotations
@@ -43,22 +44,40 @@ def decimal(value: float, se: float | None = None, *, digits: int = 6, least: fl
     return f"{shown} ± {se:.1e}" if se != 0 and (small or float(error) == 0) else f"{shown} ± {error}"
 
 
-def percent(value: float, se: float | None = None) -> str:
-    """Format a fraction as ``-0.256 ± 0.010 %``."""
-    return f"{percentage_points(value, se)} %"
+def percent(value: float, se: float | None = None, *, digits: int = 3) -> str:
+    """Format a fraction as ``-0.256 ± 0.010 %``.
+
+    Args:
+        value: a finite number.
+        se: its standard error.
+        digits: decimals of both; what would be 0 by them is written with an exponent.
+    """
+    return f"{percentage_points(value, se, digits=digits)} %"
 
 
-def percentage_points(value: float, se: float | None = None) -> str:
+def percentage_points(value: float, se: float | None = None, *, digits: int = 3) -> str:
     """Format a fraction as :func:`percent` does, without its sign."""
-    return decimal(100 * value, None if se is None else 100 * se, digits=3, least=5e-4)
+    return decimal(
+        100 * value, None if se is None else 100 * se, digits=digits, least=0.5 * float(f"1e-{digits}")
+    )
+
+
+def rough_percent(value: float, *, digits: int = 2) -> str:
+    """Format a fraction to so many significant digits: ``0.0029 %``, ``38 %``, ``0 %``; nearly all is not ``100 %``."""
+    shown = f"{100 * value:.{digits}g}"
+    if "e+" in shown:
+        shown = f"{100 * value:.0f}"
+    if value < 1 and shown == "100":
+        shown = f"over {100 - float(f'1e{2 - digits}'):g}"
+    return f"{shown} %"
 
 
 def correlation(value: float) -> str:
-    """Format ``99.62%``; where that would round to 100.00% without being it, with enough digits to tell."""
+    """Format ``99.62 %``; where that would round to 100.00 % without being it, with enough digits to tell."""
     digits = 2
     while value < 1 and digits < 12 and f"{100 * value:.{digits}f}" == f"{100:.{digits}f}":
         digits += 2
-    return f"{100 * value:.{digits}f}%"
+    return f"{100 * value:.{digits}f} %"
 
 
 def probability(value: float) -> str:

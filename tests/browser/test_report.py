@@ -170,7 +170,7 @@ def test_a_metric_sorts_the_files(browser: Browser, page: Path) -> None:
     browser.click(kld)
     assert column_titles(browser)[1:] == ["Q8_0/f32", "Q8_0/f16", "Q4_K_M/f32", "Q4_K_M/f16", "noise floor"]
     row = kld.find_element("xpath", "ancestor::tr").find_elements("css selector", "td")
-    assert row[0].text.startswith("0.000859 ± 0.000005")
+    assert row[0].text.startswith("0.000859 ± 0.000008")
     browser.click(kld)
     assert column_titles(browser)[1:] == ["Q4_K_M/f16", "Q4_K_M/f32", "Q8_0/f32", "Q8_0/f16", "noise floor"]
     assert "sorted by Mean KLD, descending" in browser.js("document.getElementById('live').textContent")
@@ -197,14 +197,18 @@ def test_a_column_sorts_the_rows_by_what_its_words_mean(browser: Browser, page: 
 def test_standard_errors_both_ways(browser: Browser, page: Path) -> None:
     browser.open(page)
     cell = browser.all("#measurements tbody tr:nth-child(5) td")[0]
-    assert cell.text.splitlines()[0] == "0.018110 ± 0.000112"
-    for way, shown in (
-        ("clustered", "0.018110 ± 0.000168"),
-        ("both", "0.018110 ± 0.000112 (0.000168)"),
-        ("tokens", "0.018110 ± 0.000112"),
+    assert cell.text.splitlines()[0] == "0.018110 ± 0.000168"
+    note = browser.all("#measurements > p.notes")[0]
+    assert note.text.startswith("± is the standard error clustered by chunk")
+    for way, shown, said in (
+        ("tokens", "0.018110 ± 0.000112", "which takes tokens as independent; clustered by chunk, errors"),
+        ("both", "0.018110 ± 0.000168 (0.000112)", "in brackets stands llama-perplexity's"),
+        ("clustered", "0.018110 ± 0.000168", "it is not the one that llama-perplexity prints"),
     ):
         browser.click(browser.one(f"[data-set-u={way}]"))
         assert cell.text.splitlines()[0] == shown
+        assert note.text.startswith("± is the standard error")
+        assert said in note.text
     assert cell.text.splitlines()[1] == "≈ Q4_K_M/f16"
 
 
@@ -281,8 +285,8 @@ def test_text_stands_out_from_what_is_behind_it(browser: Browser, page: Path, th
 def test_copying_gives_the_table_as_shown(browser: Browser, page: Path) -> None:
     browser.open(page)
     for button, first, cell in (
-        ("founding:markdown", "| Metric ", "| 0.018110 ± 0.000112 |"),
-        ("founding:csv", "Metric,Q4_K_M/f32", ",0.018110 ± 0.000112,"),
+        ("founding:markdown", "| Metric ", "| 0.018110 ± 0.000168 |"),
+        ("founding:csv", "Metric,Q4_K_M/f32", ",0.018110 ± 0.000168,"),
     ):
         browser.js(
             "(() => { window.copied = null; Object.defineProperty(navigator, 'clipboard', {configurable: true, "

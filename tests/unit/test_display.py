@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitloss.display import correlation, decimal, duration, percent, probability, size, visible
+from bitloss.display import correlation, decimal, duration, percent, probability, rough_percent, size, visible
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,39 @@ def test_percent(value: float, se: float | None, shown: str) -> None:
     assert percent(value, se) == shown
 
 
+def test_percent_with_other_digits() -> None:
+    assert percent(0.3825, 0.0125, digits=1) == "38.2 ± 1.2 %"
+    assert percent(0.3825, digits=0) == "38 %"
+    assert percent(0.0004, 0.001, digits=1) == "4.000e-02 ± 1.0e-01 %"
+    assert percent(0.0, 0.0, digits=1) == "0.0 ± 0.0 %"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (0.0, 2, "0 %"),
+        (0.05, 2, "5 %"),
+        (0.000029, 2, "0.0029 %"),
+        (0.125, 3, "12.5 %"),
+        (0.9999, 3, "over 99.9 %"),
+        (0.9999, 2, "over 99 %"),
+        (1.0, 3, "100 %"),
+        (12.345, 2, "1234 %"),
+    ],
+)
+def test_rough_percent(value: float, digits: int, shown: str) -> None:
+    assert rough_percent(value, digits=digits) == shown
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (0.9962, "99.62%"),
-        (0.9998, "99.98%"),
-        (1.0, "100.00%"),
-        (0.999999, "99.9999%"),
-        (1 - 1e-16, "100.000000000000%"),  # nearer to 1 than the digits go
-        (-0.5, "-50.00%"),
+        (0.9962, "99.62 %"),
+        (0.9998, "99.98 %"),
+        (1.0, "100.00 %"),
+        (0.999999, "99.9999 %"),
+        (1 - 1e-16, "100.000000000000 %"),  # nearer to 1 than the digits go
+        (-0.5, "-50.00 %"),
     ],
 )
 def test_correlation(value: float, shown: str) -> None:

@@ -1,4 +1,4 @@
-"""The verbs that end in a report: demo, run, measure, compare, report."""
+"""The verbs that end in a report: demo, run, measure, sensitivity."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from bitloss.cli.options import (
 )
 from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.cli.verbs import app, command_line
+from bitloss.display import visible
 from bitloss.errors import FileProblem, UsageError
-from bitloss.explain.questions import answers
 from bitloss.records import RESULTS_NAME, Results
 from bitloss.report.crossed import sensitivity_table
-from bitloss.report.tables import comparisons_table, founding_table
+from bitloss.report.missing import NO_AUDIT, answered, no_candidates
+from bitloss.report.tables import founding_table
 from bitloss.report.terminal import Fitted
+from bitloss.report.uncertainty import said_of, usual
 from bitloss.run.executor import LocalExecutor
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
 
@@ -226,19 +228,26 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
     console = output_console()
-    console.print(Fitted(founding_table(results)))
+    if (nothing := no_candidates(results)) is not None:
+        console.print(visible(nothing, 300), markup=False)
+    else:
+        console.print(Fitted(founding_table(results)))
+        shown = usual(results)
+        console.print(said_of(shown, shown), markup=False)
     _tell(results, out)
 
 
 def _tell(results: Results, out: Path) -> None:
     """Findings by question, and where the report is."""
     console = output_console()
-    for answer in answers(results.findings):
+    for answer in answered(results):
         if answer.number:
             console.print(f"\n{answer.number}. {answer.question}", style="bold underline", markup=False)
         for finding in answer.findings:
             console.print(f"\n{finding.title}", style="bold", markup=False)
             console.print(finding.text, markup=False)
+        if not answer.findings:
+            console.print(f"\n{NO_AUDIT}", markup=False)
     console.print(
         f"\nreport: {out / 'report.html'}\nthe same as text: {out / 'report.md'}\nresults: {out / RESULTS_NAME}",
         markup=False,
@@ -381,17 +390,3 @@ def sensitivity(
     console = output_console()
     console.print(Fitted(sensitivity_table(results)))
     _tell(results, out)
-
-
-@app.command(epilog="Example: bitloss compare runs/mistral")
-def compare(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a results.json.")], json: Json = False
-) -> None:
-    """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
-    from bitloss.cli.reports import read_finished
-
-    results, _ = read_finished(run)
-    if json:
-        print_json([row.model_dump(mode="json") for row in results.comparisons])
-    else:
-        output_console().print(Fitted(comparisons_table(results)))

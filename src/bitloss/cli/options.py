@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from bitloss.display import visible
 from bitloss.engine.base import FlashAttention, SplitMode
 from bitloss.errors import UsageError
 from bitloss.run.steps import engine_options
@@ -212,7 +213,12 @@ def size(text: str, option: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
     value = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
     if not 1 <= value < 2**63:
-        raise UsageError("not a size", where=option, expected="a size like 8GiB or 500MB", found=text)
+        raise UsageError(
+            "not a size" if not match else "a size of nothing" if value < 1 else "larger than any memory",
+            where=option,
+            expected="a size like 8GiB or 500MB",
+            found=visible(text, 40),
+        )
     return int(value)
 
 

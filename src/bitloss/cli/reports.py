@@ -1,4 +1,4 @@
-"""The verbs that look at finished runs: report, card, pick."""
+"""The verbs that look at finished runs: report, compare, card, pick."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import typer
 from bitloss.cli.options import Json, Quiet, size
 from bitloss.cli.show import output_console, print_json
 from bitloss.cli.verbs import app
+from bitloss.display import visible
 from bitloss.errors import RunFolderError, UsageError
-from bitloss.records import Results, read_results
+from bitloss.records import RESULTS_NAME, Results, read_results
 from bitloss.report.terminal import Fitted
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a results.json.")]
@@ -23,6 +24,7 @@ def read_finished(run: Path) -> tuple[Results, Path]:
 
     Raises:
         RunFolderError: it has not finished.
+        UsageError: it is a stored base, which has no results.
         FileProblem, RecordError: it holds no results that can be read.
     """
     from bitloss.report.unfinished import is_unfinished
@@ -32,6 +34,13 @@ def read_finished(run: Path) -> tuple[Results, Path]:
             "the run has not finished: there are no results yet",
             where=run,
             mend="wait for it or run it again; bitloss report shows what there is so far",
+        )
+    if (run / "base.json").is_file() and not (run / RESULTS_NAME).exists():
+        raise UsageError(
+            "a stored base, nothing measured against it yet",
+            where=run,
+            expected=f"a run folder or a {RESULTS_NAME}",
+            mend=f"measure files against it: bitloss measure FILE.gguf --base {run} -o DIR",
         )
     return read_results(run), run if run.is_dir() else run.parent
 
@@ -55,6 +64,7 @@ def report(
 
     finished = True
     if len(runs) > 1:
+        _refuse_twice(runs)
         if out is None:
             raise UsageError("several runs need a folder of their own", where="--out", mend="give --out DIR")
         markdown, html = _side_by_side(runs, out)
@@ -73,6 +83,20 @@ def report(
             sys.stderr.write("the run has not finished: the report shows what there is\n")
 
 
+def _refuse_twice(runs: list[Path]) -> None:
+    folders: dict[Path, Path] = {}
+    for run in runs:
+        folder = (run.parent if run.is_file() else run).resolve()
+        if folder in folders:
+            raise UsageError(
+                "the same run twice",
+                where=run,
+                found=f"{folders[folder]} and {run}" if folders[folder] != run else None,
+                mend="name each run once",
+            )
+        folders[folder] = run
+
+
 def _side_by_side(folders: list[Path], out: Path) -> tuple[Path, Path]:
     from bitloss.report.side import Run, labelled, side_by_side
     from bitloss.report.write import gather, write_gathered
@@ -85,6 +109,21 @@ def _side_by_side(folders: list[Path], out: Path) -> tuple[Path, Path]:
     gathered = gather(together.results, together.files, together.noise)
     written = write_gathered(together.results, out, gathered, warnings=together.warnings)
     return written.markdown, written.html
+
+
+@app.command(epilog="Example: bitloss compare runs/mistral")
+def compare(run: RunFolder, json: Json = False) -> None:
+    """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
+    from bitloss.report.missing import no_comparisons
+    from bitloss.report.tables import comparisons_table
+
+    results, _ = read_finished(run)
+    if json:
+        print_json([row.model_dump(mode="json") for row in results.comparisons])
+    elif (nothing := no_comparisons(results)) is not None:
+        output_console().print(visible(f"No comparisons{nothing.removeprefix('None')}", 300), markup=False)
+    else:
+        output_console().print(Fitted(comparisons_table(results)))
 
 
 @app.command(epilog="Example: bitloss card runs/mistral -o README.md")
@@ -113,8 +152,20 @@ def card(
 @app.command(epilog="Example: bitloss pick runs/mistral --vram 8GiB --ctx 8192")
 def pick(
     run: RunFolder,
-    vram: Annotated[str, typer.Option("--vram", help="Memory there is, e.g. 8GiB.")],
-    ctx: Annotated[int, typer.Option("--ctx", "-c", min=2, help="Context to make room for.")] = 8192,
+    vram: Annotated[
+        str, typer.Option("--vram", help="Memory there is, e.g. 8GiB or 24GB; bytes without a unit.")
+    ],
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx",
+            "-c",
+            min=2,
+            max=2**31 - 1,
+            help="Context to make room for. [default: 8192, or the model's longest]",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -123,17 +174,24 @@ def pick(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Name the best file for a memory: weights, cache and buffers counted, ties named."""
+    """Name the best file for a memory: weights, cache and buffers counted, ties named.
+
+    Exit code 0 when a file is named, 1 when none fits; the answer is printed either way.
+
+    Where no GGUF file is left to tell the size of the cache, weights alone are counted and no file is said to fit.
+    """
     from bitloss.model.gguf import GgufFile
-    from bitloss.report.pick import files_of, shape_of
+    from bitloss.report.pick import CONTEXT, files_of, shape_of
     from bitloss.report.pick import pick as choose
 
     results, folder = read_finished(run)
     budget = size(vram, "--vram")
     if model is not None:
         GgufFile.open(model)  # says by name what is wrong with it
-    shape = shape_of([model] if model else files_of(results, folder), ctx)
-    chosen = choose(results, budget=budget, n_ctx=ctx, besides=shape.besides if shape else None)
+    files = [model] if model else files_of(results, folder)
+    shape = shape_of(files, ctx or CONTEXT, or_longest=ctx is None)
+    n_ctx = shape.n_ctx if shape else ctx or CONTEXT
+    chosen = choose(results, budget=budget, n_ctx=n_ctx, besides=shape.besides if shape else None)
     if json:
         print_json(
             {
@@ -142,16 +200,20 @@ def pick(
                 "lowest": chosen.lowest.name if chosen.lowest else None,
                 "tied": list(chosen.tied),
                 "budget": budget,
-                "ctx": ctx,
+                "ctx": n_ctx,
                 "besides_weights": chosen.besides,
                 "told_by": shape.told_by if shape else None,
                 "fits": [
                     {"candidate": c.name, "file": c.file, "takes": taken, "fits": fits}
-                    for c, taken, fits in chosen.fits
+                    for (c, taken, _), fits in zip(chosen.fits, chosen.surely_fits(), strict=True)
                 ],
+                "left_out": list(chosen.left_out),
             }
         )
-        return
-    console = output_console()
-    console.print(Fitted(chosen.table()))
-    console.print(chosen.words(), markup=False)
+    else:
+        console = output_console()
+        if chosen.fits:
+            console.print(Fitted(chosen.table()))
+        console.print(visible(chosen.words(), 2000), markup=False)
+    if chosen.best is None:
+        raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bitloss.display import visible
+from bitloss.display import rough_percent, visible
 from bitloss.records.diff import (
     AgainstReference,
     Conclusion,
@@ -39,9 +39,7 @@ def share_of(n: int, of: int, word: str) -> str:
     """``12 of 4,096 blocks (0.29 %)``."""
     if not 0 < n < of:
         return f"{n:,} of {plural(of, word)}"
-    percent = f"{100 * n / of:.3g}"
-    # Nearly all is not all.
-    return f"{n:,} of {plural(of, word)} ({'over 99.9' if percent == '100' else percent} %)"
+    return f"{n:,} of {plural(of, word)} ({rough_percent(n / of, digits=3)})"
 
 
 # ---------------------------------------------------------------------------------------------- causes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bitloss.display import decimal, percent, probability, visible
+from bitloss.display import decimal, percent, probability, rough_percent, visible
 from bitloss.explain.sameness import sources_of
 from bitloss.records import (
     Attribution,
@@ -98,7 +98,7 @@ def _title(found: Attribution) -> str:
     if blocks.whole == blocks.weights:
         return f"{files} differ through the weights alone"
     shares = ", ".join(
-        f"{100 * count / blocks.whole:.1f} % through {what}"
+        f"{percent(count / blocks.whole, digits=1)} through {what}"
         for count, what in (
             (blocks.weights, "the weights"),
             (blocks.imatrix, "the importance matrix"),
@@ -189,7 +189,7 @@ def _share(effect: Effect) -> str:
 def _percent(share: float | None, se: float | None) -> str:
     if share is None:
         return "not known"
-    return f"{100 * share:.1f} %" if se is None else f"{100 * share:.1f} ± {100 * se:.1f} %"
+    return percent(share, se, digits=1)
 
 
 def not_crossed(candidates: Sequence[Candidate], cross: Cross | None) -> Finding | None:
@@ -288,4 +288,4 @@ def imatrix_route(pair: ImatrixPair, halves: Sequence[ImatrixHalves]) -> Finding
 
 
 def _times(part: float, whole: float) -> str:
-    return "more than all" if not whole else f"{100 * part / whole:.3g} %"
+    return "more than all" if not whole else rough_percent(part / whole, digits=3)

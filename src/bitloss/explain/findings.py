@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from bitloss.display import decimal, percent, probability, visible
+from bitloss.display import decimal, percent, probability, rough_percent, visible
 from bitloss.explain.cautions import base_of_something_else, calibrated_on_the_measured_text, not_finite
 from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_different
 from bitloss.explain.losses import cast_losses, not_counted
@@ -113,7 +113,7 @@ def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
     said = ", ".join(f"{n} {name}" for name, n in counts.items())
     what = {
         "decided": f"Pairs by mean KLD: {said}.",
-        "precise": f"Asked for was mean KLD to within {percent(stopping.precision or 0.0)}.",
+        "precise": f"Asked for was mean KLD to within {rough_percent(stopping.precision or 0.0)}.",
     }[stopping.rule]
     return Finding(
         id="stopped-by-rule",
@@ -123,8 +123,8 @@ def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
             else f"The text of {stopping.chunks_available} chunks was not enough to meet the rule"
         ),
         text=f"{what} Chunks were taken in random order (seed {stopping.seed}); bounds and verdicts hold although one "
-        f"looked after every block (confidence sequences, {percent(stopping.alpha)} for the whole table). Standard "
-        "errors of single figures are those of the chunks measured.",
+        f"looked after every block (confidence sequences, {rough_percent(stopping.alpha)} for the whole table). "
+        "Standard errors of single figures are those of the chunks measured.",
         evidence={
             "rule": stopping.rule,
             "chunks": chunks,
@@ -256,7 +256,7 @@ def engine_noise(floor: NoiseFloor | None, candidates: Sequence[Candidate]) -> F
         title=(
             f"{len(lost)} of {len(measured)} divergences cannot be told from the engine's noise"
             if lost
-            else f"The engine's noise is {_share(share)} of the smallest divergence measured"
+            else f"The engine's noise is {rough_percent(share)} of the smallest divergence measured"
         ),
         text=text,
         evidence=evidence,
@@ -286,7 +286,3 @@ def no_noise_floor(floor: NoiseFloor | None, routes: Sequence[str]) -> Finding |
 
 def _value(figure: Figure | None) -> float | None:
     return None if figure is None else figure.value
-
-
-def _share(share: float) -> str:
-    return "0 %" if share == 0 else f"{100 * share:.2g} %"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from bitloss.display import duration, size
+from bitloss.display import duration, percent, size
 from bitloss.records import Candidate, Comparison, Confidence, Cost, Finding, Results, Source, Verdict
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _compared(ratio: float, what: str) -> str:
         return f"the same {what}"
     if abs(ratio - 0.5) < _CLOSE / 2:
         return f"half the {what}"
-    return f"{100 * abs(1 - ratio):.0f} % {'less' if ratio < 1 else 'more'} {what}"
+    return f"{percent(abs(1 - ratio), digits=0)} {'less' if ratio < 1 else 'more'} {what}"
 
 
 def _recommendation(routes: _Routes, twins: Sequence[Twin]) -> str:

@@ -11,33 +11,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitloss.display import size
-from bitloss.errors import FileProblem, FormatError, UnsupportedError, UsageError
+from bitloss.errors import FileProblem, FormatError, UnsupportedError
 from bitloss.explain.routes import routes_only
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Figure, Results
 from bitloss.report.making import made_rows, reservations, scored
-from bitloss.report.pick import files_of, pick, shape_of
+from bitloss.report.missing import no_candidates
+from bitloss.report.pick import CONTEXT, files_of, pick, shape_of
 from bitloss.report.tables import (
     HASH_DIGITS,
     Notes,
     Table,
-    Uncertainty,
     markdown_text,
     show_figure,
     to_markdown,
 )
+from bitloss.report.uncertainty import Uncertainty, usual
 
 CARD_NAME = "README.md"
 _GIB = 1 << 30
 BUDGETS = tuple(n * _GIB for n in (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192))
-CONTEXT = 8192
 
 
 def render_card(results: Results, folder: Path) -> str:
-    """Return the card; `folder` is the run's, whose files tell licence and hyperparameters while they are there."""
+    """Return the card; `folder` is the run's, whose files tell licence and hyperparameters while they are there.
+
+    That of a run without candidates says so, and has no tables.
+    """
     results = routes_only(results)
     files = files_of(results, folder)
     licence = _licence(files)
+    if (nothing := no_candidates(results)) is not None:
+        title = f"# {markdown_text(results.model.name)}: no GGUF files measured yet"
+        return "\n\n".join([_front_matter(results, licence), title, markdown_text(nothing, 300)]) + "\n"
     parts = [
         _front_matter(results, licence),
         f"# {markdown_text(results.model.name)}: GGUF files, measured",
@@ -58,14 +64,13 @@ def render_card(results: Results, folder: Path) -> str:
 
 
 def _front_matter(results: Results, licence: str | None) -> str:
-    lines = [
-        f"base_model: {_yaml(results.model.name)}",
-        "base_model_relation: quantized",
-        "library_name: gguf",
-    ]
+    lines = [f"base_model: {_yaml(results.model.name)}"]
+    if results.candidates:
+        lines += ["base_model_relation: quantized", "library_name: gguf"]
     if licence:
         lines.append(f"license: {_yaml(licence)}")
-    lines += ["pipeline_tag: text-generation", "tags:", "  - gguf", "  - quantized"]
+    if results.candidates:
+        lines += ["pipeline_tag: text-generation", "tags:", "  - gguf", "  - quantized"]
     if any(c.imatrix_from for c in results.candidates):
         lines.append("  - imatrix")
     return "\n".join(["---", *lines, "---"])
@@ -86,21 +91,15 @@ def _opening(results: Results, licence: str | None) -> str:
     return f"{said} The licence is the source model's; it is not recorded in its files, so state it here."
 
 
-def _is_clustered(results: Results) -> bool:
-    figures = [each.metrics.get("kld_mean") for each in results.candidates]
-    return any(figure is not None and figure.se_clustered is not None for figure in figures)
-
-
 def _error_said(results: Results) -> str:
-    if _is_clustered(results):
+    if usual(results) is Uncertainty.CLUSTERED:
         return "its standard error clustered by chunk"
     return "its standard error with tokens taken as independent (too few chunks to cluster by)"
 
 
 def _files(results: Results) -> Table:
     notes = Notes()
-
-    kind = Uncertainty.CLUSTERED if _is_clustered(results) else Uncertainty.TOKENS
+    kind = usual(results)
 
     def cell(c: Candidate, metric: str) -> str:
         figure: Figure | None = c.metrics.get(metric)
@@ -133,18 +132,8 @@ def _files(results: Results) -> Table:
 
 
 def _recommendations(results: Results, files: Sequence[Path]) -> str:
-    n_ctx, besides = CONTEXT, None
-    while besides is None and n_ctx >= 256:
-        try:
-            shape = shape_of(files, n_ctx)
-        except UsageError:  # made for a shorter context
-            n_ctx //= 2
-            continue
-        if shape is None:
-            break
-        besides = shape.besides
-    if besides is None:
-        n_ctx = CONTEXT
+    shape = shape_of(files, CONTEXT, or_longest=True)
+    n_ctx, besides = (shape.n_ctx, shape.besides) if shape else (CONTEXT, None)
     rows: list[tuple[str, ...]] = []
     for budget in BUDGETS:
         found = pick(results, budget=budget, n_ctx=n_ctx, besides=besides)
@@ -154,6 +143,8 @@ def _recommendations(results: Results, files: Sequence[Path]) -> str:
         row = (found.best.file, size(found.best.bytes), ", ".join(others))
         if not rows or rows[-1][1:] != row:
             rows.append((f"from {budget // _GIB} GiB", *row))
+    if all((figure := c.metrics.get("kld_mean")) is None or figure.value is None for c in results.candidates):
+        return "No file has a mean KLD, so none can be recommended."
     if not rows:
         return "No file fits into the memory sizes usual today."
     counted = (
@@ -161,7 +152,8 @@ def _recommendations(results: Results, files: Sequence[Path]) -> str:
         if besides is not None
         else "Weights alone are counted, because the files were gone when this was written: leave room for the cache."
     )
-    table = Table(("Memory", "File", "Size", "No different on this text"), tuple(rows), right=frozenset({2}))
+    memory = "Memory" if besides is not None else "Memory, for weights alone"
+    table = Table((memory, "File", "Size", "No different on this text"), tuple(rows), right=frozenset({2}))
     return (
         f"{to_markdown(table)}\n\n{counted} Each line is the file with the lowest mean KLD that fits, or the smallest "
         "of those that the paired test does not tell from it."
@@ -176,7 +168,7 @@ def _how(results: Results) -> str:
     )
     floor = results.noise_floor.metrics.get("kld_mean") if results.noise_floor else None
     if floor is not None and floor.value is not None:
-        shown = show_figure(floor, "kld_mean", Uncertainty.CLUSTERED, Notes())
+        shown = show_figure(floor, "kld_mean", usual(results), Notes())
         said += f" The engine's own noise is a mean KLD of {shown}."
     rows = [f"- {what}: {markdown_text(which, 2000)}" for what, which in made_rows(results)]
     return "\n".join([said, *map(_plain, reservations(results)), "", *rows])

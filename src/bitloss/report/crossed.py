@@ -42,7 +42,7 @@ def _part(each: Attribution, part: str, notes: Notes) -> tuple[str, ...]:
     reason = effect.reason or "not tested: the same in every chunk"
     return (
         f"{count:,}",
-        f"{100 * count / whole:.1f} %" if whole else notes.missing("no block differs"),
+        percent(count / whole, digits=1) if whole else notes.missing("no block differs"),
         notes.missing(reason) if effect.difference is None else decimal(effect.difference, effect.se),
         notes.missing(reason) if effect.ci95 is None else " .. ".join(decimal(x) for x in effect.ci95),
         notes.missing(reason) if effect.p_value is None else probability(effect.p_value),
@@ -54,7 +54,7 @@ def _part(each: Attribution, part: str, notes: Notes) -> tuple[str, ...]:
 def _share(share: float | None, se: float | None, reason: str, notes: Notes) -> str:
     if share is None:
         return notes.missing(reason)
-    return f"{100 * share:.1f} %" if se is None else f"{100 * share:.1f} ± {100 * se:.1f} %"
+    return percent(share, se, digits=1)
 
 
 def tensors_table(results: Results) -> Table:

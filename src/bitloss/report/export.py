@@ -1,14 +1,12 @@
 """``RUN/tables/``: everything a report shows as CSV and Parquet, numbers as they are and as they are written.
 
 `figures` has a row for each file and metric (`figures-by-text` for each text as well), with `shown` (as in every
-table) beside `value`, `se` and `se_clustered` (in the metric's unit: nats, fractions). The tables behind the pictures
-hold text as shown.
+table, the error clustered by chunk first) beside `value`, `se` and `se_clustered` (in the metric's unit: nats,
+fractions). The tables behind the pictures hold text as shown. How text stands in CSV says `bitloss.report.sheets`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ import pyarrow.parquet as pq
 from bitloss.display import visible
 from bitloss.records import Candidate, Metrics, Results
 from bitloss.report.looks import FLOOR, Plot
-from bitloss.report.tables import TITLES, Notes, Table, Uncertainty, show_figure
+from bitloss.report.sheets import csv_text
+from bitloss.report.tables import TITLES, Notes, Table, show_figure
+from bitloss.report.uncertainty import Uncertainty
 from bitloss.report.worst import WorstOf
 from bitloss.store import atomic_path, atomic_write_text
 
@@ -116,8 +116,5 @@ def _plain(table: Table) -> Rows:
 
 
 def _csv(rows: Rows) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    titles = list(rows[0])
+    return csv_text([titles, *([row.get(title) for title in titles] for row in rows)])

@@ -25,6 +25,11 @@ def opening(results: Results) -> str:
     """What was measured against what, on what, in a sentence."""
     text = results.text
     files, chunks = _many(len(results.candidates), "file"), _many(text.chunks, "chunk")
+    if not results.candidates:
+        return (
+            f"No candidates yet: nothing was measured against {results.base.name} on {text.name} "
+            f"({chunks} of {text.n_ctx}, {scored(results)})."
+        )
     return (
         f"{files} measured against {results.base.name} on {text.scored_tokens:,} tokens of {text.name} "
         f"({chunks} of {text.n_ctx}, {scored(results)})."

@@ -8,9 +8,7 @@ nothing be fetched.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,26 +18,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bitloss.display import visible
-from bitloss.explain.questions import answers
 from bitloss.records import Comparison, Finding, Metrics, Results, Verdict
 from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
 from bitloss.report.looks import Plot
 from bitloss.report.making import made_rows, opening, reservations
+from bitloss.report.missing import NO_AUDIT, NOTHING_TO_SAY, answered, no_candidates, no_comparisons
+from bitloss.report.sheets import csv_text
 from bitloss.report.svg import Series, shape
 from bitloss.report.tables import (
     FOUNDING,
     TITLES,
     Table,
-    Uncertainty,
     comparisons_table,
     costs_table,
     files_table,
     founding_table,
     full_table,
-    texts_table,
     to_markdown,
     without_crossed,
 )
+from bitloss.report.texts import texts_said, texts_table
+from bitloss.report.uncertainty import Uncertainty, fullest, said_of, usual
 from bitloss.report.worst import WorstOf
 
 PAGE_NAME = "report.html"
@@ -78,7 +77,7 @@ def render_html(page: Page) -> str:
         "cross": cross_table(results),
         "sensitivity": sensitivity_table(results),
         "files": files_table(results),
-        "everything": full_table(results),
+        "everything": full_table(results, uncertainty=fullest(results)),
     }
     if results.texts:
         tables["texts"] = texts_table(results)
@@ -102,7 +101,15 @@ def render_html(page: Page) -> str:
         worst_words=any(each.has_words for each in page.worst),
         warnings=(*reservations(results), *page.warnings),
         verdicts=_verdicts,
-        answers=answers(results.findings),
+        answers=answered(results),
+        no_audit=NO_AUDIT,
+        nothing=no_candidates(results),
+        nothing_to_say=NOTHING_TO_SAY,
+        no_comparisons=no_comparisons(results),
+        usual=usual(results).value,
+        errors={u.value: said_of(u, usual(results)) for u in Uncertainty},
+        fullest=fullest(results).value,
+        texts_said=texts_said(results),
         tensors=tensors_table(results),
         imatrices=imatrices_table(results),
         sections=_sections(page),
@@ -176,11 +183,8 @@ def json_script(data: Any) -> Markup:
 
 
 def to_csv(table: Table) -> str:
-    """Render as CSV (RFC 4180), cells as everywhere else."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([tuple(visible(cell, 400) for cell in row) for row in (table.columns, *table.rows)])
-    return out.getvalue()
+    """Render as CSV for a spreadsheet (`bitloss.report.sheets`), cells as everywhere else."""
+    return csv_text([tuple(visible(cell, 400) for cell in row) for row in (table.columns, *table.rows)])
 
 
 def _founding_copies(results: Results) -> dict[str, dict[str, str]]:

@@ -2,7 +2,8 @@
 
 What a file takes is `bitloss.engine.memory.engine_bytes`: its weights, the cache of keys and values for the context
 asked for (F16), and the buffers of a micro-batch; an estimate. Everything but the weights is the same for all files of
-a model, so any one of them that is still there tells it. Where none is, weights alone are counted, and that is said.
+a model, so any one of them that is still there tells it. Where none is, weights alone are counted: of a file whose
+weights fit it is then not known whether it does, and nothing says that it does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from bitloss.explain.routes import routes_only
 from bitloss.model.gguf import GgufFile
 from bitloss.records import Candidate, Results, Verdict
 from bitloss.report.tables import Table
+from bitloss.report.uncertainty import usual_error
 
+CONTEXT = 8192
+"""What room is made for when nobody says, where the model was made for as much."""
 _MICRO_BATCH = 512
 _ALIKE = {Verdict.TIE, Verdict.IDENTICAL}
 
@@ -30,10 +34,12 @@ class Shape(NamedTuple):
     Attributes:
         besides: bytes of cache and buffers.
         told_by: the file that told.
+        n_ctx: context it was told for.
     """
 
     besides: int
     told_by: str
+    n_ctx: int
 
 
 class Pick(NamedTuple):
@@ -46,7 +52,9 @@ class Pick(NamedTuple):
         best: the file to take; None when none fits.
         lowest: the file with the lowest mean KLD among those that fit; another than `best` when they are tied.
         tied: names of files that fit and are no different from `lowest`.
-        fits: every file with what it takes, whether it fits, smallest divergence first.
+        fits: every file with what it takes, and whether that fits (its weights, where `besides` is None), smallest
+            divergence first.
+        left_out: names of files without a mean KLD, which have no place in the order.
     """
 
     budget: int
@@ -56,48 +64,71 @@ class Pick(NamedTuple):
     lowest: Candidate | None
     tied: tuple[str, ...]
     fits: tuple[tuple[Candidate, int, bool], ...]
+    left_out: tuple[str, ...] = ()
+
+    def surely_fits(self) -> tuple[bool | None, ...]:
+        """Whether each of `fits` does; None where its weights do and the size of its cache is not known."""
+        return tuple((None if fits and self.besides is None else fits) for _, _, fits in self.fits)
 
     def words(self) -> str:
-        """The answer in a sentence or two."""
+        """The answer in a few sentences."""
+        if not self.fits:
+            why = self._left_out() if self.left_out else " This run has no candidates yet."
+            return f"Nothing to pick from.{why}"
         room = f"{size(self.budget)} and a context of {self.n_ctx} tokens"
         if self.best is None or self.lowest is None:
-            least = min((taken for _, taken, _ in self.fits), default=None)
-            smallest = "" if least is None else f"; the smallest takes about {size(least)}"
-            return f"No file fits into {room}{smallest}.{self._caveat()}"
-        said = f"For {room}: {self.best.name} ({self.best.file}, {size(self.best.bytes)}), mean KLD {_kld(self.best)}."
+            least = min(taken for _, taken, _ in self.fits)
+            takes = (
+                "the smallest takes about" if self.besides is not None else "the smallest file alone takes"
+            )
+            too_much = f"{size(least)}, {size(least - self.budget)} too much"
+            return f"No file fits into {room}: {takes} {too_much}.{self._left_out()}"
+        said = "" if self.besides is not None else "By weights alone, "
+        said += f"{'for' if said else 'For'} {room}: {self.best.name} "
+        said += f"({self.best.file}, {size(self.best.bytes)}), mean KLD {_kld(self.best)}."
         others = [name for name in self.tied if name != self.best.name]
         if others:
             said += f" Tied with it on this text: {', '.join(others)}."
         if self.best.name != self.lowest.name:
             said += f" {self.lowest.name} has the lowest mean KLD, {_kld(self.lowest)}, but is no better beyond chance."
-        return said + self._caveat()
+        return said + self._caveat() + self._left_out()
 
     def _caveat(self) -> str:
         if self.besides is not None:
             return ""
         return (
-            " Only weights are counted: no GGUF file of this run is here to tell the size of its cache. Leave room for"
-            " it, or give a file with --model."
+            " Whether it fits with its cache is not known: no GGUF file of this run is here to tell how large that is."
+            " Leave room for it, or give a file with --model."
         )
+
+    def _left_out(self) -> str:
+        if not self.left_out:
+            return ""
+        return f" Left out, having no mean KLD: {', '.join(self.left_out)}."
 
     def table(self) -> Table:
         """Every file with what it takes."""
+        words = {True: "yes", False: "no", None: "not known (weights do)"}
         rows = tuple(
-            (c.name, c.file, size(c.bytes), size(taken), _kld(c), "yes" if fits else "no")
-            for c, taken, fits in self.fits
+            (c.name, c.file, size(c.bytes), size(taken), _kld(c), words[fits])
+            for (c, taken, _), fits in zip(self.fits, self.surely_fits(), strict=True)
         )
-        return Table(
-            ("Name", "File", "Size", "Takes about", "Mean KLD", "Fits"), rows, right=frozenset({2, 3, 4})
-        )
+        takes = "Takes about" if self.besides is not None else "Takes more than"
+        return Table(("Name", "File", "Size", takes, "Mean KLD", "Fits"), rows, right=frozenset({2, 3, 4}))
 
 
 def _kld(c: Candidate) -> str:
     figure = c.metrics.get("kld_mean")
-    return "n/a" if figure is None or figure.value is None else decimal(figure.value, figure.se_clustered)
+    return "n/a" if figure is None or figure.value is None else decimal(figure.value, usual_error(figure))
 
 
-def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
+def shape_of(files: Iterable[Path], n_ctx: int, *, or_longest: bool = False) -> Shape | None:
     """What a model takes beside its weights, told by the first of `files` that can be read; None when none can.
+
+    Args:
+        files: of the model.
+        n_ctx: context to make room for.
+        or_longest: take the longest context the model was made for where that is shorter.
 
     Raises:
         UsageError: the context is longer than the model was made for.
@@ -110,7 +141,9 @@ def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
         except (FormatError, UnsupportedError, FileProblem):
             continue
         longest = file.value(f"{file.architecture}.context_length", None)
-        if isinstance(longest, int) and n_ctx > longest:
+        if or_longest and isinstance(longest, int):
+            n_ctx = max(2, min(n_ctx, longest))
+        elif isinstance(longest, int) and n_ctx > longest:
             raise UsageError(
                 "context longer than the model was made for",
                 where="--ctx",
@@ -120,7 +153,7 @@ def shape_of(files: Iterable[Path], n_ctx: int) -> Shape | None:
         # batch and micro-batch no longer than the context: one sequence, as a person runs it
         batch = max(2, min(_MICRO_BATCH, n_ctx))
         options = EngineOptions(batch=batch, ubatch=batch)
-        return Shape(engine_bytes(file, options, n_ctx=n_ctx) - file.size, path.name)
+        return Shape(engine_bytes(file, options, n_ctx=n_ctx) - file.size, path.name, n_ctx)
     return None
 
 
@@ -142,17 +175,18 @@ def pick(results: Results, *, budget: int, n_ctx: int, besides: int | None) -> P
     """
     results = routes_only(results)
     known = [c for c in results.candidates if _value(c) is not None]
+    left_out = tuple(c.name for c in results.candidates if _value(c) is None)
     known.sort(key=lambda c: (_value(c) or 0.0, c.bytes))
     fits = tuple((c, c.bytes + (besides or 0), c.bytes + (besides or 0) <= budget) for c in known)
     inside = [c for c, _, ok in fits if ok]
     if not inside:
-        return Pick(budget, n_ctx, besides, None, None, (), fits)
+        return Pick(budget, n_ctx, besides, None, None, (), fits, left_out)
     lowest = inside[0]
     alike = _alike(results, lowest.name)
     tied = [c for c in inside if c.name == lowest.name or c.name in alike]
     order = [c.name for c in results.candidates]
     best = min(tied, key=lambda c: (c.bytes, order.index(c.name)))
-    return Pick(budget, n_ctx, besides, best, lowest, tuple(c.name for c in tied), fits)
+    return Pick(budget, n_ctx, besides, best, lowest, tuple(c.name for c in tied), fits, left_out)
 
 
 def _value(c: Candidate) -> float | None:

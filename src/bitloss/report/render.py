@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bitloss.display import visible
-from bitloss.explain.questions import answers
 from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
 from bitloss.report.making import made_rows, opening, reservations
+from bitloss.report.missing import NO_AUDIT, NOTHING_TO_SAY, answered, no_candidates, no_comparisons
 from bitloss.report.tables import (
-    Uncertainty,
     comparisons_table,
     costs_table,
     files_table,
     founding_table,
     full_table,
     markdown_text,
-    texts_table,
     to_markdown,
 )
+from bitloss.report.texts import texts_said, texts_table
+from bitloss.report.uncertainty import Uncertainty, fullest, said_of, usual
 from bitloss.report.worst import WorstOf, worst_table
 from bitloss.store import atomic_write_text
 
@@ -39,7 +39,7 @@ _MANY_COMPARISONS = 100
 def render_markdown(
     results: Results,
     *,
-    uncertainty: Uncertainty = Uncertainty.TOKENS,
+    uncertainty: Uncertainty | None = None,
     plots: Sequence[Plot] = (),
     worst: Sequence[WorstOf] = (),
     warnings: Sequence[str] = (),
@@ -48,11 +48,12 @@ def render_markdown(
 
     Args:
         results: what to report.
-        uncertainty: which standard error stands after ±.
+        uncertainty: which standard error stands after ±; both, where there are both, when None.
         plots: the pictures, which lie in ``plots/`` beside it.
         worst: the worst tokens of each candidate.
         warnings: said at the top.
     """
+    uncertainty = uncertainty or fullest(results)
     many = len(results.comparisons) > _MANY_COMPARISONS
     # Markdown, not HTML: texts from outside go through the filter `md`, tables through to_markdown.
     environment = Environment(  # noqa: S701 - as said above
@@ -67,7 +68,12 @@ def render_markdown(
     environment.filters["rows"] = _rows
     return environment.get_template("report.md.j2").render(
         results=results,
-        uncertainty=uncertainty.value,
+        errors=said_of(uncertainty, usual(results)),
+        no_audit=NO_AUDIT,
+        nothing=no_candidates(results),
+        nothing_to_say=NOTHING_TO_SAY,
+        no_comparisons=no_comparisons(results),
+        texts_said=texts_said(results),
         opening=opening(results),
         said=(*reservations(results), *warnings),
         made=made_rows(results),
@@ -75,12 +81,12 @@ def render_markdown(
         worst=to_markdown(worst_table(worst)) if worst else "",
         founding=to_markdown(founding_table(results, uncertainty=uncertainty)),
         everything=to_markdown(full_table(results, uncertainty=uncertainty)),
-        texts=to_markdown(texts_table(results, uncertainty=uncertainty)),
+        texts=to_markdown(texts_table(results)),
         files=to_markdown(files_table(results)),
         comparisons=to_markdown(comparisons_table(results, metrics=("kld_mean",) if many else None)),
         many=many,
         costs=to_markdown(costs_table(results)),
-        answers=answers(results.findings),
+        answers=answered(results),
         cross=to_markdown(cross_table(results)),
         tensors=to_markdown(tensors_table(results)),
         imatrices=to_markdown(imatrices_table(results)),

@@ -15,6 +15,7 @@ from bitloss.records import Candidate, Figure, Results
 from bitloss.report.looks import FLOOR, Look, Plot, labels
 from bitloss.report.svg import CHARACTER, WIDE, Chart, Scale, Size, linear, logarithmic
 from bitloss.report.tables import Table
+from bitloss.report.uncertainty import Uncertainty, usual, usual_error
 
 _Z = 1.959963984540054
 _GIB = float(1 << 30)
@@ -134,12 +135,11 @@ def _dots(look: Look, x: Callable[[Candidate], float | None]) -> list[_Dot]:
 
 
 def _error(figure: Figure) -> float:
-    return (figure.se if figure.se_clustered is None else figure.se_clustered) or 0.0
+    return usual_error(figure) or 0.0
 
 
 def _kind_of_error(look: Look) -> str:
-    figures = [each.metrics.get("kld_mean") for each in look.results.candidates]
-    if any(figure is not None and figure.se_clustered is not None for figure in figures):
+    if usual(look.results) is Uncertainty.CLUSTERED:
         return "clustered by chunk"
     return "with tokens taken as independent, which makes them too narrow (too few chunks for better ones)"
 
@@ -264,4 +264,4 @@ def _told(results: Results, d: _Dot) -> str:
 
 
 def _shown(figure: Figure) -> str:
-    return "n/a" if figure.value is None else decimal(figure.value, figure.se_clustered)
+    return "n/a" if figure.value is None else decimal(figure.value, usual_error(figure))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from bitloss.errors import MismatchError, UsageError
 from bitloss.records import Candidate, Comparison, Cost, Cross, Results
+from bitloss.report.missing import no_candidates
 from bitloss.report.summary import noise_file, token_files
 
 
@@ -44,7 +45,9 @@ class Together(NamedTuple):
 def labelled(folders: Sequence[Path]) -> list[str]:
     """Names that tell folders apart: the last part of each path, numbered where that is not enough."""
     names = [folder.resolve().name for folder in folders]
-    return [f"{i}-{name}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+    told = [f"{i}-{name}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+    # a folder may be called "1-a" itself
+    return told if len(set(told)) == len(told) else [f"{i}-{name}" for i, name in enumerate(names, 1)]
 
 
 def side_by_side(runs: Sequence[Run]) -> Together:
@@ -149,8 +152,11 @@ def _check(first: Run, other: Run) -> None:
 def _warnings(runs: Sequence[Run], by_tensors: dict[str, str]) -> list[str]:
     said = [
         f"{len(runs)} runs side by side ({', '.join(run.label for run in runs)}). Comparisons were made within each; "
-        "machine, noise floor and how it was made are those of the first."
+        "machine, noise floor, audit and how it was made are those of the first."
     ]
+    for run in runs:
+        if (nothing := no_candidates(run.results)) is not None:
+            said.append(f"{run.label}: {nothing[:1].lower()}{nothing[1:]}")
     engines = {(run.results.llama_cpp.commit, run.results.machine.backend) for run in runs}
     if len(engines) > 1:
         shown = ", ".join(f"{commit} on {backend}" for commit, backend in sorted(engines))

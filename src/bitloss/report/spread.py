@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitloss.display import decimal, percentage_points
+from bitloss.display import decimal, percent, percentage_points, rough_percent
 from bitloss.records import Candidate, Figure, Metrics
 from bitloss.report.looks import FLOOR, Look, Plot, distinct, twins
 from bitloss.report.summary import LEVELS, TokenSummary
@@ -31,7 +31,7 @@ def kld_curve(look: Look) -> Plot | None:
     for i in distinct(look):
         each = results.candidates[i]
         curves.append((look.series[i], each.metrics, _curve(look.tokens.get(each.name), each.metrics)))
-    if results.noise_floor:
+    if results.noise_floor and curves:
         floor = results.noise_floor.metrics
         curves.append((Series(FLOOR, -1, 1), floor, _curve(look.floor, floor)))
     curves = [curve for curve in curves if len(curve[2]) > 1]
@@ -70,7 +70,11 @@ def kld_curve(look: Look) -> Plot | None:
         "the tokens a file gets most wrong." + twins(look),
         draw,
         tuple(series for series, _, _ in curves),
-        Table(("Name", *(f"{100 * level:g}%" for level in _PRINTED)), rows, right=frozenset(range(1, 10))),
+        Table(
+            ("Name", *(rough_percent(level, digits=3) for level in _PRINTED)),
+            rows,
+            right=frozenset(range(1, 10)),
+        ),
     )
 
 
@@ -105,8 +109,8 @@ def dp_bands(look: Look) -> Plot | None:
 
     keys = ("dp_p0_1", "dp_p1", "dp_p5", "dp_p25", "dp_median", "dp_p75", "dp_p95", "dp_p99", "dp_p99_9")
     table = Table(
-        ("Name", *(k.removeprefix("dp_").removeprefix("p").replace("_", ".") for k in keys)),
-        tuple((c.name, *(f"{percentage_points(_value(c, key) or 0.0)} %" for key in keys)) for _, c in rows),
+        ("Name", *map(_level, keys)),
+        tuple((c.name, *(percent(_value(c, key) or 0.0) for key in keys)) for _, c in rows),
         right=frozenset(range(1, len(keys) + 1)),
     )
     return Plot(
@@ -119,6 +123,12 @@ def dp_bands(look: Look) -> Plot | None:
         (),
         table,
     )
+
+
+def _level(key: str) -> str:
+    """``dp_p99_9``: ``99.9 %``."""
+    level = key.removeprefix("dp_")
+    return f"{level[1:].replace('_', '.')} %" if level[0] == "p" else level
 
 
 def _value(c: Candidate, key: str) -> float | None:

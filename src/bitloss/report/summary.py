@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitloss.divergence.measure import TokenTable, read_tokens
-from bitloss.errors import MismatchError
+from bitloss.errors import MismatchError, RecordError
 from bitloss.records import Candidate, Results
 
 LEVELS = tuple(
@@ -122,10 +122,12 @@ def read_table(path: Path, results: Results) -> TokenTable:
     """Read per-token results and check that they are of this run's text.
 
     Raises:
-        RecordError: damaged.
+        RecordError: damaged, or without a single token.
         MismatchError: of another number of tokens than the results say.
     """
     table, _ = read_tokens(path)
+    if not len(table):
+        raise RecordError("an empty file, no token is in it", where=path, mend="measure the candidate again")
     if len(table) != results.text.scored_tokens:
         raise MismatchError(
             "per-token results of another text",

@@ -24,6 +24,7 @@ from bitloss.display import (
 )
 from bitloss.explain.routes import is_whole
 from bitloss.records import Comparison, Figure, Metrics, Results, Verdict
+from bitloss.report.uncertainty import Uncertainty, usual
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,17 +33,6 @@ HASH_DIGITS = 12
 _FLOOR = "noise floor"
 _TIE_TITLE = "Mean KLD a tie with"
 _FEW = 2
-
-
-class Uncertainty(StrEnum):
-    """Which standard error stands after ±."""
-
-    TOKENS = "tokens"
-    """llama-perplexity's: tokens independent."""
-    CLUSTERED = "clustered"
-    """Clustered by chunk."""
-    BOTH = "both"
-    """The first, and the second in brackets."""
 
 
 class Form(StrEnum):
@@ -164,18 +154,21 @@ def show_figure(figure: Figure | None, metric: str, uncertainty: Uncertainty, no
 
 def _with_error(value: float, figure: Figure, uncertainty: Uncertainty, *, points: bool) -> str:
     write = percentage_points if points else decimal
-    shown = write(value, figure.se_clustered if uncertainty is Uncertainty.CLUSTERED else figure.se)
-    if uncertainty is Uncertainty.BOTH and figure.se_clustered is not None:
-        shown += f" ({write(value, figure.se_clustered).partition('± ')[2]})"
+    if uncertainty is Uncertainty.BOTH and figure.se_clustered is None:
+        uncertainty = Uncertainty.TOKENS
+    shown = write(value, figure.se if uncertainty is Uncertainty.TOKENS else figure.se_clustered)
+    if uncertainty is Uncertainty.BOTH and figure.se is not None:
+        shown += f" ({write(value, figure.se).partition('± ')[2]})"
     return f"{shown} %" if points else shown
 
 
-def founding_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:
+def founding_table(results: Results, *, uncertainty: Uncertainty | None = None) -> Table:
     """Metrics down, candidates and the noise floor across; below them what identifies the files.
 
     Crossed files with a twin are left out: they would repeat its column. Tokens with non-finite logits have a row as
-    soon as there is one.
+    soon as there is one. After ± stands what `usual` says, unless `uncertainty` is given; likewise in other tables.
     """
+    uncertainty = uncertainty or usual(results)
     results = without_crossed(results)
     columns = [*(c.metrics for c in results.candidates)]
     columns += [results.noise_floor.metrics] if results.noise_floor else []
@@ -218,12 +211,12 @@ def without_crossed(results: Results) -> Results:
     return results.model_copy(update={"candidates": kept})
 
 
-def full_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:
+def full_table(results: Results, *, uncertainty: Uncertainty | None = None) -> Table:
     """Every metric any candidate has; those this version does not know come last under their own names."""
     present = {m for c in results.candidates for m in c.metrics}
     present |= set(results.noise_floor.metrics) if results.noise_floor else set()
     metrics = [m for m in TITLES if m in present] + sorted(present - TITLES.keys())
-    return metrics_table(results, metrics, uncertainty=uncertainty)
+    return metrics_table(results, metrics, uncertainty=uncertainty or usual(results))
 
 
 def metrics_table(results: Results, metrics: Sequence[str], *, uncertainty: Uncertainty) -> Table:
@@ -286,28 +279,6 @@ def files_table(results: Results) -> Table:
         "Identical to",
     )
     return Table(titles, tuple(rows), right=frozenset({2, 3, 4}))
-
-
-_OF_TEXTS = ("ppl", "ppl_base", "kld_mean", "kld_p99", "same_top")
-
-
-def texts_table(results: Results, *, uncertainty: Uncertainty = Uncertainty.TOKENS) -> Table:
-    """Every text with every candidate: how much was scored, and the figures that say most."""
-    notes = Notes()
-    rows = tuple(
-        (
-            part.name,
-            str(part.chunks),
-            str(part.scored_tokens),
-            candidate.name,
-            *(show_figure(candidate.by_text[i].get(m), m, uncertainty, notes) for m in _OF_TEXTS),
-        )
-        for i, part in enumerate(results.texts)
-        for candidate in results.candidates
-        if candidate.by_text
-    )
-    titles = ("Text", "Chunks", "Tokens", "Candidate", *(TITLES[m] for m in _OF_TEXTS))
-    return Table(titles, rows, tuple(notes.reasons), frozenset({1, 2, *range(4, len(titles))}))
 
 
 _VERDICTS = {Verdict.IDENTICAL: "identical", Verdict.TIE: "tie"}

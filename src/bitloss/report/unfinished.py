@@ -11,9 +11,12 @@ from bitloss.errors import FileProblem, FormatError
 from bitloss.records import RESULTS_NAME, Metrics
 from bitloss.report.page import PAGE_NAME, render_unfinished
 from bitloss.report.render import REPORT_NAME
-from bitloss.report.tables import FOUNDING, Table, Uncertainty, figures_table, markdown_text, to_markdown
+from bitloss.report.tables import FOUNDING, Table, figures_table, markdown_text, to_markdown
+from bitloss.report.uncertainty import said_of, usual_of
 from bitloss.store import StepRecord, atomic_write_text
 from bitloss.store.atomic import explained
+
+_NOTHING = "Nothing yet."
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -27,20 +30,20 @@ def write_unfinished(folder: Path, out: Path | None = None) -> tuple[Path, Path]
     Raises:
         FileProblem: one cannot be written.
     """
-    steps, figures, left_out = _steps(folder), _figures(folder), []
-    measured: list[tuple[str, Metrics]] = []
-    for name, metrics in figures.items():
-        if metrics is None:
-            left_out.append(name)
-        else:
-            measured.append((name, metrics))
-    table = figures_table(measured, FOUNDING, uncertainty=Uncertainty.CLUSTERED)
+    steps, figures = _steps(folder), _figures(folder)
+    left_out = [name for name, metrics in figures.items() if metrics is None]
+    measured = [(name, metrics) for name, metrics in figures.items() if metrics is not None]
+    shown = usual_of(metrics for _, metrics in measured)
+    table = figures_table(measured, FOUNDING, uncertainty=shown)
+    files = f"{_many(len(measured), 'file')} measured" if measured else "no candidates measured yet"
     note = (
-        f"This run has not finished. {_many(len(steps.rows), 'step')} done, {_many(len(measured), 'file')} measured; "
+        f"This run has not finished. {_many(len(steps.rows), 'step')} done, {files}; "
         "no comparisons are made and nothing is concluded before its end."
     )
     if left_out:
         note += f" Could not be read: {', '.join(left_out[:5])}."
+    if measured:
+        note += f" {said_of(shown, shown)}"
     where = out or folder
     with explained(where):
         where.mkdir(parents=True, exist_ok=True)
@@ -48,11 +51,11 @@ def write_unfinished(folder: Path, out: Path | None = None) -> tuple[Path, Path]
     title = f"{visible(folder.resolve().name)}: not finished"
     parts = [
         f"# {markdown_text(title)}",
-        f"**{markdown_text(note, 600)}**",
+        f"**{markdown_text(note, 900)}**",
         "## Measured so far",
-        to_markdown(table),
+        to_markdown(table) if measured else _NOTHING,
         "## Steps done",
-        to_markdown(steps),
+        to_markdown(steps) if steps.rows else _NOTHING,
     ]
     atomic_write_text(markdown, "\n\n".join(parts) + "\n")
     atomic_write_text(
@@ -91,7 +94,8 @@ def _figures(folder: Path) -> dict[str, Metrics | None]:
     for path in sorted((folder / "tokens").glob("*.parquet")):
         try:
             table, _ = read_tokens(path)
-            found[path.stem] = dict(summarize(table.metrics, table.chunk))
         except (FormatError, FileProblem):
             found[path.stem] = None
+        else:
+            found[path.stem] = dict(summarize(table.metrics, table.chunk)) if len(table) else None
     return found

@@ -21,10 +21,12 @@ from bitloss.explain.findings import findings
 from bitloss.records import Figure, Results
 from bitloss.report.looks import series_of
 from bitloss.report.page import Page, json_script, prose, render_html
-from bitloss.report.tables import Uncertainty, founding_table, full_table, texts_table, to_markdown
+from bitloss.report.tables import founding_table, full_table, to_markdown
+from bitloss.report.texts import texts_table
+from bitloss.report.uncertainty import Uncertainty
 from bitloss.report.write import write_report
 
-_ASIDE = ("badge", "swatch", "u-c", "u-b")
+_ASIDE = ("badge", "swatch", "u-t", "u-b")
 
 
 class _Cells(HTMLParser):
@@ -87,7 +89,7 @@ def test_the_same_cells_in_html_markdown_and_csv(explained: Results) -> None:
     data = data_of(page)
     table = founding_table(explained)
     assert cells(page, "measurements") == [list(row) for row in (table.columns, *table.rows)]
-    everything = full_table(explained)
+    everything = full_table(explained, uncertainty=Uncertainty.BOTH)
     assert cells(page, "all") == [list(row) for row in (everything.columns, *everything.rows)]
     for uncertainty in Uncertainty:
         table = founding_table(explained, uncertainty=uncertainty)
@@ -223,8 +225,8 @@ def test_an_empty_table(sample_document: dict[str, Any], tmp_path: Path) -> None
     results = Results.model_validate(sample_document)
     written = write_report(results, tmp_path)
     page = written.html.read_text(encoding="utf-8")
-    assert "0 files measured" in page
-    assert "No file was measured." in page
+    assert "No candidates yet: nothing was measured against f32 on wiki.test.raw" in page
+    assert "This run has no candidates yet: no file was measured against f32." in page
     assert written.files == []
 
 
@@ -255,7 +257,7 @@ def test_all_that_is_shown_is_also_in_tables(sample_document: dict[str, Any], tm
         assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in parquet] == read
     figures = pq.read_table(tmp_path / "tables" / "figures.parquet").to_pylist()
     row = next(r for r in figures if (r["candidate"], r["metric"]) == ("Q4_K_M/f32", "kld_mean"))
-    assert (row["value"], row["se"], row["shown"]) == (0.018110, 0.000112, "0.018110 ± 0.000112 (0.000168)")
+    assert (row["value"], row["se"], row["shown"]) == (0.018110, 0.000112, "0.018110 ± 0.000168 (0.000112)")
     worst = pq.read_table(tmp_path / "tables" / "worst-tokens.parquet").to_pylist()
     assert worst[0]["text"] == " target"
     assert worst[0]["kld"] == table.metrics.kld.max()

@@ -43,8 +43,8 @@ def test_the_budget_is_met_to_the_byte(sample_results: Results) -> None:
     assert pick(sample_results, budget=needed - 1, n_ctx=512, besides=1000).best is None
     assert pick(sample_results, budget=needed, n_ctx=512, besides=1000).best is not None
     nothing = pick(sample_results, budget=needed - 1, n_ctx=512, besides=1000)
-    assert nothing.words().startswith(
-        "No file fits into 6.96 GiB and a context of 512 tokens; the smallest takes"
+    assert nothing.words() == (
+        "No file fits into 6.96 GiB and a context of 512 tokens: the smallest takes about 6.96 GiB, 1 B too much."
     )
 
 
@@ -60,7 +60,30 @@ def test_a_difference_is_not_a_tie(sample_document: dict[str, Any]) -> None:
 def test_what_is_not_known_is_said(sample_results: Results, tmp_path: Path) -> None:
     assert shape_of(files_of(sample_results, tmp_path), 512) is None
     found = pick(sample_results, budget=8 * GIB, n_ctx=512, besides=None)
-    assert "Only weights are counted: no GGUF file of this run is here" in found.words()
+    assert found.best is not None
+    assert found.words().startswith(
+        "By weights alone, for 8.00 GiB and a context of 512 tokens: Q4_K_M/f16 ("
+    )
+    assert "Whether it fits with its cache is not known: no GGUF file of this run is here" in found.words()
+    assert found.surely_fits() == (False, False, None, None)
+    assert found.table().columns[3] == "Takes more than"
+    assert [row[-1] for row in found.table().rows] == [
+        "no",
+        "no",
+        "not known (weights do)",
+        "not known (weights do)",
+    ]
+    assert pick(sample_results, budget=8 * GIB, n_ctx=512, besides=0).surely_fits() == (
+        False,
+        False,
+        True,
+        True,
+    )
+    none = pick(sample_results, budget=GIB, n_ctx=512, besides=None)
+    assert none.words() == (
+        "No file fits into 1.00 GiB and a context of 512 tokens: the smallest file alone takes 6.96 GiB, 5.96 GiB too "
+        "much."
+    )
     (tmp_path / "candidates").mkdir()
     (tmp_path / "candidates" / sample_results.candidates[0].file).write_bytes(b"GGUF broken")
     assert shape_of(files_of(sample_results, tmp_path), 512) is None
@@ -86,10 +109,24 @@ def test_cache_and_buffers_are_told_by_a_file_of_the_run(sample_results: Results
     assert longer.besides - told.besides == 2048 * (3 * 2 * (64 + 64) * 2 + 4 * 512 * 4)
     with pytest.raises(UsageError, match="at most 4096"):
         shape_of([path], 4097)
+    assert shape_of([path], 8192, or_longest=True) == longer
+    assert shape_of([path], 2048, or_longest=True) == told
 
 
 def test_no_files_at_all(sample_document: dict[str, Any]) -> None:
     sample_document |= {"candidates": (), "comparisons": ()}
     found = pick(Results.model_validate(sample_document), budget=GIB, n_ctx=512, besides=0)
     assert found.best is None
-    assert found.words() == "No file fits into 1.00 GiB and a context of 512 tokens."
+    assert found.words() == "Nothing to pick from. This run has no candidates yet."
+
+
+def test_a_file_without_a_divergence_is_named_and_left_out(sample_document: dict[str, Any]) -> None:
+    first = sample_document["candidates"][0]
+    first["metrics"] = first["metrics"] | {"kld_mean": {"value": None, "reason": "3 tokens are not finite"}}
+    found = pick(Results.model_validate(sample_document), budget=24 * GIB, n_ctx=512, besides=0)
+    assert found.left_out == ("Q4_K_M/f32",)
+    assert len(found.fits) == 3
+    assert found.words().endswith(" Left out, having no mean KLD: Q4_K_M/f32.")
+    sample_document |= {"candidates": (first,), "comparisons": ()}
+    alone = pick(Results.model_validate(sample_document), budget=24 * GIB, n_ctx=512, besides=0)
+    assert alone.words() == "Nothing to pick from. Left out, having no mean KLD: Q4_K_M/f32."

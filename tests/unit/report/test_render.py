@@ -14,7 +14,7 @@ from bitloss.explain.findings import findings
 from bitloss.explain.questions import QUESTIONS
 from bitloss.records import Results
 from bitloss.report.render import render_markdown, write_markdown
-from bitloss.report.tables import Uncertainty
+from bitloss.report.uncertainty import Uncertainty
 from bitloss.report.write import write_report
 
 if TYPE_CHECKING:
@@ -88,13 +88,13 @@ def test_a_base_with_limits_and_without_a_model_is_said_to_be_so(sample_document
 
 
 def test_the_error_that_is_shown_is_named(explained: Results) -> None:
-    tokens = section(render_markdown(explained), "Measurements")
+    tokens = section(render_markdown(explained, uncertainty=Uncertainty.TOKENS), "Measurements")
     clustered = section(render_markdown(explained, uncertainty=Uncertainty.CLUSTERED), "Measurements")
-    both = section(render_markdown(explained, uncertainty=Uncertainty.BOTH), "Measurements")
+    both = section(render_markdown(explained), "Measurements")
     assert "takes tokens as independent" in tokens
     assert "6.445459 ± 0.059650" in clustered
     assert "not the one that llama-perplexity prints" in clustered
-    assert "6.445459 ± 0.039767 (0.059650)" in both
+    assert "6.445459 ± 0.059650 (0.039767)" in both
     assert "in brackets" in both
 
 
@@ -104,7 +104,7 @@ def test_a_run_with_little_in_it(sample_results: Results) -> None:
     text = render_markdown(bare)
     assert "1 file measured against f32" in text
     assert "It was not measured in this run." in text
-    assert "None were made." in text
+    assert "None: this run has one candidate, Q4_K_M/f32, and a comparison takes two." in text
     assert "Nothing here calls for a remark" in text
     assert "Calibration" not in text
     assert "To repeat it" not in text

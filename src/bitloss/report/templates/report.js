@@ -102,7 +102,7 @@
   $$("[data-copy]").forEach((button) => button.addEventListener("click", async () => {
     const [name, form] = button.dataset.copy.split(":");
     const text = data.copies[name];
-    const done = await copy(typeof text[form] === "string" ? text[form] : text[form][measurements.dataset.u || "tokens"]);
+    const done = await copy(typeof text[form] === "string" ? text[form] : text[form][measurements.dataset.u]);
     const label = button.textContent;
     button.textContent = done ? "Copied" : "Could not copy";
     say(button.textContent);
