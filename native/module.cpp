@@ -2,7 +2,7 @@
 #include "module.hpp"
 
 NB_MODULE(_native, m) {
-    m.doc() = "bitloss kernels: divergence of logits, sums of squares, codecs, audits, comparisons, casts.";
+    m.doc() = "bitloss kernels: divergence of logits, sums of squares, codecs, audits, comparisons, casts, products.";
     register_divergence(m);
     register_squares(m);
     register_codecs(m);
@@ -10,4 +10,5 @@ NB_MODULE(_native, m) {
     register_audit(m);
     register_compare(m);
     register_casts(m);
+    register_product(m);
 }

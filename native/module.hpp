@@ -8,3 +8,4 @@ void register_strings(nanobind::module_& m);     // strings.cpp
 void register_audit(nanobind::module_& m);       // audit.cpp
 void register_compare(nanobind::module_& m);     // compare.cpp
 void register_casts(nanobind::module_& m);       // casts.cpp
+void register_product(nanobind::module_& m);     // product.cpp

@@ -154,3 +154,20 @@ def cast_values(
     Returns how many are not finite, and of the others how many changed, overflowed, became zero.
     ``bitloss.convert.cast.cast`` calls it.
     """
+
+def product_lanes() -> list[int]:
+    """Lanes of the kernels of `product_rows` this machine and build offer, most first."""
+
+def product_rows(
+    weights: npt.NDArray[np.uint8],
+    type: int,
+    x: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+    lanes: int,
+    threads: int,
+) -> None:
+    """Write x [rows, width] times weights [n_out, width] (bytes; 0: F32, 1: F16) to out [rows, n_out].
+
+    Sums are taken in the order of libggml-cpu's product of so many lanes; width is a multiple of them, n_out of 4.
+    ``bitloss.engine.product`` is the caller.
+    """

@@ -49,7 +49,7 @@ def base_bytes(folder: Path, model: Path) -> int:
     info = file.tensors[output_weight_name(file)]
     shards = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors"))
     return (
-        tensor_bytes(info.shape, info.ggml_type) + min(shards, _SHARDS_HELD * SHARD_BYTES) + 2 * SLICE_BYTES
+        tensor_bytes(info.shape, info.ggml_type) + min(shards, _SHARDS_HELD * SHARD_BYTES) + 3 * SLICE_BYTES
     )
 
 

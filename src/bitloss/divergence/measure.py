@@ -28,6 +28,7 @@ from bitloss.errors import EngineError, FileProblem, MismatchError, RecordError
 from bitloss.model.text import Chunks
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path
+from bitloss.store.columns import from_arrow, to_arrow
 
 TOKENS_SCHEMA = "bitloss/tokens@1"
 
@@ -307,7 +308,8 @@ def write_tokens(table: TokenTable, path: Path, facts: dict[str, str]) -> None:
     metadata = {"bitloss": json.dumps({"schema": TOKENS_SCHEMA, **facts})}
     if table.worst.tokens:
         metadata[_WORST] = table.worst.model_dump_json()
-    arrow = pa.table(columns).replace_schema_metadata(metadata)
+    arrow = pa.table({name: to_arrow(column) for name, column in columns.items()})
+    arrow = arrow.replace_schema_metadata(metadata)
     with atomic_path(path) as partial:
         pq.write_table(arrow, partial, compression="zstd")
 
@@ -322,7 +324,9 @@ def read_tokens(path: Path) -> tuple[TokenTable, dict[str, str]]:
     if not path.is_file():
         raise FileProblem("no such file", where=path)
     try:
-        arrow = pq.read_table(path)
+        # not pq.read_table, which imports what reads whole folders of files
+        with pq.ParquetFile(path) as file:
+            arrow = file.read()
         facts = _facts(arrow)
         columns = {name: _column(arrow, name, dtype) for name, dtype in _DTYPES.items()}
         worst = Worst.model_validate_json((arrow.schema.metadata or {}).get(_WORST.encode(), b"{}"))
@@ -348,7 +352,7 @@ def _facts(arrow: pa.Table) -> dict[str, str]:
 
 def _column(arrow: pa.Table, name: str, dtype: type[np.generic]) -> NDArray[Any]:
     """A column as it was written: of this very type, nothing left out."""
-    column = arrow.column(name)
-    if column.type != pa.from_numpy_dtype(dtype) or column.null_count:
-        raise ValueError(f"column {name} holds {column.type} with {column.null_count} nulls")
-    return np.ascontiguousarray(column.to_numpy(), dtype)
+    try:
+        return from_arrow(arrow.column(name), dtype)
+    except ValueError as error:
+        raise ValueError(f"column {name} {error}") from error

@@ -2,7 +2,8 @@
 
 ``logits = output.weight x hidden`` through ``ggml_mul_mat``, the kernel the engine uses, so that the numbers are the
 engine's own, bit for bit (asserted for F32, F16 and BF16 files by tests, and on the first chunk of every base by
-`bitloss.divergence.basewrite`). Computed in slices of rows: memory is O(slice x vocabulary).
+`bitloss.divergence.basewrite`). Computed in slices of rows: memory is O(slice x vocabulary). Float32 and float16
+weights go through `bitloss.engine.product` once that has shown the same bits.
 
 Some graphs go on after the product, and so does this one, with the same operations of ggml on the same numbers:
 Gemma 2 and 3 cap (x / c, tanh, x c), Granite divides by a scale. Others that would are refused by name.
@@ -20,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitloss.engine.ggml import TYPE_F32, InitParams, ggml
+from bitloss.engine.product import SameProduct
 from bitloss.errors import GgufError, MismatchError, UnsupportedError
 from bitloss.model.gguf import GgufFile
 
 _ROOM_FOR_GRAPH = 1 << 20
-SLICE_BYTES = 32 << 20  # logits of one slice; large enough that a product is worth its threads
+SLICE_BYTES = 16 << 20  # logits of one slice: worth its threads, and not much more than a cache holds
 _CAPPING = frozenset({"gemma2", "gemma3"})
 _DIVIDING = frozenset({"granite"})
 
@@ -62,6 +64,10 @@ class OutputLayer:
         self.rows_per_slice = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
         room = 4 * self.rows_per_slice * (self.n_vocab + 6 * self.n_embd)
         self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
+        self._same = SameProduct(
+            np.frombuffer(self._map, np.uint8, info.n_bytes, info.offset),
+            ggml_type=info.ggml_type, n_out=self.n_vocab, width=self.n_embd, threads=threads,
+        )  # fmt: skip
 
     def slices(self, rows: int) -> list[slice]:
         """Cut rows into slices of at most `rows_per_slice`."""
@@ -83,7 +89,16 @@ class OutputLayer:
         if width != self.n_embd:
             raise MismatchError("hidden states of another width", expected=self.n_embd, found=width)
         assert 0 < rows <= self.rows_per_slice
-        g = self._g
+        if self._same.proven(rows) and not self._after:
+            return self._same(hidden)
+        told = self._by_ggml(hidden)
+        # one row goes through a kernel of its own in ggml, and is not worth a proof
+        if self._same.possible and not self._after and rows > 1:
+            self._same.prove(hidden, told)
+        return told
+
+    def _by_ggml(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        rows, g = len(hidden), self._g
         # ggml multiplies one row with another kernel (a dot product per column), which rounds differently
         padded = max(rows, 2)
         context = g.ggml_init(InitParams(len(self._scratch), ct.addressof(self._scratch), False))

@@ -1,0 +1,44 @@
+// The product with 8 lanes; flags in CMakeLists.txt.
+#include <immintrin.h>
+
+#include "product_lanes.hpp"
+
+namespace bitloss {
+namespace {
+
+struct Lanes8 {
+    using V = __m256;
+    static constexpr std::size_t lanes = 8, rows = 2;  // 8 sums, 4 weights and a value in 16 registers
+
+    static V zero() { return _mm256_setzero_ps(); }
+    static V load(const float* p) { return _mm256_loadu_ps(p); }
+    static V widen(const std::uint16_t* p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+    static void store(float* p, V v) { _mm256_storeu_ps(p, v); }
+    static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+
+    // Lane l and l + 4, then l + 2, l + 1, of four vectors at once.
+    static void fold(V a, V b, V c, V d, float* out) {
+        const V ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20),
+                                   _mm256_permute2f128_ps(a, b, 0x31));
+        const V cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20),
+                                   _mm256_permute2f128_ps(c, d, 0x31));
+        // a0 a1 c0 c1 | b0 b1 d0 d1, and what lies two lanes on
+        V all = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+        all = _mm256_add_ps(all, _mm256_movehdup_ps(all));
+        const __m128 ac = _mm256_castps256_ps128(all), bd = _mm256_extractf128_ps(all, 1);
+        // a . c . and b . d .
+        _mm_storeu_ps(out, _mm_unpacklo_ps(_mm_shuffle_ps(ac, ac, 0x08), _mm_shuffle_ps(bd, bd, 0x08)));
+    }
+};
+
+}  // namespace
+
+void pack_avx2(const float* x, float* to, std::size_t rows, std::size_t width) {
+    product_rows_packed<Lanes8>(x, to, rows, width);
+}
+
+void product_avx2(const ProductJob& job) { product_stretch<Lanes8>(job); }
+
+}  // namespace bitloss

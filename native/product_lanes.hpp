@@ -1,0 +1,99 @@
+// The product, for the lanes `L` of one instruction set; see product.hpp for the order of its sums.
+//
+// L gives: V (a vector of float), lanes, rows (of x in a tile), zero, load, widen (of float16), store, fma, fold (four
+// vectors to their four sums).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "product.hpp"
+
+namespace bitloss {
+namespace {
+
+constexpr std::size_t panel = 16;  // weight rows that are widened together: a line of results for every row of x
+
+// Vectors lie as they are read: for each step of `lanes` entries those of all rows of a group, one after the other.
+// Rows as they come are multiples of 4096 bytes apart in many models, and would push each other out of the cache.
+template <class L, class Load>
+void interleave(float* to, std::size_t rows, std::size_t width, const Load& load) {
+    for (std::size_t at = 0; at < width; at += L::lanes)
+        for (std::size_t r = 0; r < rows; ++r, to += L::lanes) L::store(to, load(r * width + at));
+}
+
+// Four weight rows times `Rows` rows of x, both interleaved. All sums live in registers: every loop over them is
+// unrolled, or the compiler would keep the array in memory.
+template <class L, std::size_t Rows>
+[[gnu::always_inline]] inline void product_tile(const float* w, const float* x, float* out, std::size_t width,
+                                                std::size_t n_out) {
+    typename L::V sums[Rows][4];
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (std::size_t i = 0; i < 4; ++i) sums[r][i] = L::zero();
+    for (std::size_t at = 0; at < width; at += L::lanes, w += 4 * L::lanes, x += Rows * L::lanes) {
+        typename L::V weight[4];
+#pragma GCC unroll 4
+        for (std::size_t i = 0; i < 4; ++i) weight[i] = L::load(w + i * L::lanes);
+#pragma GCC unroll 8
+        for (std::size_t r = 0; r < Rows; ++r) {
+            const typename L::V value = L::load(x + r * L::lanes);
+#pragma GCC unroll 4
+            for (std::size_t i = 0; i < 4; ++i) sums[r][i] = L::fma(weight[i], value, sums[r][i]);
+        }
+    }
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < Rows; ++r) L::fold(sums[r][0], sums[r][1], sums[r][2], sums[r][3], out + r * n_out);
+}
+
+template <class L, std::size_t... Rows>
+void product_remainder(std::size_t left, const float* w, const float* x, float* out, std::size_t width,
+                       std::size_t n_out, std::index_sequence<Rows...>) {
+    ((left == Rows + 1 ? product_tile<L, Rows + 1>(w, x, out, width, n_out) : void()), ...);
+}
+
+template <class L>
+void product_rows_packed(const float* x, float* to, std::size_t rows, std::size_t width) {
+    for (std::size_t row = 0; row < rows; row += L::rows) {
+        const float* from = x + row * width;
+        interleave<L>(to + row * width, rows - row < L::rows ? rows - row : L::rows, width,
+                      [&](std::size_t i) { return L::load(from + i); });
+    }
+}
+
+template <class L>
+void product_stretch(const ProductJob& job) {
+    const std::size_t width = job.width, n_out = job.n_out;
+    for (std::size_t first = job.first; first < job.last; first += panel) {
+        const std::size_t many = job.last - first < panel ? job.last - first : panel;
+        for (std::size_t i = 0; i < many; i += 4) {
+            const std::size_t from = (first + i) * width;
+            float* to = job.room + i * width;
+            if (job.type == WeightType::f16) {
+                const auto* w = reinterpret_cast<const std::uint16_t*>(job.weights) + from;
+                interleave<L>(to, 4, width, [&](std::size_t k) { return L::widen(w + k); });
+            } else {
+                const auto* w = reinterpret_cast<const float*>(job.weights) + from;
+                interleave<L>(to, 4, width, [&](std::size_t k) { return L::load(w + k); });
+            }
+        }
+        for (std::size_t row = 0; row < job.rows; row += L::rows) {
+            const std::size_t left = job.rows - row;
+            const float* x = job.x + row * width;
+            float* out = job.out + row * n_out + first;
+            // lines of results of the next rows: far apart, and no prefetcher foresees them
+            for (std::size_t r = L::rows; r < 2 * L::rows && r < left; ++r) __builtin_prefetch(out + r * n_out, 1);
+            for (std::size_t i = 0; i < many; i += 4) {
+                if (left >= L::rows)
+                    product_tile<L, L::rows>(job.room + i * width, x, out + i, width, n_out);
+                else
+                    product_remainder<L>(left, job.room + i * width, x, out + i, width, n_out,
+                                         std::make_index_sequence<L::rows - 1>());
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace bitloss
