@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 def to_arrow(column: NDArray[Any]) -> pa.Array:
     """A column [n] of numbers or truth values as an Arrow array of the same type; numbers share their memory."""
-    if column.dtype == np.bool_:
-        memory = np.packbits(column, bitorder="little")
-    else:
-        memory = np.ascontiguousarray(column)
+    memory = (
+        np.packbits(column, bitorder="little") if column.dtype == np.bool_ else np.ascontiguousarray(column)
+    )
     return pa.Array.from_buffers(pa.from_numpy_dtype(column.dtype), len(column), [None, pa.py_buffer(memory)])
 
 
