@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bitloss.engine.product import SameProduct
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
 
+FloatName = Literal["f32", "f16", "bf16"]
 _LANES = _native.product_lanes()
 needs_vectors = pytest.mark.skipif(not _LANES, reason="no kernel for this machine's instruction set")
 
@@ -94,10 +96,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         (np.zeros(8 * 60 * 4, np.uint8), 0, _random(2, 60, 5), out, 16, 1),
     ):
         with pytest.raises(ValueError, match="product_rows"):
-            _native.product_rows(*arguments)  # type: ignore[arg-type]
+            _native.product_rows(*arguments)
 
 
-def _layer(folder: Path, *, width: int, n_vocab: int, dtype: str) -> tuple[OutputLayer, Path]:
+def _layer(folder: Path, *, width: int, n_vocab: int, dtype: FloatName) -> tuple[OutputLayer, Path]:
     shape = RandomShape(
         n_vocab=n_vocab, n_embd=width, n_layer=1, n_head=2, n_head_kv=1, head_dim=32, n_ff=64, n_ctx_train=64
     )
@@ -108,7 +110,7 @@ def _layer(folder: Path, *, width: int, n_vocab: int, dtype: str) -> tuple[Outpu
 @needs_vectors
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 @pytest.mark.parametrize("width", [64, 96, 256, 1040, 5120])
-def test_the_bits_are_libggmls(dtype: str, width: int, tmp_path: Path) -> None:
+def test_the_bits_are_libggmls(dtype: FloatName, width: int, tmp_path: Path) -> None:
     """Large and tiny values, infinities and what float16 cannot hold, at every number of rows."""
     layer, path = _layer(tmp_path, width=width, n_vocab=512, dtype=dtype)
     file = GgufFile.open(path)
@@ -129,7 +131,12 @@ def test_it_is_used_once_proven_and_says_the_same(tmp_path: Path, monkeypatch: p
     told = layer.logits(x).copy()
     asked: list[int] = []
     by_ggml = layer._by_ggml
-    monkeypatch.setattr(layer, "_by_ggml", lambda hidden: (asked.append(len(hidden)), by_ggml(hidden))[1])
+
+    def count(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        asked.append(len(hidden))
+        return by_ggml(hidden)
+
+    monkeypatch.setattr(layer, "_by_ggml", count)
     assert np.array_equal(_bits(layer.logits(x)), _bits(told))
     assert asked == []
     layer.logits(x[:7])  # another number of rows is proven anew
