@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bitloss.records import Candidate, Results
+from bitloss.report.colours import COLOURS
 from bitloss.report.summary import TokenSummary
-from bitloss.report.svg import COLOURS, NARROW, WIDE, Chart, Series, Size
+from bitloss.report.svg import NARROW, WIDE, Chart, Series, Size
 from bitloss.report.tables import Table
 
 FLOOR = "noise floor"

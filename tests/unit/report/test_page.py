@@ -20,8 +20,9 @@ from bitloss.display import decimal
 from bitloss.explain.findings import findings
 from bitloss.records import Figure, Results
 from bitloss.report.looks import series_of
-from bitloss.report.page import Page, json_script, prose, render_html
+from bitloss.report.page import Page, json_script, render_html
 from bitloss.report.tables import Uncertainty, founding_table, full_table, texts_table, to_markdown
+from bitloss.report.words import prose
 from bitloss.report.write import write_report
 
 _ASIDE = ("badge", "swatch", "u-c", "u-b")
