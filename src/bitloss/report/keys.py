@@ -27,7 +27,7 @@ def key_of(finding: Finding) -> Key | None:
         return None
     try:
         return rule(finding.evidence)
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         return None  # results of another version
 
 

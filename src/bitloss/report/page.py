@@ -107,7 +107,11 @@ def render_html(page: Page) -> str:
         verdicts=_verdicts,
         key_of=key_of,
         evidence=_evidence,
-        anchors={visible(row[0]): f"#file-{i}" for i, row in enumerate(tables["files"].rows)},
+        anchors={
+            name: f"#file-{i}"
+            for i, row in enumerate(tables["files"].rows)
+            for name in (row[0], visible(row[0]))
+        },
         answers=answers(results.findings),
         tensors=tensors_table(results),
         imatrices=imatrices_table(results),

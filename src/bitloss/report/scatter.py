@@ -23,6 +23,8 @@ _Z = 1.959963984540054
 _GIB = float(1 << 30)
 _MARK = 11.0
 """Height of a mark, pixels."""
+_TWINS = 3
+"""Files with the same tensors that are all named at their mark."""
 
 
 class _Dot(NamedTuple):
@@ -214,12 +216,14 @@ def _apart(dots: Sequence[_Dot], x: Scale) -> str:
 def _label(look: Look, d: _Dot, called: Mapping[str, str], longest: int) -> str:
     """A name; files with the same tensors share one mark. Of those made only to be crossed none is named."""
     candidates = look.results.candidates
-    twins = [c.name for c in candidates if c.identical_to == d.candidate.name and is_whole(c)]
-    more = f" = {len(twins) - 1} more" if len(twins) > 2 else ""
-    return (
-        " = ".join(visible(called[name], longest) for name in (d.candidate.name, *twins[: 1 if more else 2]))
-        + more
-    )
+    names = [d.candidate.name]
+    names += [c.name for c in candidates if c.identical_to == d.candidate.name and is_whole(c)]
+    for shown in (names if len(names) <= _TWINS else names[:2], names[:1]):
+        more = f" = {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+        label = " = ".join(visible(called[name], longest) for name in shown) + more
+        if len(label) <= 2 * longest:
+            break
+    return label
 
 
 def _floor(results: Results) -> float | None:

@@ -329,6 +329,6 @@ def standalone(chart: Chart, heading: str, legend: Sequence[Series]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-_MARGIN} 0 {width} {height:.0f}" '
         f'width="{width}" height="{height:.0f}" role="img"><title>{text(heading, 200)}</title>'
         f'<style>{STYLE}</style><rect x="{-_MARGIN}" width="{width}" height="{height:.0f}" fill="#fff"/>'
-        f'<text x="0" y="24" class="head">{text(heading, 100)}</text>'
+        f'<text x="0" y="24" class="head">{text(fitting(heading, width - 2 * _MARGIN, size=17))}</text>'
         f'<g transform="translate(0 36)">{chart.content()}</g>{"".join(rows)}</svg>\n'
     )

@@ -19,7 +19,8 @@ _MOST_IN_ONE_PIECE = 48  # characters; a name of digits alone would else push th
 # a number with what belongs to it: sign, exponent, error, unit
 _UNIT = r"(?: (?:%|nats|[KMGT]iB|B|ms|s|min(?: \d+ s)?|h(?: \d+ min)?)(?![\w]))?"
 _NUMBER = re.compile(rf"(?<![\w.])-?\d[\d.,]*(?:e[-+]\d+)?(?: ± [\d.]+(?:e[-+]\d+)?)?{_UNIT}")
-_CODE = re.compile(r"`([^`]+)`")
+_WORD = 60
+_APART = re.compile(rf"(`[^`]+`|\S{{{_WORD + 1},}})")  # what is not prose: code, long names
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])")
 _MISSING = re.compile(r"n/a \((\d+)\)")
 _POWER = re.compile(r"2\^(-?\d+)")
@@ -38,12 +39,19 @@ class Said(NamedTuple):
 
 
 def prose(text: str) -> Markup:
-    """Sentences whose numbers are not broken at the end of a line: ``1.946e-08``, ``-0.010 %``; code as code."""
-    pieces = _CODE.split(visible(text, 2000))
-    return Markup().join(
-        Markup("<code>{}</code>").format(piece) if i % 2 else _whole_numbers(piece)
-        for i, piece in enumerate(pieces)
-    )
+    """Sentences whose numbers are not broken at the end of a line: ``1.946e-08``, ``-0.010 %``.
+
+    Code is code, and of a long name the middle is cut out, with the whole in a title.
+    """
+    made = Markup()
+    for i, piece in enumerate(_APART.split(visible(text, 2000))):
+        if i % 2 == 0:
+            made += _whole_numbers(piece)
+        elif piece.startswith("`"):
+            made += Markup("<code>{}</code>").format(piece.strip("`"))
+        else:
+            made += whole_in_title(piece, _WORD)
+    return made
 
 
 def _whole_numbers(text: str) -> Markup:
