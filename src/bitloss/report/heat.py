@@ -20,7 +20,6 @@ from bitloss.explain.routes import is_whole
 from bitloss.report.colours import HEAT
 from bitloss.report.looks import Look, Plot, distinct, twins
 from bitloss.report.svg import (
-    CHARACTER,
     NARROW,
     Chart,
     Scale,
@@ -31,6 +30,7 @@ from bitloss.report.svg import (
     shape,
     text,
     tip_attribute,
+    width_of,
 )
 from bitloss.report.tables import Table
 
@@ -39,8 +39,6 @@ _ORDER = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "
 _PANELS = 4
 _ROW, _HEAD, _TOP = 18, 30, 40
 _ORDERS = 1e3
-_DIGIT = 6.4
-"""Width of a digit in a cell, pixels."""
 
 
 class Cell(NamedTuple):
@@ -223,7 +221,7 @@ def _draw(of: Size, panels: Sequence[Panel], shade: _Shade, scale: str) -> Chart
     every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100, 10_000) if last / n <= (8 if of is NARROW else 20))
     ticks = tuple(Tick(float(n), str(n)) for n in range(0, last + 1, every)) if layers else ()
     rows = [_kinds(panel) for panel in panels]
-    label = max(len(kind) for kinds in rows for kind in kinds) * 11 * CHARACTER + 12
+    label = max(width_of(kind) for kinds in rows for kind in kinds) + 12
     height = _TOP + sum(_HEAD + _ROW * len(kinds) for kinds in rows) + 44
     blank = Scale(0.0, 1.0, ())
     x = Scale(-0.5, last + 0.5, ticks)
@@ -267,7 +265,7 @@ def _cell(chart: Chart, cell: Cell, y: float, shade: _Shade) -> None:
     )
     if known and cell.value is not None:
         shown = shade.write(cell.value)
-        if len(shown) * _DIGIT + 8 < right - left:
+        if width_of(shown, 10.5) + 6 < right - left:
             chart.body.append(
                 f'<text x="{(left + right) / 2:.1f}" y="{y + _ROW - 5:.1f}" text-anchor="middle" class="o{step}">'
                 f"{text(shown)}</text>"
@@ -281,7 +279,7 @@ def _key(chart: Chart, shade: _Shade) -> None:
     x = 0.0
     if shade.low < shade.high:
         chart.note(0, y, least, css="small")
-        x = len(least) * 11 * CHARACTER + 10
+        x = width_of(least) + 8
     steps = range(len(HEAT)) if shade.low < shade.high else range(len(HEAT) - 1, len(HEAT))
     for k, step in enumerate(steps):
         chart.body.append(

@@ -11,13 +11,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from bitloss.report.svg import WIDE, Chart, Series, shape
+from bitloss.report.svg import WIDE, Chart, Series, shape, width_of
 
 _NEAR, _APART, _ROW = 9.0, 12.0, 17.0
 """Marks nearer than the first cover each other and move to the second; names of those within the third go together."""
 _LINE, _KEY = 15.0, 16.0
-_WIDE = 0.62
-"""Width of a character of a name, as a share of the font size: capitals and digits are wider than the mean."""
 
 
 class Named(NamedTuple):
@@ -98,7 +96,7 @@ def draw_labels(chart: Chart, marks: Sequence[Named], lines: Sequence[Box] = ())
     taken += [Box(0, y - 6, chart.left - 6, y + 6) for y in (chart.py(t.value) for t in chart.y.ticks)]
     for row in _rows(marks):
         key = _KEY if len(row) > 1 else 0.0
-        width = max(len(m.name) for m in row) * 11 * _WIDE + 2 + key
+        width = max(width_of(m.name) for m in row) + 2 + key
         height = _LINE * len(row) - 3
         around = Box(
             min(m.x for m in row), min(m.y for m in row), max(m.x for m in row), max(m.y for m in row)
