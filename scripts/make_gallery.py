@@ -38,6 +38,7 @@ class Shot(NamedTuple):
         width: of the window.
         theme: of the system.
         first: CSS of the element it begins at; the page's top when empty.
+        last: CSS of the element it ends below, so that nothing is cut.
         height: most pixels.
     """
 
@@ -46,15 +47,18 @@ class Shot(NamedTuple):
     width: int
     theme: str
     first: str
-    height: int
+    last: str
+    height: int = 1200
 
 
+_TABLE = "#measurements .frame"
 SHOTS = (
-    Shot("report", "The report: the answer first", 1280, "light", "", 980),
-    Shot("table", "The table of the founding experiment, with its ties marked", 1280, "light", "#measurements", 760),
-    Shot("worst-tokens", "The worst tokens in their text", 1280, "dark", "#worst", 700),
-    Shot("phone", "On a phone", 390, "light", "#measurements", 840),
+    Shot("report", "The report: the answer first", 1280, "light", "", "#question-2 + ul"),
+    Shot("table", "The table of the founding experiment, with its ties marked", 1440, "light", "#measurements", _TABLE),
+    Shot("worst-tokens", "The worst tokens in their text", 1280, "dark", "#worst", "#worst .worst"),
+    Shot("phone", "On a phone", 390, "light", "#question-1", "#question-1 + ul > li"),
 )  # fmt: skip
+_MARGIN = 16
 
 
 def photographs(page: Path) -> list[Shot]:
@@ -79,9 +83,14 @@ def _photograph(browser: Any, page: Path, shot: Shot) -> bool:
         if not browser.all(shot.first):
             return False
         top = browser.js(
-            "document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY - 12", shot.first
+            "document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY - arguments[1]",
+            *(shot.first, _MARGIN),
         )
-    clip = {"x": 0, "y": top, "width": shot.width, "height": shot.height, "scale": 1}
+    end = browser.js(
+        "document.querySelector(arguments[0])?.getBoundingClientRect().bottom + scrollY", shot.last
+    )
+    height = shot.height if end is None else min(shot.height, end - top + _MARGIN)
+    clip = {"x": 0, "y": top, "width": shot.width, "height": height, "scale": 1}
     taken = browser.cdp("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
     (GALLERY / f"{shot.name}.png").write_bytes(base64.b64decode(taken["data"]))
     return True

@@ -49,7 +49,7 @@ def exponents_of(audit: Any) -> Plot | None:
         for exponent, count in sorted(counts.items()):
             cx, top = chart.px(exponent), chart.py(count)
             tip = tip_attribute(
-                f"{power(2, exponent)} to {power(2, exponent + 1)}\n{count:,} weights\n{_place(exponent)}"
+                f"{power(2, exponent)} to {power(2, exponent + 1)}\n{count} weights\n{_place(exponent)}"
             )
             chart.body.append(
                 f'<rect class="mark" {tip} x="{cx - half:.1f}" y="{top:.1f}" width="{2 * half:.1f}" '
