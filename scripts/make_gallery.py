@@ -3,7 +3,8 @@
     uv run python scripts/make_gallery.py [RUN]
 
 Without RUN the demo is run first, into a temporary folder. Charts are copied as SVG; the report is photographed in
-headless Chromium (Debian: ``chromium``, ``chromium-driver``), without which only the charts are made.
+headless Chromium (Debian: ``chromium``, ``chromium-driver``), without which only the charts are made and the
+photographs there are stay. The old gallery is there until the new one is whole.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Shot(NamedTuple):
         width: of the window.
         theme: of the system.
         first: CSS of the element it begins at; the page's top when empty.
+        last: CSS of the element it ends below, so that nothing is cut.
         height: most pixels.
     """
 
@@ -46,19 +48,22 @@ class Shot(NamedTuple):
     width: int
     theme: str
     first: str
-    height: int
+    last: str
+    height: int = 1200
 
 
+_TABLE = "#measurements .frame"
 SHOTS = (
-    Shot("report", "The report: the answer first", 1280, "light", "", 980),
-    Shot("table", "The table of the founding experiment, with its ties marked", 1280, "light", "#measurements", 760),
-    Shot("worst-tokens", "The worst tokens in their text", 1280, "dark", "#worst", 700),
-    Shot("phone", "On a phone", 390, "light", "#measurements", 840),
+    Shot("report", "The report: the answer first", 1280, "light", "", "#question-2 + ul"),
+    Shot("table", "The table of the founding experiment, with its ties marked", 1440, "light", "#measurements", _TABLE),
+    Shot("worst-tokens", "The worst tokens in their text", 1280, "dark", "#worst", "#worst .worst"),
+    Shot("phone", "On a phone", 390, "light", "#question-1", "#question-1 + ul > li"),
 )  # fmt: skip
+_MARGIN, _BELOW = 16, 6
 
 
-def photographs(page: Path) -> list[Shot]:
-    """Take the pictures there is a browser for."""
+def photographs(page: Path, folder: Path) -> list[Shot]:
+    """Take the pictures there is a browser for, into a folder."""
     from tests.browser.conftest import Browser, start
 
     with tempfile.TemporaryDirectory() as profile:
@@ -67,23 +72,31 @@ def photographs(page: Path) -> list[Shot]:
             sys.stderr.write("no Chromium with its driver: the report itself is not photographed\n")
             return []
         try:
-            return [shot for shot in SHOTS if _photograph(Browser(driver), page, shot)]
+            return [shot for shot in SHOTS if _photograph(Browser(driver), page, shot, folder)]
         finally:
             driver.quit()
 
 
-def _photograph(browser: Any, page: Path, shot: Shot) -> bool:
+def _photograph(browser: Any, page: Path, shot: Shot, folder: Path) -> bool:
+    browser.cdp(
+        "Emulation.setScrollbarsHidden", hidden=True
+    )  # else what is measured is narrower than what is taken
     browser.open(page, width=shot.width, theme=shot.theme)
     top = 0
     if shot.first:
         if not browser.all(shot.first):
             return False
         top = browser.js(
-            "document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY - 12", shot.first
+            "document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY - arguments[1]",
+            *(shot.first, _MARGIN),
         )
-    clip = {"x": 0, "y": top, "width": shot.width, "height": shot.height, "scale": 1}
+    end = browser.js(
+        "document.querySelector(arguments[0])?.getBoundingClientRect().bottom + scrollY", shot.last
+    )
+    height = shot.height if end is None else min(shot.height, end - top + _BELOW)
+    clip = {"x": 0, "y": top, "width": shot.width, "height": height, "scale": 1}
     taken = browser.cdp("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
-    (GALLERY / f"{shot.name}.png").write_bytes(base64.b64decode(taken["data"]))
+    (folder / f"{shot.name}.png").write_bytes(base64.b64decode(taken["data"]))
     return True
 
 
@@ -102,25 +115,36 @@ def index(shots: list[Shot], charts: list[tuple[str, str, str]]) -> str:
 
 
 def make(run: Path) -> None:
-    """Fill the folder from a run."""
+    """Put what is made from a run in the gallery's place."""
+    with tempfile.TemporaryDirectory(dir=GALLERY.parent) as scratch:
+        made = Path(scratch) / GALLERY.name
+        made.mkdir()
+        fill(made, run)
+        sizes = {path.name: path.stat().st_size for path in made.iterdir()}
+        for name, size in sizes.items():
+            if size > MOST_BYTES:
+                raise SystemExit(f"{name}: {size} bytes, more than {MOST_BYTES}")
+        if sum(sizes.values()) > MOST_TOGETHER:
+            raise SystemExit(f"{sum(sizes.values())} bytes together, more than {MOST_TOGETHER}")
+        shutil.rmtree(GALLERY, ignore_errors=True)
+        made.rename(GALLERY)
+    sys.stdout.write("".join(f"{name}  {size / 1000:.0f} kB\n" for name, size in sorted(sizes.items())))
+
+
+def fill(folder: Path, run: Path) -> None:
+    """Charts, photographs and the page that shows them."""
     results = read_results(run)
     gathered = gather(results, token_files(results, run), noise_file(run))
     plots = all_plots(Look(results, gathered.tokens, gathered.floor, series_of(results.candidates)))
-    shutil.rmtree(GALLERY, ignore_errors=True)
-    GALLERY.mkdir(parents=True)
     for plot in plots:
-        shutil.copy2(run / "plots" / f"{plot.id}.svg", GALLERY)
-    shots = photographs(run / "report.html")
-    (GALLERY / "README.md").write_text(
-        index(shots, [(plot.id, plot.title, plot.caption) for plot in plots]), encoding="utf-8"
-    )
-    sizes = {path.name: path.stat().st_size for path in GALLERY.iterdir()}
-    for name, size in sizes.items():
-        if size > MOST_BYTES:
-            raise SystemExit(f"{name}: {size} bytes, more than {MOST_BYTES}")
-    if sum(sizes.values()) > MOST_TOGETHER:
-        raise SystemExit(f"{sum(sizes.values())} bytes together, more than {MOST_TOGETHER}")
-    sys.stdout.write("".join(f"{name}  {size / 1000:.0f} kB\n" for name, size in sorted(sizes.items())))
+        shutil.copy2(run / "plots" / f"{plot.id}.svg", folder)
+    shots = photographs(run / "report.html", folder)
+    if not shots:
+        shots = [shot for shot in SHOTS if (GALLERY / f"{shot.name}.png").is_file()]
+        for shot in shots:
+            shutil.copy2(GALLERY / f"{shot.name}.png", folder)
+    charts = [(plot.id, plot.title, plot.caption) for plot in plots]
+    (folder / "README.md").write_text(index(shots, charts), encoding="utf-8")
 
 
 def main() -> None:

@@ -87,6 +87,16 @@ def probability(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
 
 
+def chance(value: float) -> str:
+    """Format a probability: ``11.200 %``, ``0.0456 %``, ``1.23e-05 %``; three digits at least, however small."""
+    shown = 100 * value
+    if shown == 0 or shown >= 1:
+        return f"{shown:.3f} %"
+    if shown < 1e-4:
+        return f"{shown:.2e} %"
+    return f"{shown:.{2 - math.floor(math.log10(shown))}f} %"
+
+
 def size(n_bytes: int) -> str:
     """Format a number of bytes in binary units: ``12.13 GiB``."""
     value = float(n_bytes)

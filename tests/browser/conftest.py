@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,7 +134,11 @@ def _driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if made is None:
         pytest.skip("no Chromium with its driver: on Debian, apt-get install chromium chromium-driver")
     yield made
+    browser = made.capabilities.get("goog:processID")
     made.quit()
+    if browser:  # a busy machine can leave it running
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(browser, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,37 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(results.model_copy(update={"candidates": told, "audit": audit}), folder).html
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page whose names have 150 characters and more, none of them a space."""
+    folder = tmp_path_factory.mktemp("long")
+    document = json.loads(ladder_run(folder, chunks=12).model_dump_json(by_alias=True))
+    names = {c["name"]: "Merge" * 34 + c["name"] for c in document["candidates"][:5]}
+    document["candidates"] = document["candidates"][:5]
+    for each in document["candidates"]:
+        each["name"], each["file"] = names[each["name"]], "7" * 170 + each["file"]
+        each["weights_from"] = each["imatrix_from"] = None
+        tensor = "blk.0." + "x" * 150
+        each["tensor_errors"] = [{"name": tensor, "type": "Q4_K", "rms": 0.01, "rms_weighted": None}]
+    document["candidates"][1]["identical_to"] = document["candidates"][0]["name"]
+    document["candidates"][1]["tensors_sha256"] = document["candidates"][0]["tensors_sha256"]
+    rows = [c for c in document["comparisons"] if {c["a"], c["b"]} <= names.keys()]
+    document["comparisons"] = [c | {"a": names[c["a"]], "b": names[c["b"]]} for c in rows]
+    document["model"]["name"], document["text"]["name"] = "M" * 160, "t" * 200
+    document["costs"] = [c | {"step": "quantize " + "y" * 150} for c in document["costs"]]
+    document["base"]["forced"] = ["z" * 300]
+    results = Results.model_validate_json(json.dumps(document))
+    results = results.model_copy(update={"findings": findings(results)})
+    return write_report(results, folder).html
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of files measured on too few chunks for any test."""
+    folder = tmp_path_factory.mktemp("few")
+    return write_report(ladder_run(folder, chunks=3), folder).html
+
+
 # pairs of boxes that lie on one another, of a chart's words, of what is pressed, and of blocks of the page
 OVERLAPS = """(() => {
     const seen = (e) => { const r = e.getBoundingClientRect(); return r.width > 0 && r.height > 0; };
@@ -84,7 +116,7 @@ OVERLAPS = """(() => {
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("which", ["page", "ladder"])
+@pytest.mark.parametrize("which", ["page", "ladder", "long"])
 def test_nothing_lies_on_anything_else(
     browser: Browser, request: pytest.FixtureRequest, which: str, width: int
 ) -> None:
@@ -96,6 +128,101 @@ def test_nothing_lies_on_anything_else(
             return r.width && (r.left < s.left - 1 || r.right > s.right + 1); }).map((t) => t.textContent)"""
     )
     assert out == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_long_names_do_not_push_the_page_sideways(
+    browser: Browser, long: Path, width: int, theme: str
+) -> None:
+    browser.open(long, width=width, theme=theme)
+    assert browser.console() == []
+    assert browser.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    beyond = browser.js(
+        """[...document.querySelectorAll('main *, header *')].filter((e) => !e.closest('.scroll, details, svg') &&
+            e.getBoundingClientRect().right > document.documentElement.clientWidth).map((e) => e.outerHTML)"""
+    )
+    assert beyond == []
+    title = browser.js("document.querySelector('#measurements thead th span[title]').title")
+    assert title == "Merge" * 34 + "Q8_0/bf16"  # shortened, with the whole of it to be read
+    if kept := os.environ.get("BITLOSS_SCREENSHOTS"):
+        browser.keep(Path(kept) / f"long-names-{width}-{theme}.png", width)
+
+
+def test_a_table_that_goes_on_says_so(browser: Browser, page: Path, ladder: Path) -> None:
+    browser.open(page)
+    hints = browser.js("[...document.querySelectorAll('[data-right]')].map((e) => e.closest('section').id)")
+    assert set(hints) <= {"all"}  # all of its tables fit, but the one of every figure with both its errors
+    browser.open(ladder)
+    frame = "document.querySelector('#measurements .frame')"
+    browser.until(f"{frame}.hasAttribute('data-right')")
+    assert browser.js(f"getComputedStyle({frame}, '::after').content") == '"›"'
+    browser.js(f"({frame}.firstElementChild.scrollLeft = 99999, 0)")
+    browser.until(f"!{frame}.hasAttribute('data-right')")
+    tall = "document.querySelector('#comparisons .frame')"
+    assert browser.js(f"{tall}.hasAttribute('data-down')")
+
+
+def test_the_table_of_five_files_and_the_floor_fits(
+    browser: Browser, sample_document: dict[str, Any], tmp_path: Path
+) -> None:
+    """The demo's: five files, perplexities of 40."""
+    first = sample_document["candidates"][0]
+    first["metrics"] |= {k: Figure(value=40.552444, se=0.507370) for k in ("ppl", "ppl_base")}
+    names = ("Q8_0/f32", "Q8_0/f16", "Q4_K_M/f32", "Q4_K_M/f16", "Q4_K_M/f32+f16")
+    sample_document["candidates"] = [
+        first | {"name": name, "tensors_sha256": f"{k:064d}"} for k, name in enumerate(names)
+    ]
+    sample_document["comparisons"] = ()
+    browser.open(write_report(Results.model_validate(sample_document), tmp_path).html)
+    assert column_titles(browser)[-1] == "noise floor"
+    table = "document.querySelector('#measurements .scroll')"
+    assert browser.js(f"{table}.scrollWidth <= {table}.clientWidth")
+
+
+def test_cells_without_a_value_are_explained_once(browser: Browser, few: Path) -> None:
+    browser.open(few)
+    line = browser.one("#comparisons .missing")
+    assert line.text == "– not available: no clustered standard error: 3 chunks, at least 10 needed."
+    cells = browser.all("#comparisons .na")
+    assert len(cells) > 500
+    assert {cell.text for cell in cells[:20]} == {"–"}
+    why = "not available: no clustered standard error: 3 chunks, at least 10 needed"
+    assert cells[0].get_attribute("title") == why
+    assert "n/a" not in browser.one("#comparisons").text
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_heat_map_and_its_legend_have_the_same_colours(browser: Browser, ladder: Path, theme: str) -> None:
+    browser.open(ladder, theme=theme)
+    rects = browser.js(
+        """[...document.querySelectorAll('#error-map svg.wide rect:not(.hollow)')].map((r) =>
+            [!!r.dataset.tip, getComputedStyle(r).fill])"""
+    )
+    key, cells = [fill for tip, fill in rects if not tip], {fill for tip, fill in rects if tip}
+    assert len(set(key)) == len(key) == 20
+    assert len(cells) > 10
+    assert cells <= set(key)
+
+
+def test_evidence_leads_to_the_file(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    link = next(a for a in browser.all(".evidence a") if a.text == "Q8_0/f16")
+    browser.click(link)
+    row = browser.one("tr:target")
+    assert row.find_element("css selector", "th").text == "Q8_0/f16"
+    shown = browser.js("getComputedStyle(document.querySelector('tr:target > td')).backgroundColor")
+    assert shown != browser.js("getComputedStyle(document.querySelector('#files tr > td')).backgroundColor")
+
+
+def test_a_key_number_stands_on_each_card_that_has_one(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    size = "parseFloat(getComputedStyle(document.querySelector('{}')).fontSize)"
+    assert browser.js(size.format(".key b")) > browser.js(size.format(".findings h4"))
+    widest = browser.js(
+        "Math.max(...[...document.querySelectorAll('.reasons li, .reasons p')].map((e) => e.offsetWidth))"
+    )
+    assert widest <= 36 * 16  # a measure that can be read
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -220,7 +347,6 @@ def test_pointing_and_the_keyboard_tell_the_same(browser: Browser, page: Path) -
     browser.hover(mark)
     browser.until("!document.getElementById('tip').hidden")
     told = next(part for part in tip.text.split("\n\n") if part.startswith("Q4_K_M/f32\n"))
-    assert "\n\n" in tip.text  # the f16 file lies on it and speaks too
     assert "6.96 GiB" in told
     assert "4.8800 bits per weight" in told
     assert "mean KLD 0.018110 ± 0.000168" in told
@@ -324,6 +450,11 @@ def test_worst_tokens_in_their_text(browser: Browser, page: Path) -> None:
     assert here.text.strip() == "target"
     tinted = browser.js("getComputedStyle(document.querySelector('#worst-panel .here')).backgroundColor")
     assert "0.7" in tinted  # the worst of all has the strongest tint
+    row, seen = browser.js(
+        "(() => { const l = document.getElementById('worst-list'); return [l.firstElementChild.offsetHeight, "
+        "l.clientHeight]; })()"
+    )
+    assert seen % row <= 1  # no row is cut
     tops = [grid.text.split("\n") for grid in browser.all("#worst-panel .top")]
     assert tops[0][:4] == ["␣word3", "50.000 %", "␣word4", "25.000 %"]
     assert tops[1][:4] == ["␣word4", "40.000 %", "␣word3", "20.000 %"]

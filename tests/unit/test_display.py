@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitloss.display import correlation, decimal, duration, percent, probability, rough_percent, size, visible
+from bitloss.display import (
+    chance,
+    correlation,
+    decimal,
+    duration,
+    percent,
+    probability,
+    rough_percent,
+    size,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,24 @@ def test_correlation(value: float, shown: str) -> None:
 )
 def test_probability(value: float, shown: str) -> None:
     assert probability(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.0, "100.000 %"),
+        (0.112, "11.200 %"),
+        (0.01, "1.000 %"),
+        (0.00999, "0.999 %"),
+        (4.56e-4, "0.0456 %"),
+        (1.04e-5, "0.00104 %"),
+        (0.96e-5, "0.000960 %"),
+        (1.23e-7, "1.23e-05 %"),
+        (0.0, "0.000 %"),
+    ],
+)
+def test_chance(value: float, shown: str) -> None:
+    assert chance(value) == shown
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,8 @@ def _figure(x: FloatArray, estimator: _Estimator, clusters: _Clusters, fault: st
     if clusters.total >= MIN_CHUNKS:
         se_clustered = clustered_error(influence, clusters.of_token, clusters.total)
     else:
-        reasons.append(f"no clustered standard error: {clusters.total} chunks, at least {MIN_CHUNKS} needed")
+        chunks = "1 chunk" if clusters.total == 1 else f"{clusters.total} chunks"
+        reasons.append(f"no clustered standard error: {chunks}, at least {MIN_CHUNKS} needed")
     return Figure(value=value, se=se, se_clustered=se_clustered, reason="; ".join(reasons) or None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bitloss.report.looks import Look, Plot
-from bitloss.report.svg import NARROW, Chart, Series, Size, linear, logarithmic, tip_attribute
+from bitloss.report.svg import NARROW, Chart, Series, Size, linear, logarithmic, power, tip_attribute
 from bitloss.report.tables import Table
 
 _SMALLEST, _NORMAL, _LARGEST = -24, -14, 15
@@ -28,26 +28,29 @@ def exponents_of(audit: Any) -> Plot | None:
 
     def draw(of: Size) -> Chart:
         x = linear(
-            low, high, count=6 if of is NARROW else 10, label=lambda v: f"2^{v:g}" if v == int(v) else ""
+            low, high, count=6 if of is NARROW else 10, label=lambda v: power(2, v) if v == int(v) else ""
         )
         chart = Chart(
-            of, x, logarithmic(0.5, max(counts.values())), "size of a weight", "weights (logarithmic)"
+            of,
+            x,
+            logarithmic(0.5, max(counts.values())),
+            "size of a weight",
+            "weights (logarithmic)",
+            head=46,
         )
-        left, right = chart.px(_SMALLEST - 0.5), chart.px(_LARGEST + 0.5)
-        chart.body.append(
-            f'<rect x="{left:.1f}" y="{chart.top}" width="{right - left:.1f}" height="{chart.bottom - chart.top:.1f}" '
-            'class="range"/>'
-        )
-        chart.note(right, chart.top - 6, "F16 holds these", anchor="end")  # above, where no bar reaches
-        edge = chart.px(_NORMAL - 0.5)
-        chart.body.append(f'<path d="M{edge:.1f} {chart.top}V{chart.bottom:.1f}" class="rule"/>')
-        if of is not NARROW:
-            chart.note(edge - 6, chart.top - 6, "with fewer digits", anchor="end")
+        names = ("fewer digits" if of is NARROW else "F16, fewer digits", "F16, all digits")
+        for first, last, css, name in (
+            (_SMALLEST, _NORMAL - 1, "range less", names[0]),
+            (_NORMAL, _LARGEST, "range", names[1]),
+        ):
+            _shade(chart, (chart.px(first - 0.5), chart.px(last + 0.5)), css, name)
         chart.group(Series("weights", 0, 0), 0)
         half = max(1.0, (chart.px(1) - chart.px(0)) * 0.42)
         for exponent, count in sorted(counts.items()):
             cx, top = chart.px(exponent), chart.py(count)
-            tip = tip_attribute(f"2^{exponent} to 2^{exponent + 1}\n{count} weights\n{_place(exponent)}")
+            tip = tip_attribute(
+                f"{power(2, exponent)} to {power(2, exponent + 1)}\n{count} weights\n{_place(exponent)}"
+            )
             chart.body.append(
                 f'<rect class="mark" {tip} x="{cx - half:.1f}" y="{top:.1f}" width="{2 * half:.1f}" '
                 f'height="{chart.bottom - top:.1f}" fill="currentColor"/>'
@@ -59,12 +62,23 @@ def exponents_of(audit: Any) -> Plot | None:
     return Plot(
         "exponents",
         "How large the weights are",
-        "Weights of all matrices by power of two. F16 holds those in the shaded range; left of the dashed line, below "
-        "2^-14, with fewer digits. A value there is exact in F16 when its last set bit is at or above 2^-24.",
+        f"Weights of all matrices by power of two. F16 holds those in the shaded ranges; in the paler one, below "
+        f"{power(2, _NORMAL)}, with fewer digits. A value there is exact in F16 when its last set bit is at or above "
+        f"{power(2, _SMALLEST)}.",
         draw,
         (),
         Table(("Size from", "Weights", "In F16"), rows, right=frozenset({0, 1})),
     )
+
+
+def _shade(chart: Chart, ends: tuple[float, float], css: str, name: str) -> None:
+    """A range under the grid and the axes, named above, where no bar reaches."""
+    left, right = ends
+    chart.under.append(
+        f'<rect x="{left:.1f}" y="{chart.top:.1f}" width="{right - left:.1f}" '
+        f'height="{chart.bottom - chart.top:.1f}" class="{css}"/>'
+    )
+    chart.note((left + right) / 2, chart.top - 6, name, anchor="middle")
 
 
 def _place(exponent: int) -> str:

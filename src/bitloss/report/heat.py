@@ -2,8 +2,10 @@
 
 Three of them: how far each tensor is from the source's (`quantize --errors`, ``errors`` of an experiment), what the
 file gains when a group of tensors is raised (`bitloss sensitivity`), and the share of blocks that differ between the
-files of two routes (``cross``). Strength of colour goes by the value, from 0 or on a logarithmic scale, the same for
-all panels of a picture; a cell that is not there has no colour.
+files of two routes (``cross``). One scale of colours for all panels of a picture, logarithmic, because values of one
+picture differ by orders (types, tensors with more bits); what is less than a thousandth of the largest has the first
+colour. Where cells are wide enough the value is written in them. A cell without a value is a frame; one that is not
+there is nothing.
 """
 
 from __future__ import annotations
@@ -15,15 +17,28 @@ from typing import NamedTuple
 
 from bitloss.display import decimal, percent
 from bitloss.explain.routes import is_whole
+from bitloss.report.colours import HEAT
 from bitloss.report.looks import Look, Plot, distinct, twins
-from bitloss.report.svg import CHARACTER, NARROW, Chart, Scale, Series, Size, Tick, tip_attribute
+from bitloss.report.svg import (
+    NARROW,
+    Chart,
+    Scale,
+    Series,
+    Size,
+    Tick,
+    fitting,
+    shape,
+    text,
+    tip_attribute,
+    width_of,
+)
 from bitloss.report.tables import Table
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+?)(?:\.weight)?$")
 _ORDER = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _PANELS = 4
-_ROW, _HEAD = 17, 30
-_FAINT = 0.1
+_ROW, _HEAD, _TOP = 18, 30, 40
+_ORDERS = 1e3
 
 
 class Cell(NamedTuple):
@@ -48,37 +63,37 @@ class Panel(NamedTuple):
     Attributes:
         title: what it is of.
         cells: its tensors.
-        colour: of the file.
+        series: of the file; None where it is of two.
     """
 
     title: str
     cells: Sequence[Cell]
-    colour: Series
+    series: Series | None
 
 
 class _Told(NamedTuple):
-    """A picture's words and numbers (see `Plot`)."""
+    """A picture's words and numbers (see `Plot`), and what its colours stand for."""
 
     id: str
     title: str
     caption: str
     table: Table
+    scale: str
 
 
 class _Shade(NamedTuple):
-    """How strong a value is drawn."""
+    """Which of the colours a value has."""
 
     low: float
     high: float
-    logarithmic: bool
+    clipped: bool
     write: Callable[[float], str]
 
-    def __call__(self, value: float) -> float:
-        if self.logarithmic:
-            share = (math.log(value) - math.log(self.low)) / max(math.log(self.high / self.low), 1e-9)
-        else:
-            share = value / self.high
-        return _FAINT + (1 - _FAINT) * min(max(share, 0.0), 1.0)
+    def __call__(self, value: float) -> int:
+        if self.low == self.high:
+            return len(HEAT) - 1
+        share = (math.log(value) - math.log(self.low)) / math.log(self.high / self.low)
+        return min(max(int(share * len(HEAT)), 0), len(HEAT) - 1)
 
 
 def tensor_errors(look: Look) -> Plot | None:
@@ -103,12 +118,13 @@ def tensor_errors(look: Look) -> Plot | None:
     told = _Told(
         "error-map",
         "Error of each tensor",
-        "Root mean square of what quantizing changed, as a share of the root mean square of the tensor. Strong colour "
-        "is where a file gave up most; a jump within a row is a tensor that the type's plan gave more bits, or fewer."
-        f"{_left_out(len(panels))}{twins(look)}",
+        "Root mean square of what quantizing changed, as a share of the root mean square of the tensor. A jump within "
+        "a row is a tensor that the type's plan gave more bits, or fewer. All files have the same scale, which is "
+        f"logarithmic.{_left_out(len(panels))}{twins(look)}",
         Table(titles, tuple(rows), right=frozenset({3, 4})),
+        "error (logarithmic)",
     )
-    return _plot(told, panels, logarithmic=True, write=percent)
+    return _plot(told, panels, percent)
 
 
 def sensitivity(look: Look) -> Plot | None:
@@ -127,17 +143,17 @@ def sensitivity(look: Look) -> Plot | None:
     told = _Told(
         "sensitivity-map",
         "Which tensors matter",
-        "What mean KLD falls by when one group of tensors is kept at the source's precision. Strong colour is where "
-        "more bits help most; gains of several groups need not add up.",
+        "What mean KLD falls by when one group of tensors is kept at the source's precision, on a logarithmic scale; "
+        "a frame alone is a group that gains nothing. Gains of several groups need not add up.",
         Table(titles, tuple(rows), right=frozenset({1, 2, 3})),
+        "gain in mean KLD, nats (logarithmic)",
     )
-    panels = [Panel(f"{found.plain}, one group raised at a time", cells, Series(found.plain, 0, 0))]
-    return _plot(told, panels, logarithmic=False, write=decimal)
+    panels = [Panel(f"{found.plain}, one group raised at a time", cells, None)]
+    return _plot(told, panels, decimal)
 
 
 def cross_blocks(look: Look) -> Plot | None:
     """Share of the blocks of each tensor that differ between two routes' files."""
-    colours = {series.name: series for series in look.series}
     panels, rows = [], []
     for each in look.results.cross.attributions if look.results.cross else ():
         cells = []
@@ -148,16 +164,17 @@ def cross_blocks(look: Look) -> Plot | None:
             cells.append(Cell(kind, layer, share, f"{tensor.name}, {tensor.type}\n{count} differ"))
             rows.append((f"{each.file_a} and {each.file_b}", tensor.name, tensor.type, percent(share)))
         if cells:
-            series = colours.get(each.file_a, Series(each.file_a, 0, 0))
-            panels.append(Panel(f"{each.file_a} and {each.file_b}", cells, series))
+            panels.append(Panel(f"{each.file_a} and {each.file_b}", cells, None))
     told = _Told(
         "difference-map",
         "Where two routes' files differ",
-        "Share of the blocks of each tensor that are not the same in the files of two routes to one type. A tensor "
-        f"that is not drawn is equal, and so are files that are not drawn.{_left_out(len(panels))}",
+        "Share of the blocks of each tensor that are not the same in the files of two routes to one type, on a "
+        "logarithmic scale. A tensor that is not drawn is equal, and so are files that are not drawn."
+        f"{_left_out(len(panels))}",
         Table(("Files", "Tensor", "Type", "Blocks that differ"), tuple(rows), right=frozenset({3})),
+        "share of blocks that differ (logarithmic)",
     )
-    return _plot(told, panels, logarithmic=False, write=percent)
+    return _plot(told, panels, percent)
 
 
 def place(name: str) -> tuple[str, int | None]:
@@ -174,16 +191,15 @@ def _left_out(count: int) -> str:
     )
 
 
-def _plot(
-    told: _Told, panels: Sequence[Panel], *, logarithmic: bool, write: Callable[[float], str]
-) -> Plot | None:
+def _plot(told: _Told, panels: Sequence[Panel], write: Callable[[float], str]) -> Plot | None:
     known = [c.value for p in panels for c in p.cells if c.value is not None and c.value > 0]
     if not known:
         return None
-    shade = _Shade(min(known), max(known), logarithmic and min(known) < max(known), write)
+    least = max(known) / _ORDERS
+    shade = _Shade(max(min(known), least), max(known), min(known) < least, write)
 
     def draw(of: Size) -> Chart:
-        return _draw(of, panels[:_PANELS], shade)
+        return _draw(of, panels[:_PANELS], shade, told.scale)
 
     return Plot(told.id, told.title, told.caption, draw, (), told.table)
 
@@ -199,61 +215,74 @@ def _kinds(panel: Panel) -> list[str]:
     ]
 
 
-def _draw(of: Size, panels: Sequence[Panel], shade: _Shade) -> Chart:
+def _draw(of: Size, panels: Sequence[Panel], shade: _Shade, scale: str) -> Chart:
     layers = [c.layer for p in panels for c in p.cells if c.layer is not None]
     last = max(layers, default=0)
     every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100, 10_000) if last / n <= (8 if of is NARROW else 20))
     ticks = tuple(Tick(float(n), str(n)) for n in range(0, last + 1, every)) if layers else ()
     rows = [_kinds(panel) for panel in panels]
-    label = max(len(kind) for kinds in rows for kind in kinds) * 11 * CHARACTER + 12
-    height = 28 + sum(_HEAD + _ROW * len(kinds) for kinds in rows) + 44
+    label = max(width_of(kind) for kinds in rows for kind in kinds) + 12
+    height = _TOP + sum(_HEAD + _ROW * len(kinds) for kinds in rows) + 44
     blank = Scale(0.0, 1.0, ())
     x = Scale(-0.5, last + 0.5, ticks)
-    chart = Chart(
-        Size(of.width, height), x, blank, "layer" if layers else "", "", left=min(label, of.width * 0.4)
-    )
+    left = min(label, of.width * 0.4)
+    chart = Chart(Size(of.width, height), x, blank, "layer" if layers else "", scale, left=left, head=_TOP)
     _key(chart, shade)
     y = chart.top
     for panel, kinds in zip(panels, rows, strict=True):
-        chart.note(0, y + _HEAD - 9, panel.title, css="small strong")
+        _title(chart, panel, y + _HEAD - 9)
         y += _HEAD
-        chart.body.append(f'<g class="{panel.colour.css}">')
         for kind in kinds:
-            chart.note(chart.left - 6, y + _ROW - 5, kind, anchor="end", css="small")
-            chart.body += [_rect(chart, c, y, shade) for c in panel.cells if c.kind == kind]
+            named = fitting(kind, left - 6)
+            chart.note(left - 6, y + _ROW - 5, named, anchor="end", css="small")
+            for cell in panel.cells:
+                if cell.kind == kind:
+                    _cell(chart, cell, y, shade)
             y += _ROW
-        chart.body.append("</g>")
     return chart
 
 
-def _rect(chart: Chart, cell: Cell, y: float, shade: _Shade) -> str:
-    if cell.layer is None:
-        left, right = chart.left, chart.right
-    else:
+def _title(chart: Chart, panel: Panel, y: float) -> None:
+    at = 0
+    if panel.series is not None:
+        at = 16
+        chart.body.append(f'<g class="{panel.series.css}">{shape(panel.series, 6, y - 4)}</g>')
+    title = fitting(panel.title, chart.right - at, size=12.5)  # bold is wider
+    chart.note(at, y, title, css="small strong")
+
+
+def _cell(chart: Chart, cell: Cell, y: float, shade: _Shade) -> None:
+    left, right = chart.left, chart.right
+    if cell.layer is not None:
         left, right = chart.px(cell.layer - 0.5), chart.px(cell.layer + 0.5)
     gap = 1.0 if right - left > 6 else 0.3
-    look = (
-        f'fill-opacity="{shade(cell.value):.2f}"'
-        if cell.value is not None and cell.value > 0
-        else 'class="none"'
-    )
-    return (
+    known = cell.value is not None and cell.value > 0
+    step = shade(cell.value) if known and cell.value is not None else 0
+    css = f"h{step}" if known else "none"
+    chart.body.append(
         f'<rect {tip_attribute(cell.tip)} x="{left + gap / 2:.1f}" y="{y + 0.5:.1f}" '
-        f'width="{right - left - gap:.1f}" height="{_ROW - 1}" fill="currentColor" {look}/>'
+        f'width="{right - left - gap:.1f}" height="{_ROW - 1}" class="{css}"/>'
     )
+    if known and cell.value is not None:
+        shown = shade.write(cell.value)
+        if width_of(shown, 10.5) + 6 < right - left:
+            chart.body.append(
+                f'<text x="{(left + right) / 2:.1f}" y="{y + _ROW - 5:.1f}" text-anchor="middle" class="o{step}">'
+                f"{text(shown)}</text>"
+            )
 
 
 def _key(chart: Chart, shade: _Shade) -> None:
-    """The scale of colours, at the upper right."""
-    least = shade.write(shade.low) if shade.logarithmic else "0"
-    most, steps, width = shade.write(shade.high), 12, 7
-    right = chart.right - len(most) * 11 * CHARACTER - 6
-    left = right - steps * width
-    chart.note(chart.right, 15, most, anchor="end", css="small")
-    chart.note(left - 6, 15, least, anchor="end", css="small")
-    for k in range(steps):
-        strength = _FAINT + (1 - _FAINT) * k / (steps - 1)
+    """The scale of colours, from the least to the most, below what it is of."""
+    least, most = f"{'≤ ' if shade.clipped else ''}{shade.write(shade.low)}", shade.write(shade.high)
+    y, width = 31.0, 7
+    x = 0.0
+    if shade.low < shade.high:
+        chart.note(0, y, least, css="small")
+        x = width_of(least) + 8
+    steps = range(len(HEAT)) if shade.low < shade.high else range(len(HEAT) - 1, len(HEAT))
+    for k, step in enumerate(steps):
         chart.body.append(
-            f'<rect x="{left + k * width:.1f}" y="6" width="{width}" height="10" class="key" '
-            f'fill-opacity="{strength:.2f}"/>'
+            f'<rect x="{x + k * width:.1f}" y="{y - 9:.1f}" width="{width + 0.2}" height="11" class="h{step}"/>'
         )
+    chart.note(x + len(steps) * width + 8, y, most, css="small")

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bitloss.display import visible
 from bitloss.records import Candidate, Results
+from bitloss.report.colours import COLOURS
 from bitloss.report.summary import TokenSummary
-from bitloss.report.svg import COLOURS, NARROW, WIDE, Chart, Series, Size
+from bitloss.report.svg import NARROW, WIDE, Chart, Series, Size
 from bitloss.report.tables import Table
 
 FLOOR = "noise floor"
+_NAME = 40  # characters of a name in a caption
 _AGAIN = (0, 2, 1, 3)
 """First variant of types that share a colour: those of two routes are apart from the others' as long as can be."""
 
@@ -89,6 +92,10 @@ def distinct(look: Look) -> list[int]:
 
 def twins(look: Look) -> str:
     """Say, for a caption, which candidates a picture leaves out as equal to another."""
-    names = [f"{c.name} (as {c.identical_to})" for c in look.results.candidates if c.identical_to]
+    names = [
+        f"{visible(c.name, _NAME)} (as {visible(c.identical_to, _NAME)})"
+        for c in look.results.candidates
+        if c.identical_to
+    ]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return f" Not drawn again, the weights being the same: {', '.join(names[:6])}{more}." if names else ""

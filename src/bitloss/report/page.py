@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,9 @@ from markupsafe import Markup
 
 from bitloss.display import visible
 from bitloss.records import Comparison, Finding, Metrics, Results, Verdict
+from bitloss.report.colours import HEAT, HEAT_DARK, ink_on
 from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
+from bitloss.report.keys import key_of
 from bitloss.report.looks import Plot
 from bitloss.report.making import made_rows, opening, reservations
 from bitloss.report.missing import NO_AUDIT, NOTHING_TO_SAY, answered, no_candidates, no_comparisons
@@ -39,12 +40,14 @@ from bitloss.report.tables import (
 )
 from bitloss.report.texts import texts_said, texts_table
 from bitloss.report.uncertainty import Uncertainty, fullest, said_of, usual
+from bitloss.report.words import LONG, cell, prose, sentences, whole_in_title
 from bitloss.report.worst import WorstOf
 
 PAGE_NAME = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 _COMPARED_AS = {"kld_mean": "kld_mean", "ln_ppl": "ppl", "same_top": "same_top"}
 _MANY_TIES = 2
+_MANY_FILES = 6
 _THREE_WAYS = (Uncertainty.TOKENS, Uncertainty.CLUSTERED, Uncertainty.BOTH)
 
 
@@ -101,6 +104,13 @@ def render_html(page: Page) -> str:
         worst_words=any(each.has_words for each in page.worst),
         warnings=(*reservations(results), *page.warnings),
         verdicts=_verdicts,
+        key_of=key_of,
+        evidence=_evidence,
+        anchors={
+            name: f"#file-{i}"
+            for i, row in enumerate(tables["files"].rows)
+            for name in (row[0], visible(row[0]))
+        },
         answers=answered(results),
         no_audit=NO_AUDIT,
         nothing=no_candidates(results),
@@ -141,29 +151,19 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["name"] = visible
-    environment.filters["prose"] = prose
+    environment.filters |= {"prose": prose, "sentences": sentences, "cell": cell, "whole": whole_in_title}
+    environment.globals["LONG"] = LONG
     return environment
-
-
-# a number with what belongs to it: sign, exponent, error, unit
-_UNIT = r"(?: (?:%|nats|[KMGT]iB|B|ms|s|min(?: \d+ s)?|h(?: \d+ min)?)(?![\w]))?"
-_NUMBER = re.compile(rf"(?<![\w.])-?\d[\d.,]*(?:e[-+]\d+)?(?: ± [\d.]+(?:e[-+]\d+)?)?{_UNIT}")
-
-
-def prose(text: str) -> Markup:
-    """Sentences whose numbers are not broken at the end of a line: ``1.946e-08``, ``-0.010 %``."""
-    shown, made, at = visible(text, 2000), Markup(), 0
-    for found in _NUMBER.finditer(shown):
-        made += shown[at : found.start()]  # escaped by Markup
-        made += Markup('<span class="n">{}</span>').format(found[0].rstrip(".,"))
-        made += found[0][len(found[0].rstrip(".,")) :]
-        at = found.end()
-    return made + shown[at:]
 
 
 def css() -> Markup:
     """The style sheet of every page."""
-    return Markup(_environment().get_template("report.css").render())  # noqa: S704 - ours, nothing from outside
+    amounts = {
+        theme: [(fill, ink_on(fill)) for fill in fills]
+        for theme, fills in (("light", HEAT), ("dark", HEAT_DARK))
+    }
+    made = _environment().get_template("report.css").render(amounts=amounts)
+    return Markup(made)  # noqa: S704 - ours, nothing from outside
 
 
 def render_unfinished(title: str, note: str, tables: Sequence[tuple[str, Table]]) -> str:
@@ -281,6 +281,13 @@ def _verdicts(finding: Finding) -> list[tuple[str, str]]:
     if found <= {"tie"}:
         return [("even", "tie")]
     return [("good", "differ")] if found & {"better", "worse"} else []
+
+
+def _evidence(rows: Sequence[str]) -> list[str]:
+    """Where a finding's numbers stand: sections first, then the files, of many the first few."""
+    names = [row for row in rows if not row.startswith("#")]
+    more = [f"and {len(names) - _MANY_FILES} more"] if len(names) > _MANY_FILES else []
+    return [*(row for row in rows if row.startswith("#")), *names[:_MANY_FILES], *more]
 
 
 # -------------------------------------------------------------------------------------------- the pictures

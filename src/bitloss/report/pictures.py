@@ -50,7 +50,7 @@ def png(svg: str) -> bytes:
     """
     import resvg_py
 
-    ours = all(ord(c) < 0x180 or c in "–—‘’“”…−∆ΔΣσ≈≤≥·←↑→↓↕" for c in svg)
+    ours = all(ord(c) < 0x180 or c in "–—‘’“”…−∆ΔΣσ≈≤≥·←↑→↓↕⁻⁰⁴⁵⁶⁷⁸⁹" for c in svg)
     font = Path(bitloss.__file__).parent / "assets" / "fonts" / "bitloss-sans.ttf"
     return bytes(
         resvg_py.svg_to_bytes(

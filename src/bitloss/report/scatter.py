@@ -1,24 +1,31 @@
 """Pictures with one mark a file: size and perplexity against mean KLD. Bars are 95 % intervals.
 
 They are clustered by chunk; with too few chunks for that they take tokens as independent, and the caption says so.
+Marks that would cover each other stand side by side, a hair leading back to where each belongs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-from bitloss.display import decimal, duration, size
+from bitloss.display import decimal, duration, size, visible
 from bitloss.explain.routes import is_whole
 from bitloss.records import Candidate, Figure, Results
 from bitloss.report.looks import FLOOR, Look, Plot, labels
-from bitloss.report.svg import CHARACTER, WIDE, Chart, Scale, Size, linear, logarithmic
+from bitloss.report.placing import Box, Named, beside_each_other, draw_labels
+from bitloss.report.svg import NARROW, WIDE, Chart, Scale, Size, linear, logarithmic
 from bitloss.report.tables import Table
 from bitloss.report.uncertainty import Uncertainty, usual, usual_error
 
 _Z = 1.959963984540054
 _GIB = float(1 << 30)
+_MARK = 11.0
+"""Height of a mark, pixels."""
+_TWINS = 3
+"""Files with the same tensors that are all named at their mark."""
 
 
 class _Dot(NamedTuple):
@@ -40,14 +47,12 @@ def size_kld(look: Look) -> Plot | None:
     front = pareto([(d.x, d.y) for d in dots])
     unit = "GiB" if gib else "MiB"
     floor = _floor(look.results)
-    title = "Size against divergence"
+    scale = linear(min(d.x for d in dots), max(d.x for d in dots))
 
     def draw(of: Size) -> Chart:
-        chart = _kld_chart(
-            of, dots, linear(min(d.x for d in dots), max(d.x for d in dots)), f"file size, {unit}"
-        )
-        _draw_front(chart, [(dots[i].x, dots[i].y) for i in front])
-        _draw_dots(chart, look, dots)
+        chart = _kld_chart(of, dots, scale, f"file size, {unit}")
+        lines = _draw_front(chart, [(dots[i].x, dots[i].y) for i in front])
+        _draw_dots(chart, look, dots, lines)
         if floor is not None and floor >= chart.y.low:
             chart.across(floor, f"{FLOOR} {decimal(floor)}")
         return chart
@@ -66,9 +71,10 @@ def size_kld(look: Look) -> Plot | None:
     )
     return Plot(
         "size-kld",
-        title,
+        "Size against divergence",
         "Down and to the left is better. The dashed steps join the files that no other file beats in both size and "
-        f"mean KLD; bars are 95 % intervals, {_kind_of_error(look)}.{_floor_said(floor, _kld_scale(dots))}",
+        f"mean KLD; bars are 95 % intervals, {_kind_of_error(look)}.{_apart(dots, scale)}"
+        f"{_floor_said(floor, _kld_scale(dots))}",
         draw,
         (),
         Table(
@@ -90,10 +96,10 @@ def ppl_kld(look: Look) -> Plot | None:
     if not dots:
         return None
     floor = _floor(look.results)
+    scale = linear(min(0.0, *(d.x for d in dots)), max(0.0, *(d.x for d in dots)))
 
     def draw(of: Size) -> Chart:
-        low, high = min(0.0, *(d.x for d in dots)), max(0.0, *(d.x for d in dots))
-        chart = _kld_chart(of, dots, linear(low, high), "change of perplexity against the base, %")
+        chart = _kld_chart(of, dots, scale, "change of perplexity against the base, %")
         _draw_dots(chart, look, dots)
         if floor is not None and floor >= chart.y.low:
             chart.across(floor, f"{FLOOR} {decimal(floor)}")
@@ -106,7 +112,7 @@ def ppl_kld(look: Look) -> Plot | None:
         "ppl-kld",
         "Perplexity against divergence",
         "Perplexity can stay, or even fall, while the distribution moves: files to the left of zero are less perplexed "
-        f"than the base and no nearer to it.{_floor_said(floor, _kld_scale(dots))}",
+        f"than the base and no nearer to it.{_apart(dots, scale)}{_floor_said(floor, _kld_scale(dots))}",
         draw,
         (),
         Table(("Name", "Mean PPL(Q)/PPL(base)", "Mean KLD"), rows, right=frozenset({1, 2})),
@@ -157,77 +163,67 @@ def _kld_scale(dots: Sequence[_Dot]) -> Scale:
     return logarithmic(min(ends), max(ends), pad=1.6)
 
 
-def _draw_front(chart: Chart, points: Sequence[tuple[float, float]]) -> None:
-    if len(points) > 1:
-        steps = [f"M{chart.px(points[0][0]):.1f} {chart.py(points[0][1]):.1f}"]
-        steps += [f"H{chart.px(x):.1f}V{chart.py(y):.1f}" for x, y in points[1:]]
-        chart.body.append(f'<path d="{"".join(steps)}" class="front"/>')
+def _draw_front(chart: Chart, points: Sequence[tuple[float, float]]) -> list[Box]:
+    """Draw the steps; returns the boxes that they lie in."""
+    pixels = [(chart.px(x), chart.py(y)) for x, y in points]
+    if len(pixels) > 1:
+        steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in pixels[1:])
+        chart.body.append(f'<path d="M{pixels[0][0]:.1f} {pixels[0][1]:.1f}{steps}" class="front"/>')
+    across = [Box(a, y - 1, b, y + 1) for (a, y), (b, _) in pairwise(pixels)]
+    return across + [Box(x - 1, a, x + 1, b) for (_, a), (x, b) in pairwise(pixels)]
 
 
-def _draw_dots(chart: Chart, look: Look, dots: Sequence[_Dot]) -> None:
-    for d in dots:
+def _draw_dots(chart: Chart, look: Look, dots: Sequence[_Dot], lines: Sequence[Box] = ()) -> None:
+    places = beside_each_other([(chart.px(d.x), chart.py(d.y)) for d in dots], chart.left, chart.right)
+    for d, at in zip(dots, places, strict=True):
+        if at != chart.px(d.x):
+            y = chart.py(d.y)
+            chart.body.append(f'<path d="M{chart.px(d.x):.1f} {y:.1f}H{at:.1f}" class="lead"/>')
+    for d, at in zip(dots, places, strict=True):
         chart.group(look.series[d.row], d.row)
-        if d.se > 0:
-            chart.spread(d.x, *_interval(d))
-        chart.mark(look.series[d.row], d.x, d.y, _told(look.results, d), focus=True)
+        if (
+            d.se > 0 and abs(chart.py(_interval(d)[0]) - chart.py(_interval(d)[1])) > _MARK
+        ):  # else behind the mark
+            chart.spread(at, *_interval(d))
+        chart.mark(look.series[d.row], d.x, d.y, _told(look.results, d), focus=True, at=at)
         chart.end()
     called = labels(look.results.candidates)
-    _draw_labels(chart, [(d, _label(look, d, called)) for d in dots])
+    longest = 20 if chart.size.width < WIDE.width else 40
+    bars = [(chart.py(low), chart.py(high)) for low, high in map(_interval, dots)]
+    draw_labels(
+        chart,
+        [
+            Named(_label(look, d, called, longest), look.series[d.row], at, chart.py(d.y), bar)
+            for d, at, bar in zip(dots, places, bars, strict=True)
+        ],
+        lines,
+    )
 
 
-def _label(look: Look, d: _Dot, called: Mapping[str, str]) -> str:
+def _apart(dots: Sequence[_Dot], x: Scale) -> str:
+    """Say, for a caption, that marks were moved."""
+    for of in (WIDE, NARROW):
+        chart = _kld_chart(of, dots, x, "")
+        points = [(chart.px(d.x), chart.py(d.y)) for d in dots]
+        if any(
+            at != x
+            for at, (x, _) in zip(beside_each_other(points, chart.left, chart.right), points, strict=True)
+        ):
+            return " Marks that would cover each other stand side by side, joined by a hair."
+    return ""
+
+
+def _label(look: Look, d: _Dot, called: Mapping[str, str], longest: int) -> str:
     """A name; files with the same tensors share one mark. Of those made only to be crossed none is named."""
     candidates = look.results.candidates
-    twins = [c.name for c in candidates if c.identical_to == d.candidate.name and is_whole(c)]
-    more = f" = {len(twins) - 1} more" if len(twins) > 2 else ""
-    return " = ".join(called[name][:40] for name in (d.candidate.name, *twins[: 1 if more else 2])) + more
-
-
-class _Box(NamedTuple):
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def meets(self, other: _Box) -> bool:
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
-        )
-
-
-def _draw_labels(chart: Chart, names: Sequence[tuple[_Dot, str]]) -> None:
-    """Names near their marks, on no other name or mark: the first free place around, joined by a hair when far.
-
-    On a narrow picture a name that would stand far off is left out: pointing at the mark tells it, and the table.
-    """
-    tries = 60 if chart.size.width >= WIDE.width else 16
-    marks = [(chart.px(d.x), chart.py(d.y)) for d, _ in names]
-    taken = [_Box(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
-    taken += [_Box(0, y - 6, chart.left - 6, y + 6) for y in (chart.py(t.value) for t in chart.y.ticks)]
-    for (x, y), (_, name) in zip(marks, names, strict=True):
-        width = len(name) * 11 * CHARACTER + 2
-        for k in range(tries):
-            up, step = (k % 2 == 0), k // 4 * 13
-            right = (k // 2 % 2 == 0) == (x + 14 + width < chart.right)
-            left = x + 11 if right else x - 11 - width
-            middle = y - 9 - step if up else y + 9 + step
-            box = _Box(left, middle - 6, left + width, middle + 6)
-            inside = box.left >= 2 and box.right <= chart.size.width - 2 and box.top > 18
-            if inside and box.bottom < chart.bottom and not any(box.meets(other) for other in taken):
-                break
-        else:
-            if chart.size.width < WIDE.width:
-                continue
-        taken.append(box)
-        if abs(middle - y) > 16:
-            end = left - 2 if right else left + width + 2
-            far = math.hypot(end - x, middle - y)
-            a, b = x + 7 * (end - x) / far, y + 7 * (middle - y) / far  # from the edge of the mark
-            chart.body.append(f'<path d="M{a:.1f} {b:.1f}L{end:.1f} {middle:.1f}" class="lead"/>')
-        chart.note(left if right else left + width, middle + 4, name, anchor="start" if right else "end")
+    names = [d.candidate.name]
+    names += [c.name for c in candidates if c.identical_to == d.candidate.name and is_whole(c)]
+    for shown in (names if len(names) <= _TWINS else names[:2], names[:1]):
+        more = f" = {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+        label = " = ".join(visible(called[name], longest) for name in shown) + more
+        if len(label) <= 2 * longest:
+            break
+    return label
 
 
 def _floor(results: Results) -> float | None:

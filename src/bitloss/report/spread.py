@@ -6,7 +6,18 @@ from bitloss.display import decimal, percent, percentage_points, rough_percent
 from bitloss.records import Candidate, Figure, Metrics
 from bitloss.report.looks import FLOOR, Look, Plot, distinct, twins
 from bitloss.report.summary import LEVELS, TokenSummary
-from bitloss.report.svg import NARROW, Chart, Scale, Series, Size, linear, logarithmic, probit, tip_attribute
+from bitloss.report.svg import (
+    NARROW,
+    Chart,
+    Scale,
+    Series,
+    Size,
+    fitting,
+    linear,
+    logarithmic,
+    probit,
+    tip_attribute,
+)
 from bitloss.report.tables import Table
 
 # Percentiles that are also rows of the table: their marks can be pointed at.
@@ -21,6 +32,7 @@ _PRINTED = {
     0.99: "kld_p99",
     0.999: "kld_p99_9",
 }
+_HEAD = 6
 _TAILS = (("dp_p0_1", "dp_p99_9"), ("dp_p1", "dp_p99"), ("dp_p5", "dp_p95"), ("dp_p25", "dp_p75"))
 
 
@@ -94,10 +106,10 @@ def dp_bands(look: Look) -> Plot | None:
     reach = max(abs(_value(c, key) or 0.0) for _, c in rows for key in _TAILS[0]) * 100 or 1e-6
 
     def draw(of: Size) -> Chart:
-        height = 84 + 34 * len(rows)
+        height = _HEAD + 56 + 34 * len(rows)
         scale = linear(-reach, reach, count=4 if of is NARROW else 8)
         blank = Scale(0.0, 1.0, ())
-        chart = Chart(Size(of.width, height), scale, blank, "Δp, percentage points", "", left=14)
+        chart = Chart(Size(of.width, height), scale, blank, "Δp, percentage points", "", left=14, head=_HEAD)
         for tick in scale.ticks:
             css = "axis" if tick.value == 0 else "grid"
             chart.body.append(
@@ -148,7 +160,7 @@ def _draw_bands(chart: Chart, series: Series, c: Candidate, place: tuple[int, fl
     tip = tip_attribute("\n".join([*tips, f"mean {percentage_points(values['dp_mean'] / 100)}"]))
     chart.group(series, index)
     chart.body.append(f'<g class="mark" {tip}>')
-    chart.note(chart.left, y - 9, c.name)
+    chart.note(chart.left, y - 9, fitting(c.name, chart.right - chart.left))
     for k, (low, high) in enumerate(_TAILS):
         a, b = chart.px(values[low]), chart.px(values[high])
         half = 3 + 1.2 * k

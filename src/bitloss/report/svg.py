@@ -15,14 +15,12 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from bitloss.display import visible
+from bitloss.report.colours import COLOURS, STYLE
 
-# Dark enough for 3:1 on white, apart for the common kinds of colour blindness (checked by luminance as well as hue).
-COLOURS = ("#1d5fc4", "#b4470f", "#0b7a5c", "#8a3fa8", "#8f6a00", "#c02a5e", "#3d5a73", "#5b7d12")
 _DASHES = ("", "6 3", "2 3", "9 3 2 3")
-_INK, _MUTED, _GRID = "#1c2127", "#5b6570", "#d9dde2"
-FONT = "bitloss-sans, 'DejaVu Sans', sans-serif"
-CHARACTER = 0.56
-"""Mean width of a character, as a share of the font size."""
+_WIDTHS = ((0.32, "ijlI.,:;'|! "), (0.42, 'frtJ()[]-/_"'), (0.8, "wGOQADHNU&+<>=~"), (1.0, "mMW%@…"))
+_OTHERS = 0.66
+"""Widths of characters of DejaVu Sans, one of the widest, as shares of the font size."""
 
 
 class Size(NamedTuple):
@@ -91,7 +89,7 @@ def logarithmic(low: float, high: float, *, pad: float = 1.25) -> Scale:
     factors = (1, 2, 5) if decades <= 3 else (1,)
     every = 1 if decades <= 8 else 2
     values = [k * 10.0**e for e in range(first, last + 1, every) for k in factors]
-    return Scale(low, high, tuple(Tick(v, _power(v)) for v in values if low <= v <= high), math.log10)
+    return Scale(low, high, tuple(Tick(v, _decade(v)) for v in values if low <= v <= high), math.log10)
 
 
 def probit(levels: Sequence[float]) -> Scale:
@@ -100,8 +98,21 @@ def probit(levels: Sequence[float]) -> Scale:
     return Scale(levels[0], levels[-1], tuple(Tick(v, f"{100 * v:g}") for v in levels), normal.inv_cdf)
 
 
-def _power(value: float) -> str:
-    return f"{value:g}" if 0.99e-4 < value < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(base: int, exponent: float) -> str:
+    """``2⁻³⁰``."""
+    return f"{base}{f'{exponent:g}'.translate(_RAISED)}"
+
+
+def _decade(value: float) -> str:
+    """``0.002``, ``10,000``, ``10⁵``, ``2×10⁻⁵``."""
+    if 0.99e-4 < value < 1e5:
+        return f"{value:,g}"
+    factor, _, exponent = f"{value:.0e}".partition("e")
+    raised = power(10, int(exponent))
+    return raised if factor == "1" else f"{factor}×{raised}"
 
 
 class Series(NamedTuple):
@@ -128,6 +139,19 @@ def text(value: str, limit: int = 80) -> str:
     return escape(visible(value, limit))
 
 
+def width_of(value: str, size: float = 11) -> float:
+    """Pixels that a text takes, a little more rather than less: sans-serif fonts differ."""
+    return size * sum(next((w for w, some in _WIDTHS if c in some), _OTHERS) for c in value)
+
+
+def fitting(value: str, width: float, *, size: float = 11) -> str:
+    """A name in as many pixels, its middle cut out where it would take more."""
+    limit = 80
+    while limit > 3 and width_of(visible(value, limit), size) > width:
+        limit -= 1
+    return visible(value, limit)
+
+
 def tip_attribute(tip: str) -> str:
     """Attribute that makes an element say `tip` (lines parted by newlines) when pointed at."""
     return "data-tip=" + quoteattr(" · ".join(visible(line, 160) for line in tip.split("\n")))
@@ -141,7 +165,7 @@ def shape(series: Series, x: float, y: float, r: float = 4.5) -> str:
     if kind == 1:
         return (
             f'<rect x="{x - r + 0.5:.1f}" y="{y - r + 0.5:.1f}" width="{2 * r - 1}" height="{2 * r - 1}" '
-            'fill="none" stroke="currentColor" stroke-width="1.8"/>'
+            'fill="none" class="hollow" stroke="currentColor" stroke-width="1.8"/>'
         )
     d = r + 1
     corners = [(0, -d), (d, 0), (0, d), (-d, 0)] if kind == 2 else [(0, -d), (d, d * 0.8), (-d, d * 0.8)]
@@ -160,6 +184,9 @@ class Chart:
         x_title: what the horizontal axis shows, with its unit.
         y_title: likewise; written above the axis, so that it is read level.
         left: room for the labels of the vertical axis.
+        head: room above the plot.
+        body: what was drawn.
+        under: what lies under the grid and the axes.
     """
 
     size: Size
@@ -168,7 +195,9 @@ class Chart:
     x_title: str
     y_title: str
     left: float = 58.0
+    head: float = 28.0
     body: list[str] = field(default_factory=list)
+    under: list[str] = field(default_factory=list)
 
     @property
     def right(self) -> float:
@@ -178,7 +207,7 @@ class Chart:
     @property
     def top(self) -> float:
         """Upper edge of the plot."""
-        return 28.0
+        return self.head
 
     @property
     def bottom(self) -> float:
@@ -205,9 +234,14 @@ class Chart:
             'stroke-linejoin="round"/>'
         )
 
-    def mark(self, series: Series, x: float, y: float, tip: str, *, focus: bool = False) -> None:
-        """Draw a mark that says `tip` (lines parted by newlines) when pointed at, or focused where `focus` is set."""
-        cx, cy = self.px(x), self.py(y)
+    def mark(
+        self, series: Series, x: float, y: float, tip: str, *, focus: bool = False, at: float | None = None
+    ) -> None:
+        """Draw a mark that says `tip` (lines parted by newlines) when pointed at, or focused where `focus` is set.
+
+        `at` puts it at another pixel than `x`'s.
+        """
+        cx, cy = self.px(x) if at is None else at, self.py(y)
         said = tip_attribute(tip)
         keys = f' tabindex="0" role="img" aria-label={said.removeprefix("data-tip=")}' if focus else ""
         drawn = shape(series, cx, cy, 5.0 if focus else 3.0)
@@ -215,9 +249,9 @@ class Chart:
             f'<g class="mark" {said}{keys}><circle cx="{cx:.1f}" cy="{cy:.1f}" r="11" class="hit"/>{drawn}</g>'
         )
 
-    def spread(self, x: float, low: float, high: float) -> None:
-        """An upright error bar with ends."""
-        cx, a, b = self.px(x), self.py(low), self.py(high)
+    def spread(self, cx: float, low: float, high: float) -> None:
+        """An upright error bar with ends, at a pixel."""
+        a, b = self.py(low), self.py(high)
         self.body.append(
             f'<path d="M{cx:.1f} {a:.1f}V{b:.1f}M{cx - 4:.1f} {a:.1f}h8M{cx - 4:.1f} {b:.1f}h8" fill="none" '
             'stroke="currentColor" stroke-width="1.3"/>'
@@ -247,7 +281,7 @@ class Chart:
 
     def content(self) -> str:
         """Axes, then what was drawn, as SVG elements."""
-        out = []
+        out = [*self.under]
         for tick in self.y.ticks:
             y = self.py(tick.value)
             out.append(
@@ -258,7 +292,7 @@ class Chart:
         free = -math.inf
         for tick in self.x.ticks:
             x = self.px(tick.value)
-            half = len(tick.label) * 11 * CHARACTER / 2 + 3
+            half = width_of(tick.label) / 2 + 3
             out.append(f'<path d="M{x:.1f} {self.bottom:.1f}v5" class="axis"/>')
             if x - half > free:
                 out.append(
@@ -282,21 +316,6 @@ class Chart:
         )
 
 
-_STYLE = (
-    f"text{{font-family:{FONT};font-size:12px;fill:{_INK}}}.tick,.small{{font-size:11px;fill:{_MUTED}}}"
-    f".title{{font-size:12px}}.head{{font-size:16px;font-weight:600}}.grid{{stroke:{_GRID};stroke-width:1}}"
-    f".axis{{stroke:{_MUTED};stroke-width:1;fill:none}}"
-    f".rule{{stroke:{_MUTED};stroke-width:1.2;stroke-dasharray:4 4;fill:none}}"
-    f".none{{fill:none;stroke:{_MUTED};stroke-width:.6}}.key{{fill:{_INK}}}.strong{{font-weight:600;fill:{_INK}}}"
-    f".hit{{fill:none}}.range{{fill:#eef2f7}}.halo{{stroke:#fff;stroke-width:3;paint-order:stroke}}"
-    f".kn{{color:{_MUTED}}}.lead{{stroke:{_MUTED};stroke-width:.8;fill:none}}"
-    ".front{stroke-width:1.2;stroke-dasharray:3 3;fill:none;stroke:"
-    + _MUTED
-    + "}"
-    + "".join(f".k{i}{{color:{colour}}}" for i, colour in enumerate(COLOURS))
-)
-
-
 _MARGIN = 16
 
 
@@ -306,7 +325,7 @@ def standalone(chart: Chart, heading: str, legend: Sequence[Series]) -> str:
     x, y = 0.0, chart.size.height + 54.0
     for series in legend:
         name = visible(series.name, 60)
-        width = 30 + len(name) * 12 * CHARACTER + 16
+        width = 30 + width_of(name, 12) + 16
         if x + width > chart.size.width and x > 0:
             x, y = 0.0, y + 20
         rows.append(
@@ -318,7 +337,7 @@ def standalone(chart: Chart, heading: str, legend: Sequence[Series]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-_MARGIN} 0 {width} {height:.0f}" '
         f'width="{width}" height="{height:.0f}" role="img"><title>{text(heading, 200)}</title>'
-        f'<style>{_STYLE}</style><rect x="{-_MARGIN}" width="{width}" height="{height:.0f}" fill="#fff"/>'
-        f'<text x="0" y="24" class="head">{text(heading, 100)}</text>'
+        f'<style>{STYLE}</style><rect x="{-_MARGIN}" width="{width}" height="{height:.0f}" fill="#fff"/>'
+        f'<text x="0" y="24" class="head">{text(fitting(heading, width - 2 * _MARGIN, size=17))}</text>'
         f'<g transform="translate(0 36)">{chart.content()}</g>{"".join(rows)}</svg>\n'
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitloss.display import decimal, percent, visible
+from bitloss.display import chance, decimal, visible
 from bitloss.divergence.measure import TokenTable
 from bitloss.divergence.worst import Worst, WorstToken
 from bitloss.report.summary import TokenSummary
@@ -59,8 +59,8 @@ def worst_of(name: str, table: TokenTable, summary: TokenSummary, kept: Worst) -
             "position": position,
             "target": int(table.target[row]),
             "kld": decimal(float(table.metrics.kld[row])),
-            "p_base": percent(float(table.metrics.p_base[row])),
-            "p": percent(float(table.metrics.p[row])),
+            "p_base": chance(float(table.metrics.p_base[row])),
+            "p": chance(float(table.metrics.p[row])),
             "word": f"token {int(table.target[row])}",
             "context": [],
             "at": -1,
@@ -116,7 +116,7 @@ def _told(
         )
 
     def tops(entries: tuple[tuple[int, float], ...]) -> list[list[Any]]:
-        return [[pieces.get(i, f"<{i}>"), percent(p), round(p, 4), i] for i, p in entries]
+        return [[pieces.get(i, f"<{i}>"), chance(p), round(p, 4), i] for i, p in entries]
 
     at = token.position + 1 - token.first
     return {

@@ -10,9 +10,11 @@ import pytest
 
 from bitloss.records import Candidate, Raised, Results, Sensitivity, TensorError
 from bitloss.records.sensitivity import GroupKind
+from bitloss.report.colours import HEAT, HEAT_DARK, STYLE, ink_on, luminance
 from bitloss.report.export import write_tables
 from bitloss.report.heat import cross_blocks, place, sensitivity, tensor_errors
 from bitloss.report.looks import Look, series_of
+from bitloss.report.page import css
 from bitloss.report.svg import NARROW, WIDE
 
 NAMES = [f"blk.{layer}.{kind}.weight" for layer in range(3) for kind in ("ffn_down", "attn_q", "odd_new")]
@@ -67,16 +69,76 @@ def test_every_tensor_has_its_cell(sample_results: Results) -> None:
         assert len(cells) == 3 * len(NAMES)
         assert [r.get("class") for r in cells].count("none") == 3  # not known
         strength = {
-            r.get("data-tip", "").split(",")[0]: float(r.get("fill-opacity", "0")) for r in cells[:11]
+            r.get("data-tip", "").split(",")[0]: int(r.get("class", "").removeprefix("h")) for r in cells[:10]
         }
         assert strength["blk.0.ffn_down.weight"] < strength["blk.2.ffn_down.weight"]
         rows = [
             t.text for t in root.iter("text") if t.get("text-anchor") == "end" and t.get("class") == "small"
         ]
-        assert rows[2:7] == ["attn_q", "ffn_down", "odd_new", "token_embd", "output"]  # after the key
+        assert rows[:5] == ["attn_q", "ffn_down", "odd_new", "token_embd", "output"]
         for each in cells:
             x, width = float(each.get("x", "")), float(each.get("width", ""))
             assert 0 <= x < x + width <= size.width
+
+
+def test_the_legend_has_the_colours_of_the_cells(sample_results: Results) -> None:
+    plot = tensor_errors(look(with_errors(sample_results, count=4)))
+    assert plot is not None
+    assert "error (logarithmic)" in plot.draw(WIDE).content()
+    for size in (WIDE, NARROW):
+        root = ET.fromstring(f"<svg>{plot.draw(size).content()}</svg>")
+        rects = list(root.iter("rect"))
+        key = [r.get("class") for r in rects if not r.get("data-tip") and r.get("class") != "hollow"]
+        cells = [r.get("class") for r in rects if r.get("data-tip")]
+        assert key == [f"h{step}" for step in range(len(HEAT))]
+        assert set(cells) <= {*key, "none"}
+        by_file = [set(cells[k : k + len(NAMES)]) for k in range(0, len(cells), len(NAMES))]
+        assert "h0" in by_file[2]  # the file with a tenth of the error: other colours, the first among them
+        assert f"h{len(HEAT) - 1}" in by_file[1]
+        assert len(by_file[2]) > 4
+    html = str(css())
+    assert all(f".{each} {{ fill: var(--{each})" in html and f"--{each}: " in html for each in key)
+    assert all(f".{each}{{fill:" in STYLE for each in key)
+
+
+def test_what_is_written_on_a_colour_stands_out() -> None:
+    for fills, paper in ((HEAT, "#fdfdfc"), (HEAT_DARK, "#14171b")):
+        away = [contrast(fill, paper) for fill in fills]
+        assert away == sorted(away)  # more is further from the paper, in either theme
+        assert all(contrast(fill, ink_on(fill)) >= 4.5 for fill in fills)
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_values_are_written_where_there_is_room(sample_results: Results) -> None:
+    plot = tensor_errors(look(with_errors(sample_results, count=1)))
+    assert plot is not None
+    assert ">1.000 %</text>" in plot.draw(WIDE).content()
+    many = [
+        TensorError(name=f"blk.{k}.attn_q.weight", type="Q4_K", rms=0.01, rms_weighted=None)
+        for k in range(64)
+    ]
+    first = sample_results.candidates[0].model_copy(update={"tensor_errors": tuple(many)})
+    plot = tensor_errors(look(sample_results.model_copy(update={"candidates": (first,), "comparisons": ()})))
+    assert plot is not None
+    assert plot.draw(NARROW).content().count("1.000 %</text>") == 1  # the key's
+
+
+def test_what_is_far_below_the_rest_does_not_stretch_the_scale(sample_results: Results) -> None:
+    few = [
+        TensorError(name=f"blk.{k}.attn_q.weight", type="Q4_K", rms=rms, rms_weighted=None)
+        for k, rms in enumerate((1e-9, 0.001, 0.1))
+    ]
+    first = sample_results.candidates[0].model_copy(update={"tensor_errors": tuple(few)})
+    plot = tensor_errors(look(sample_results.model_copy(update={"candidates": (first,), "comparisons": ()})))
+    assert plot is not None
+    drawn = plot.draw(WIDE).content()
+    assert "≤ 0.010 %" in drawn
+    cells = re.findall(r'data-tip="blk[^>]*class="(\w+)"', drawn)
+    assert cells == ["h0", "h6", f"h{len(HEAT) - 1}"]
 
 
 def test_nothing_without_numbers(sample_results: Results) -> None:

@@ -102,7 +102,7 @@ def test_the_audit_is_asked_for_once(sample_results: Results, tmp_path: Path) ->
     assert "cast-not-counted" in [f.id for f in told.findings]
     markdown, page = written(told, tmp_path)
     assert NO_AUDIT not in markdown + page
-    assert page.count("`bitloss audit MODEL` counts them") == 1
+    assert page.count("bitloss audit MODEL</code> counts them") == 1
     bare = sample_results.model_copy(update={"findings": ()})
     assert [answer.number for answer in answered(bare)] == [2]
     markdown, page = written(bare, tmp_path)

@@ -20,10 +20,11 @@ from bitloss.display import decimal
 from bitloss.explain.findings import findings
 from bitloss.records import Figure, Results
 from bitloss.report.looks import series_of
-from bitloss.report.page import Page, json_script, prose, render_html
+from bitloss.report.page import Page, json_script, render_html
 from bitloss.report.tables import founding_table, full_table, to_markdown
 from bitloss.report.texts import texts_table
 from bitloss.report.uncertainty import Uncertainty
+from bitloss.report.words import Said, prose, sentences
 from bitloss.report.write import write_report
 
 _ASIDE = ("badge", "swatch", "u-t", "u-b")
@@ -49,6 +50,9 @@ class _Cells(HTMLParser):
         elif tag in {"td", "th"}:
             self.cell = []
         elif tag == "span" and (self.skip or (said.get("class") or "").startswith(_ASIDE)):
+            self.skip += 1
+        elif tag == "span" and said.get("class") == "na" and self.cell is not None:
+            self.cell.append(said.get("aria-label") or "")  # shown as a dash
             self.skip += 1
 
     def handle_endtag(self, tag: str) -> None:
@@ -98,11 +102,16 @@ def test_the_same_cells_in_html_markdown_and_csv(explained: Results) -> None:
         assert read == [list(row) for row in (table.columns, *table.rows)]
 
 
+def _joined(said: Said) -> str:
+    parts = "; ".join(part.striptags() for part in said.parts)
+    return f"{said.words.striptags()} {parts}".strip()
+
+
 def test_nothing_is_fetched(explained: Results) -> None:
     page = rendered(explained)
     assert re.findall(r"""(?:src|href)=["']?([^"'> ]+)""", page) == [
         "data:,",
-        *re.findall(r'href="(#[a-z-]+)"', page),
+        *re.findall(r'href="(#[a-z0-9-]+)"', page),
     ]
     assert "url(" not in page
     assert "@import" not in page
@@ -114,7 +123,11 @@ def test_findings_and_verdicts_come_first(explained: Results) -> None:
     assert page.index('id="answer"') < page.index('id="measurements"') < page.index('id="comparisons"')
     for finding in explained.findings:
         assert prose(finding.title) in page
-        assert Markup(prose(finding.text)).striptags() == " ".join(finding.text.split())
+        plain = " ".join(finding.text.replace("`", "").split())
+        assert Markup(prose(finding.text)).striptags() == plain
+        said = sentences(finding.text)
+        assert all(each.words in page and all(part in page for part in each.parts) for each in said)
+        assert " ".join(_joined(each) for each in said) == plain  # nothing is left out
     assert '<span class="badge even">tie</span>' in page
     assert '<span class="badge even">identical</span>' in page
     assert '<span class="badge good">Q8_0/f32 is better</span>' in page

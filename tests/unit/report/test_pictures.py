@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import xml.etree.ElementTree as ET
 import zlib
@@ -20,7 +21,7 @@ from bitloss.report.pictures import png, write_pictures
 from bitloss.report.plots import all_plots
 from bitloss.report.scatter import pareto
 from bitloss.report.summary import summarize_tokens
-from bitloss.report.svg import NARROW, WIDE, linear, logarithmic, probit, text
+from bitloss.report.svg import NARROW, WIDE, linear, logarithmic, probit, standalone, text
 
 
 def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -58,6 +59,15 @@ def test_the_front_is_what_no_other_beats(found: list[tuple[int, int]]) -> None:
     assert [found[k] for k in front] == sorted({found[k] for k in front})
 
 
+def read(label: str) -> float:
+    """The number a label of an axis says: ``0.002``, ``10,000``, ``2×10⁻⁵``."""
+    factor, _, power = label.rpartition("×")
+    if not (found := re.fullmatch("10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", power)):
+        return float(label.replace(",", ""))
+    exponent = found[1].translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+    return float(factor or 1) * 10.0 ** int(exponent)
+
+
 @given(st.floats(1e-12, 1e3), st.floats(1.0, 1e9))
 def test_logarithmic_ticks_lie_inside_and_are_few(low: float, factor: float) -> None:
     scale = logarithmic(low, low * factor)
@@ -66,7 +76,7 @@ def test_logarithmic_ticks_lie_inside_and_are_few(low: float, factor: float) -> 
     assert all(scale.low <= t.value <= scale.high for t in scale.ticks)
     assert len(scale.ticks) <= 12
     for tick in scale.ticks:
-        assert float(tick.label) == pytest.approx(tick.value, rel=1e-9)
+        assert read(tick.label) == pytest.approx(tick.value, rel=1e-9)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
@@ -112,6 +122,25 @@ def test_every_picture_is_well_formed_at_both_sizes(look: Look) -> None:
             assert "nan" not in plot.draw(size).content()
 
 
+def test_long_names_stay_inside(sample_document: dict[str, Any]) -> None:
+    long = {c["name"]: "Merge-" * 30 + c["name"] for c in sample_document["candidates"]}
+    for each in sample_document["candidates"]:
+        each |= {"name": long[each["name"]], "identical_to": long.get(each.get("identical_to") or "")}
+    sample_document["comparisons"] = ()
+    results = Results.model_validate(sample_document)
+    tokens = {c.name: summarize_tokens(token_table(12, 63, seed=i)) for i, c in enumerate(results.candidates)}
+    for plot in all_plots(Look(results, tokens, None, series_of(results.candidates))):
+        for size in (WIDE, NARROW):
+            for each in ET.fromstring(f"<svg>{plot.draw(size).content()}</svg>").iter("text"):
+                assert len(each.text or "") * 6 < size.width, each.text
+        words = re.findall(r"\S+", plot.caption)
+        assert max(map(len, words)) <= 60
+    plot = all_plots(Look(results, tokens, None, series_of(results.candidates)))[0]
+    heading = re.findall('class="head">(.*?)<', standalone(plot.draw(WIDE), f"{'M' * 160}: size", ()))
+    assert len(heading[0]) * 9 < WIDE.width
+    assert heading[0].endswith(": size")
+
+
 def test_twins_share_a_mark(look: Look) -> None:
     plot = next(p for p in all_plots(look) if p.id == "size-kld")
     assert "Q8_0/f32 = Q8_0/f16" in plot.draw(WIDE).content()
@@ -127,7 +156,12 @@ def test_an_audit_adds_its_histogram(look: Look) -> None:
     assert plot.table.rows[0] == ("2^-30", "5", "below F16's smallest value")
     assert plot.table.rows[1] == ("2^-28", "7", "below F16's smallest value")
     assert plot.table.rows[-1] == ("2^-7", "3", "in F16's range")
-    ET.fromstring(plot.both()[0])
+    for drawn in (*plot.both(), standalone(plot.draw(WIDE), "x", ())):
+        ET.fromstring(drawn)
+        assert "2⁻³⁰" in drawn
+        assert "2^" not in drawn
+        assert drawn.index('class="range"') < drawn.index('class="grid"') < drawn.index('class="axis"')
+    assert "below 2⁻¹⁴" in plot.caption
     for other in (None, {}, {"matrices": {"exponents": [1]}}, {"matrices": 3}):
         results = look.results.model_copy(update={"audit": other})
         assert all_plots(look._replace(results=results))[-1].id != "exponents"
@@ -159,6 +193,7 @@ def test_words_are_drawn_with_the_font_that_comes_along() -> None:
 
     assert drawn(" ") == 0
     assert drawn("KLD Δp ≈") > 300
+    assert drawn("\ue000") != drawn("⁻") < drawn("⁻³⁰")  # digits of powers are in it, not boxes
 
 
 def test_names_are_escaped() -> None:

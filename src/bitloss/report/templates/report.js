@@ -109,6 +109,27 @@
     setTimeout(() => { button.textContent = label; }, 1500);
   }));
 
+  // a cell without a value says why, in the words of its note
+  $$(".missing").forEach((line) => {
+    const notes = $$("span", line).map((note) => note.textContent);
+    $$(".na", line.nextElementSibling).forEach((cell) => {
+      cell.title = `not available: ${notes[(parseInt(cell.getAttribute("aria-label").slice(5), 10) || 1) - 1]}`;
+    });
+  });
+
+  // a table that goes on to the right, or below, says so
+  const edges = (box) => {
+    const frame = box.parentElement;
+    frame.toggleAttribute("data-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+    frame.toggleAttribute("data-down", box.scrollTop + box.clientHeight < box.scrollHeight - 2);
+  };
+  const watch = new ResizeObserver((seen) => seen.forEach((each) => edges(each.target.closest(".scroll, #worst-list"))));
+  $$(".frame > .scroll, .frame > ol").forEach((box) => {
+    watch.observe(box);
+    if (box.firstElementChild) watch.observe(box.firstElementChild);
+    box.addEventListener("scroll", () => edges(box), { passive: true });
+  });
+
   // pointing at a mark, or reaching it by keyboard
   const tip = $("#tip");
   const showTip = (mark, others = []) => {
@@ -203,6 +224,8 @@
         item.append(button);
         list.append(item);
       });
+      list.scrollTop = 0;
+      edges(list);
       show(worst[index].tokens[0], $("button", list));
     };
     choose.addEventListener("change", () => fill(choose.selectedIndex));
