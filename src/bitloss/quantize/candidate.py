@@ -6,11 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf import GGMLQuantizationType
-
 from bitloss.errors import GgufError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile, type_name
 from bitloss.model.gguf_split import open_model
+from bitloss.model.tensor_types import TensorType
 from bitloss.quantize.layout import FileLayout, layout, trimmed
 from bitloss.quantize.plan import TypePlan, type_plan
 from bitloss.quantize.request import QuantizeSpec, rules_of
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from bitloss.quantize.call import TypeRules
     from bitloss.quantize.types import QuantType
 
-_PLAIN = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
+_PLAIN = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss._native import add_squares
 from bitloss.engine.ggml import ggml
 from bitloss.errors import BitlossError, GgufError, UnsupportedError
 from bitloss.model.gguf import GgufFile, TensorInfo, join_tensor_hashes, type_name
+from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize import codec
 from bitloss.quantize.layout import FileLayout, trimmed
@@ -47,7 +47,7 @@ T = TypeVar("T")
 PIECE_VALUES = 1 << 21
 _HASH_PIECE = 16 << 20
 # quantize_q8_0 and these others take no notice of importance: one encoding serves with and without.
-_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"})
+_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"})
 
 
 class Wanted(NamedTuple):
@@ -130,7 +130,7 @@ class _Encoding:
         sums: of squares: error, source, weighted error, weighted source.
     """
 
-    kind: GGMLQuantizationType
+    kind: TensorType
     weights: npt.NDArray[np.float32] | None
     users: list[int]
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -266,7 +266,7 @@ class _Pass:
             if index in self.failed or name in self._done[index]:
                 continue
             tensor = each.plan.tensors[name]
-            kind = GGMLQuantizationType(tensor.target_type)
+            kind = TensorType(tensor.target_type)
             weights = each.weights.by_tensor.get(name) if each.weights else None
             if tensor.is_copied or kind.name in _UNWEIGHTED:
                 weights = None
@@ -279,10 +279,10 @@ class _Pass:
 
     def _pieces(self, info: TensorInfo, encodings: Sequence[_Encoding]) -> Iterator[_Piece]:
         """Yield the rows of a tensor; those of two experts together only where nobody weighs them."""
-        kind = GGMLQuantizationType(info.ggml_type)
+        kind = TensorType(info.ggml_type)
         copied = all(encoding.kind == kind for encoding in encodings)
         n_in = info.shape[0] if info.shape else 1
-        block, size = GGML_QUANT_SIZES[kind]
+        block, size = block_of(kind)
         if not info.n_bytes:
             return
         raw = self.source.tensor_bytes(info.name).reshape(-1, n_in // block * size)
@@ -301,10 +301,8 @@ class _Pass:
                     first // max(1, per_expert), rows, None if copied else self._values(kind, rows, n_in)
                 )
 
-    def _values(
-        self, kind: GGMLQuantizationType, rows: npt.NDArray[np.uint8], n_in: int
-    ) -> npt.NDArray[np.float32]:
-        if kind is GGMLQuantizationType.F32:
+    def _values(self, kind: TensorType, rows: npt.NDArray[np.uint8], n_in: int) -> npt.NDArray[np.float32]:
+        if kind == TensorType.F32:
             return np.require(rows.view("<f4"), np.float32, ["C", "A"])
         return codec.decode(kind, np.require(rows, np.uint8, ["C", "A"]), n_in, threads=self.threads)
 
@@ -317,7 +315,7 @@ class _Pass:
             if encoding.kind == info.ggml_type or piece.values is None:
                 done.append((encoding, piece.raw))
                 continue
-            block, size = GGML_QUANT_SIZES[encoding.kind]
+            block, size = block_of(encoding.kind)
             out = np.empty((len(piece.raw), piece.values.shape[1] // block * size), np.uint8)
             weights = None if encoding.weights is None else encoding.weights[piece.expert]
             codec.encode_into(encoding.kind, piece.values, weights, out, threads=self.threads)
@@ -388,7 +386,7 @@ class _Pass:
         return all(self._pool.map(test, items))
 
 
-def _valid(kind: GGMLQuantizationType, rows: npt.NDArray[np.uint8]) -> bool:
+def _valid(kind: TensorType, rows: npt.NDArray[np.uint8]) -> bool:
     """Ask ggml whether every value, or every scale of a block, is a finite number."""
     return bool(ggml().ggml_validate_row_data(int(kind), rows.ctypes.data, rows.size))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss.engine.ggml import ggml
 from bitloss.errors import BitlossError, EngineError
 from bitloss.model.gguf import GgufFile, TensorInfo, type_name
 from bitloss.model.gguf_split import open_model
+from bitloss.model.tensor_types import block_of
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize.layout import trimmed
 
@@ -80,7 +80,7 @@ def verify_candidate(
 
 def _is_valid(file: GgufFile, info: TensorInfo) -> bool:
     """Let ggml look at every block, in pieces of whole blocks."""
-    block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(info.ggml_type)][1]
+    block_bytes = block_of(info.ggml_type).bytes
     data = file.tensor_bytes(info.name)
     step = _PIECE_BYTES // block_bytes * block_bytes
     return all(

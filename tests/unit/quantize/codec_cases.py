@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 import bitloss
 from bitloss.engine.ggml import ggml
 from bitloss.model.safetensors import SafetensorsFile
+from bitloss.model.tensor_types import block_of
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -28,7 +29,7 @@ WEIGHTS = ("none", "random", "wide", "zeros", "some zeros", "ones", "tiny", "wid
 
 def libggml_encode(kind: GGMLQuantizationType, rows: Floats, weights: Floats | None) -> Bytes:
     """``ggml_quantize_chunk`` of all rows in one call."""
-    block, size = GGML_QUANT_SIZES[kind]
+    block, size = block_of(kind)
     rows = np.ascontiguousarray(rows)
     out = np.empty((len(rows), rows.shape[1] // block * size), np.uint8)
     pointer = None if weights is None else weights.ctypes.data
