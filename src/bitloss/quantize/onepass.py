@@ -26,8 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitloss._native import add_squares
-from bitloss.engine.ggml import ggml
-from bitloss.errors import BitlossError, GgufError, UnsupportedError
+from bitloss.errors import BitlossError, UnsupportedError
 from bitloss.model.gguf import GgufFile, TensorInfo, join_tensor_hashes, type_name
 from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.progress import Progress, ProgressCallback, silent
@@ -35,6 +34,7 @@ from bitloss.quantize import codec
 from bitloss.quantize.layout import FileLayout, trimmed
 from bitloss.quantize.request import How, TensorError, WrittenFile
 from bitloss.quantize.unfinished import CandidateFiles, TensorDone
+from bitloss.quantize.verify import is_valid, not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,6 +113,8 @@ def write_candidates(
         for done, name in enumerate(names):
             progress(Progress(stage, done, len(names), "tensors"))
             work.tensor(name)
+            if len(work.failed) == len(wanted):
+                return work.finish(None)
         progress(Progress(stage, len(names), len(names), "tensors"))
         return work.finish(keep)
 
@@ -218,6 +220,8 @@ class _Pass:
         )
         for piece in self._pieces(info, encodings):
             self._encode(info, encodings, piece, own)
+            if not encodings:  # nobody wants the rest: none could hold this tensor
+                return
         if self._source_hashes is not None and own is not None:
             self._source_hashes[name] = own.digest()
         source = self._source_hashes[name] if self._source_hashes is not None else b""
@@ -292,11 +296,9 @@ class _Pass:
         for first in range(0, len(raw), max(1, per_expert)):
             for at in range(first, first + per_expert, step):
                 rows = raw[at : min(at + step, first + per_expert)]
-                if not self._all(lambda part: _valid(kind, part), self._shared(rows)):
-                    raise GgufError(
-                        "a value is not finite, or a block is damaged",
-                        where=f"{self.source.path}[{info.name}]",
-                    )
+                if not self._all(lambda part: is_valid(kind, part), self._shared(rows)):
+                    where = f"{self.source.path}[{info.name}]"
+                    raise not_finite(where, self._values(kind, rows, n_in), at)
                 yield _Piece(
                     first // max(1, per_expert), rows, None if copied else self._values(kind, rows, n_in)
                 )
@@ -330,7 +332,7 @@ class _Pass:
         """See that scales are finite, and how large the error is."""
         if encoding.kind == info.ggml_type or piece.values is None:
             return
-        encoding.valid = _valid(encoding.kind, out)
+        encoding.valid = is_valid(encoding.kind, out)
         if not self.errors or not encoding.valid:
             return
         difference = codec.decode(encoding.kind, out, piece.values.shape[1], threads=1)
@@ -371,8 +373,6 @@ class _Pass:
             )
             self.failed[index] = error
             self._drop(index, error)
-        if len(self.failed) == len(self.wanted):
-            raise self.failed[encoding.users[0]]
 
     def _shared(self, rows: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
         """Share rows out to the threads."""
@@ -384,11 +384,6 @@ class _Pass:
 
     def _all(self, test: Callable[[T], bool], items: Iterable[T]) -> bool:
         return all(self._pool.map(test, items))
-
-
-def _valid(kind: TensorType, rows: npt.NDArray[np.uint8]) -> bool:
-    """Ask ggml whether every value, or every scale of a block, is a finite number."""
-    return bool(ggml().ggml_validate_row_data(int(kind), rows.ctypes.data, rows.size))
 
 
 def _error(encoding: _Encoding) -> TensorError:
