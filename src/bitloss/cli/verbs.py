@@ -216,7 +216,7 @@ def quantize(
     source: Annotated[Path, typer.Argument(help="Full-precision GGUF.")],
     out: Out,
     types: Annotated[
-        str, typer.Option("--types", help="Types, separated by commas, as llama-quantize names them.")
+        list[str], typer.Option("--types", help="Types, separated by commas, as llama-quantize names them.")
     ],
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", help="Importance matrix (GGUF or .dat).")
@@ -289,7 +289,7 @@ def quantize(
             errors=errors,
             out=(out / candidate_name(source, name)).resolve(),
         )
-        for name in listed(types, "--types")
+        for name in listed(",".join(types), "--types")
     )
     made = _list(_run(QuantizeTogetherStep(steps=steps, dry_run=dry_run), quiet=quiet).value)
     if json:

@@ -87,7 +87,7 @@ def plan_candidates(specs: Sequence[QuantizeSpec]) -> list[Candidate]:
         specs: at least one, all of one source.
 
     Raises:
-        UsageError: unknown type, pattern without a tensor, a type that does not fit, files in each other's way.
+        UsageError: no model, unknown type, pattern without a tensor, type that does not fit, files in each other's way.
         FileProblem: source or matrix missing, or a file is in the way of the output folder.
         GgufError, ImatrixError: source or matrix is damaged.
         UnsupportedError: a quantized source without `allow_requantize`; types that cannot be made of this source, every
@@ -98,6 +98,12 @@ def plan_candidates(specs: Sequence[QuantizeSpec]) -> list[Candidate]:
     assert specs
     assert len({spec.source for spec in specs}) == 1
     source = open_model(specs[0].source)
+    if source.value("general.type", None) == "imatrix":
+        raise UsageError(
+            "an importance matrix, not a model",
+            where=source.path,
+            mend="give the model's GGUF file, and the matrix with --imatrix",
+        )
     matrices: dict[Path, Weights] = {}
     candidates, refused = [], []
     for spec in specs:
@@ -118,7 +124,7 @@ def _candidate(spec: QuantizeSpec, source: GgufFile, weights: Weights | None) ->
     kind, rules = rules_of(spec)
     types = type_plan(source, rules)
     _check_tensors(spec, source, types)
-    check_needed(source, kind, types, weights)
+    check_needed(source, kind, rules, types, weights)
     files = layout(spec, source, kind, types, weights.metadata if weights else ())
     return Candidate(spec, source, kind, rules, types, weights, files)
 

@@ -185,8 +185,15 @@ def _check_rules(source: GgufFile, rules: TypeRules) -> None:
         except re.error as error:
             raise UsageError(f"not a regular expression ({error})", where=pattern) from None
         if not any(compiled.search(name) for name in source.tensors):
-            found = f"{len(source.tensors)} tensors in {source.path}"
-            raise UsageError("the pattern matches no tensor", where=pattern, found=found)
+            found = (
+                f"{len(source.tensors)} tensors in {source.path}, such as {next(reversed(source.tensors))}"
+            )
+            raise UsageError(
+                "the pattern matches no tensor",
+                where=pattern,
+                found=found,
+                mend="mend the pattern, or leave it out",
+            )
 
 
 def _check_fits(info: TensorInfo, kind: int, path: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bitloss.model.gguf import GgufFile
+    from bitloss.quantize.call import TypeRules
     from bitloss.quantize.plan import TypePlan
     from bitloss.quantize.types import QuantType
 
@@ -97,8 +98,17 @@ def without(plan: TypePlan, weights: Mapping[str, object]) -> tuple[str, ...]:
     )
 
 
-def check_needed(source: GgufFile, kind: QuantType, plan: TypePlan, weights: Weights | None) -> None:
+def check_needed(
+    source: GgufFile, kind: QuantType, rules: TypeRules, plan: TypePlan, weights: Weights | None
+) -> None:
     """Refuse a type that is garbage without weights for a tensor that has none.
+
+    Args:
+        source: whose tensors.
+        kind: the file type that was asked for.
+        rules: with what else was asked for.
+        plan: its tensors.
+        weights: importance, None without.
 
     Raises:
         UnsupportedError: the tensor is named.
@@ -111,11 +121,18 @@ def check_needed(source: GgufFile, kind: QuantType, plan: TypePlan, weights: Wei
                 f"{target} is garbage without an importance matrix",
                 where=f"{source.path}[{name}]",
                 expected=f"weights for this tensor in {weights.path}" if weights else None,
-                mend=f"make a matrix that has this tensor (with a text that reaches it), or leave out {kind.name}"
-                if weights
-                else f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix, or leave "
-                f"out {kind.name}",
+                mend=_how_to_weigh(source, kind, rules, plan.tensors[name].target_type, weights),
             )
+
+
+def _how_to_weigh(
+    source: GgufFile, kind: QuantType, rules: TypeRules, target: int, weights: Weights | None
+) -> str:
+    forced = {rules.output_tensor_type, rules.token_embedding_type, *(each for _, each in rules.tensor_types)}
+    other = "choose another type for it" if target in forced else f"leave out {kind.name}"
+    if weights:
+        return f"make a matrix that has this tensor (with a text that reaches it), or {other}"
+    return f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix, or {other}"
 
 
 def _check_model(path: Path, source: GgufFile, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:

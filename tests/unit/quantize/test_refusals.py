@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.unit.quantize.test_quantize import matrix, only
 
-from bitloss.errors import FileProblem, GgufError, ImatrixError, UnsupportedError
+from bitloss.errors import FileProblem, GgufError, ImatrixError, UnsupportedError, UsageError
 from bitloss.imatrix.file import read_imatrix, write_imatrix, write_legacy_imatrix
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
@@ -92,6 +92,23 @@ def test_types_refused_for_two_reasons(odd: Path, tmp_path: Path) -> None:
 def test_a_rule_makes_an_impossible_type_possible(odd: Path, tmp_path: Path) -> None:
     made = quantize(specs(odd, tmp_path, "Q1_0", tensor_types=(("weight", "Q8_0"),))[0])
     assert "Q1_0" not in made.type_counts
+
+
+def test_a_type_forced_on_a_table_is_the_one_to_change(plain: Path, tmp_path: Path) -> None:
+    for forced in ({"token_embedding_type": "IQ2_XXS"}, {"output_tensor_type": "IQ2_XXS"}):
+        with pytest.raises(UnsupportedError, match=r"IQ2_XXS is garbage .*, or choose another type for it$"):
+            quantize_all(specs(plain, tmp_path, "Q8_0", **forced))
+
+
+def test_a_matrix_is_no_model_and_a_model_no_matrix(plain: Path, tmp_path: Path) -> None:
+    write_imatrix(matrix(plain), tmp_path / "m.gguf")
+    with pytest.raises(UsageError, match=r"m\.gguf: an importance matrix, not a model\. Give the model's"):
+        quantize_all(specs(tmp_path / "m.gguf", tmp_path, "Q8_0"))
+    with pytest.raises(
+        ImatrixError, match=r"not an importance matrix: found general\.type 'model'\. Give a file"
+    ):
+        quantize_all(specs(plain, tmp_path, "Q8_0", imatrix=plain))
+    assert only(tmp_path) == ["m.gguf"]
 
 
 def test_a_matrix_that_lacks_a_tensor_says_what_to_do(plain: Path, tmp_path: Path) -> None:
