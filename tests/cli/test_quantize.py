@@ -186,7 +186,10 @@ def test_parts_and_odd_rows_are_noted(cli: Cli, tmp_path: Path) -> None:
         ({"attn_q": {"sums": np.nan}}, ("impossible sum", "found nan", "Compute the matrix again")),
         ({"attn_q": {"counts": np.inf}}, ("impossible count", "found inf", "Compute the matrix again")),
         ({"attn_q": {"sums": -1}}, ("impossible sum", "found -1.0", "Compute the matrix again")),
-        ({"attn_q": {"sums": 3e38}}, ("impossible mean square", "at most 1e+30", "The activations overflowed")),
+        (
+            {"attn_q": {"sums": 3e38}},
+            ("impossible mean square", "at most 1e+30", "The activations overflowed"),
+        ),
     ],
     ids=["nan", "infinite", "negative", "huge"],
 )

@@ -367,6 +367,9 @@ def test_run_on_a_gguf(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     assert document["calibration"]["chunks"] == 2
     assert document["commands"] == [f"bitloss {' '.join(map(str, (*common, '--json')))}"]
     assert "quantize Q8_0/f32" in done.err
+    importance = document["candidates"][0]["importance"]
+    assert importance.pop("missing") == ["output.weight", "token_embd.weight"]
+    assert importance == {"unused_experts": {}, "zero_weights": {}, "lost": []}
     again = cli(*common)
     assert again.code == 0
     assert again.err.count("done before") == len(document["costs"])
