@@ -233,8 +233,12 @@ def test_quantize_dry_run_tells_the_sizes(cli: Cli, inputs: Inputs, tmp_path: Pa
         assert {key: after[key] for key in before} == before
         assert after["bytes"] == (tmp_path / "out" / after["file"]).stat().st_size
         assert 0 < after["errors"]["blk.0.ffn_up.weight"]["rms"] < 0.2
-    assert lines[-1].startswith("3 files, ")
-    assert f"{made[0]['bits_per_weight']:.2f} bits per weight" in lines[0]
+    table = [line.split() for line in lines if line.strip()]
+    assert table[0][:2] == ["File", "Size"]
+    assert [row[0] for row in table[2:5]] == [each["file"] for each in planned]
+    assert table[2][3:] == [f"{made[0]['bits_per_weight']:.2f}", "3", "F32,", "9", "Q8_0"]
+    assert table[5][:2] == ["3", "files"]
+    assert re.fullmatch(rf"nothing was written; [\d.]+ .iB free in {tmp_path}", lines[-1])
 
 
 def test_quantize_by_either_encoder(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
@@ -363,6 +367,9 @@ def test_run_on_a_gguf(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     assert document["calibration"]["chunks"] == 2
     assert document["commands"] == [f"bitloss {' '.join(map(str, (*common, '--json')))}"]
     assert "quantize Q8_0/f32" in done.err
+    importance = document["candidates"][0]["importance"]
+    assert importance.pop("missing") == ["output.weight", "token_embd.weight"]
+    assert importance == {"unused_experts": {}, "zero_weights": {}, "lost": []}
     again = cli(*common)
     assert again.code == 0
     assert again.err.count("done before") == len(document["costs"])

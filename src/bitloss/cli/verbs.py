@@ -26,7 +26,6 @@ from bitloss.cli.options import (
     with_engine,
 )
 from bitloss.cli.show import Screen, print_json
-from bitloss.display import size
 from bitloss.errors import FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
 from bitloss.run.steps import (
@@ -217,7 +216,7 @@ def quantize(
     source: Annotated[Path, typer.Argument(help="Full-precision GGUF.")],
     out: Out,
     types: Annotated[
-        str, typer.Option("--types", help="Types, separated by commas, as llama-quantize names them.")
+        list[str], typer.Option("--types", help="Types, separated by commas, as llama-quantize names them.")
     ],
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", help="Importance matrix (GGUF or .dat).")
@@ -254,13 +253,17 @@ def quantize(
         bool, typer.Option("--verify", help="Read the files back and compare them with what was written.")
     ] = False,
     errors: Annotated[
-        bool, typer.Option("--errors", help="Tell how far each tensor is from the source's (with --json).")
+        bool,
+        typer.Option(
+            "--errors", help="Tell how far tensors are from the source's (with --json each of them)."
+        ),
     ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Quantize a full-precision GGUF to any number of types, byte for byte as llama-quantize does."""
+    from bitloss.cli import quantized
     from bitloss.quantize.request import candidate_name, parse_override, parse_size, read_recipe
     from bitloss.quantize.types import parse_quant_type
 
@@ -286,37 +289,15 @@ def quantize(
             errors=errors,
             out=(out / candidate_name(source, name)).resolve(),
         )
-        for name in listed(types, "--types")
+        for name in listed(",".join(types), "--types")
     )
     made = _list(_run(QuantizeTogetherStep(steps=steps, dry_run=dry_run), quiet=quiet).value)
     if json:
         print_json([{"file": each.pop("out"), **each} for each in made])
+    elif dry_run:
+        quantized.say_planned(out, made)
     else:
-        _say([_made_line(out, each) for each in made])
-        if dry_run:
-            _say([f"{len(made)} files, {size(sum(each['bytes'] for each in made))}; nothing was written"])
-
-
-def _made_line(folder: Path, made: dict[str, Any]) -> str:
-    """A candidate that was made, or will be."""
-    types = ", ".join(f"{count} {kind}" for kind, count in made["type_counts"].items())
-    facts = [f"{made['bits_per_weight']:.2f} bits per weight", size(made["bytes"]), types]
-    if made["parts"]:
-        facts.append(f"{len(made['parts'])} parts")
-    for key, words in _ODD.items():
-        if made.get(key):
-            n = len(made[key])
-            facts.append(f"{n} tensor{'' if n == 1 else 's'} {words}")
-    if made.get("n_fallback"):
-        facts.append(f"{made['n_fallback']} of other types, as rows do not fit the blocks")
-    return f"{folder / made['out']}  ({'; '.join(facts)})"
-
-
-_ODD = {
-    "without_imatrix": "without importance",
-    "unused_experts": "with experts no token reached (importance 1)",
-    "zero_weights": "with importance 0 (of all, or of some experts)",
-}
+        quantized.say_made(out, made)
 
 
 @app.command(epilog="Example: bitloss base model-f32.gguf --text wiki.test.raw -o base")

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from bitloss.convert.cast import SourceType
@@ -19,6 +18,7 @@ from bitloss.convert.material import Block, Target, rows_per_block
 from bitloss.errors import UnsupportedError
 from bitloss.model.gguf import GgufType, GgufValue, tensor_bytes
 from bitloss.model.gguf_split import SPLIT_KEYS, open_model
+from bitloss.model.tensor_types import TensorType
 
 _FLOATS = {kind.ggml_type: kind.dtype for kind in SourceType}
 _OWN = frozenset({"general.file_type", *SPLIT_KEYS})
@@ -68,7 +68,7 @@ class GgufMaterial:
         step = rows_per_block(columns)
         label = f"{self._file.path}[{target.name}"
         for begin in range(0, len(data), step):
-            rows, kind = data[begin : begin + step], GGMLQuantizationType(info.ggml_type)
+            rows, kind = data[begin : begin + step], TensorType(info.ggml_type)
             values = rows.view(_FLOATS[kind]) if kind in _FLOATS else dequantize(rows, kind)
             yield Block(values, np.arange(begin, begin + len(rows)), 0.0, label)
 
@@ -82,7 +82,7 @@ class GgufMaterial:
 
     def _refuse_undecodable(self, path: Path, name: str) -> None:
         info = self._file.info(name)
-        kind = GGMLQuantizationType(info.ggml_type)
+        kind = TensorType(info.ggml_type)
         row = np.zeros((1, tensor_bytes((info.shape[0] if info.shape else 1,), kind)), np.uint8)
         try:
             if kind.name[0] in "IF" and kind.name[1:].isdigit():

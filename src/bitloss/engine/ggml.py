@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import ctypes as ct
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
-import llama_cpp
-
 from bitloss.errors import EngineLayoutError, UnsupportedError
+from bitloss.model.tensor_types import ggml_library
 
 MAX_DIMS = 4
 MAX_SRC = 10
@@ -77,14 +74,6 @@ class InitParams(ct.Structure):
     _fields_ = (("mem_size", ct.c_size_t), ("mem_buffer", ct.c_void_p), ("no_alloc", ct.c_bool))
 
 
-def _library(name: str) -> ct.CDLL:
-    """Load the copy of a ggml library that libllama itself uses."""
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    prefix = "" if sys.platform == "win32" else "lib"
-    return ct.CDLL(str(folder / f"{prefix}{name}.{suffix}"))
-
-
 _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
     "ggml-base": {
         "ggml_init": (ct.c_void_p, [InitParams]),
@@ -132,7 +121,7 @@ class Ggml:
     def __init__(self) -> None:
         for library, functions in _SIGNATURES.items():
             try:
-                loaded = _library(library)
+                loaded = ggml_library(library)
             except OSError as error:
                 raise UnsupportedError(
                     "the installed llama-cpp-python does not bring this library",

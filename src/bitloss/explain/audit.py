@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss.engine.llama import usable_cores
 from bitloss.errors import FileProblem, UsageError
@@ -34,6 +33,7 @@ from bitloss.explain.counting import marks_of_floats, marks_of_words, tally_floa
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
+from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize.codec import NEEDS_WEIGHTS, decode, encode
 from bitloss.quantize.types import TENSOR_TYPES, parse_tensor_type
@@ -87,7 +87,7 @@ class _BlockTally:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def record(self, kind: GGMLQuantizationType) -> BlockLoss:
+    def record(self, kind: TensorType) -> BlockLoss:
         return BlockLoss(
             type=kind.name,
             blocks=self.blocks,
@@ -151,14 +151,14 @@ def audit(
     )
 
 
-def block_type(name: str) -> GGMLQuantizationType:
+def block_type(name: str) -> TensorType:
     """Return the type of blocks of that name.
 
     Raises:
         UsageError: no such type, one without blocks, or one that needs importance weights.
     """
     kind = parse_tensor_type(name)
-    if GGML_QUANT_SIZES[kind][0] == 1:
+    if block_of(kind).weights == 1:
         raise UsageError("not a type of blocks", where="--formats", expected="Q8_0, Q4_K, ...", found=name)
     if kind in NEEDS_WEIGHTS:
         raise UsageError(
@@ -208,15 +208,15 @@ def _opaque(kind: str) -> str | None:
 
 
 def _audit_tensor(
-    tensor: StoredTensor, kinds: Sequence[GGMLQuantizationType], threads: int, told: Callable[[int], None]
-) -> tuple[w.Tally | None, dict[GGMLQuantizationType, _BlockTally]]:
+    tensor: StoredTensor, kinds: Sequence[TensorType], threads: int, told: Callable[[int], None]
+) -> tuple[w.Tally | None, dict[TensorType, _BlockTally]]:
     if _opaque(tensor.type):
         told(tensor.data.nbytes)
         return None, {}
     table = _WORDS[tensor.type]() if tensor.type in _WORDS else None
     tally = w.Tally()
     matrix = len(tensor.shape) > 1
-    blocks = {k: _BlockTally() for k in kinds if matrix and tensor.row % GGML_QUANT_SIZES[k][0] == 0}
+    blocks = {k: _BlockTally() for k in kinds if matrix and tensor.row % block_of(k).weights == 0}
     done = 0
     for n_bytes, values in _pieces(tensor, threads):
         if table is not None:
@@ -248,7 +248,7 @@ def _pieces(tensor: StoredTensor, threads: int) -> Iterator[tuple[int, npt.NDArr
             piece = flat[at : at + step]
             yield piece.nbytes, piece.astype(np.float32)
     else:
-        kind = GGMLQuantizationType[tensor.type]
+        kind = TENSOR_TYPES[tensor.type]
         n_rows = math.prod(tensor.shape[:-1])
         rows = tensor.data.reshape(n_rows, -1) if n_rows and tensor.data.size else tensor.data[:0, None]
         step = max(1, _PIECE // max(1, tensor.row))
@@ -263,14 +263,14 @@ def _aligned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _compare_blocks(
-    kind: GGMLQuantizationType,
+    kind: TensorType,
     values: npt.NDArray[Any],
     table: w.WordTable | None,
     part: w.Tally,
     threads: int,
 ) -> _BlockTally:
     """Encode the blocks that a cast can change, with and without it, and compare the bytes."""
-    block, _ = (int(n) for n in GGML_QUANT_SIZES[kind])
+    block = block_of(kind).weights
     found = _BlockTally(blocks=values.size // block)
     odd = part.nans + part.positive_infinities + part.negative_infinities
     if not (part.f16.changed or part.bf16.changed or odd):
@@ -304,9 +304,7 @@ def _compare_blocks(
 # --------------------------------------------------------------------------------------------- records
 
 
-def _row(
-    tensor: StoredTensor, tally: w.Tally | None, blocks: dict[GGMLQuantizationType, _BlockTally]
-) -> TensorAudit:
+def _row(tensor: StoredTensor, tally: w.Tally | None, blocks: dict[TensorType, _BlockTally]) -> TensorAudit:
     return TensorAudit(
         name=tensor.name,
         type=tensor.type,

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss import _native
 from bitloss.engine.llama import usable_cores
 from bitloss.errors import MismatchError
 from bitloss.model.gguf import GgufFile, TensorInfo
+from bitloss.model.tensor_types import block_of
 from bitloss.progress import Progress, ProgressCallback, silent
 
 Bytes = npt.NDArray[np.uint8]
@@ -97,10 +97,10 @@ def same_form(a: TensorInfo, b: TensorInfo) -> bool:
 
 
 def block_bytes(info: TensorInfo) -> int:
-    """Bytes of a block of a tensor's type; 1 for a type the installed tables do not know."""
+    """Bytes of a block of a tensor's type; 1 for a type that is not known here."""
     try:
-        return int(GGML_QUANT_SIZES[GGMLQuantizationType(info.ggml_type)][1])
-    except (ValueError, KeyError):
+        return block_of(info.ggml_type).bytes
+    except KeyError:
         return 1
 
 

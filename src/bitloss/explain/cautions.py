@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bitloss.display import percent
+from bitloss.display import percent, visible
 from bitloss.records import Base, Candidate, Confidence, Finding, Results
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TELLING_SHARE: Final = 0.001
 """Share of a text's windows from which on an overlap is a finding: of a text of 640 chunks, a page."""
 _HASH_DIGITS = 12
+_NAMED = 5
 
 
 def calibrated_on_the_measured_text(results: Results) -> Finding | None:
@@ -92,3 +93,66 @@ def not_finite(candidates: Sequence[Candidate]) -> Finding | None:
         evidence={"tokens": counts},
         confidence=Confidence.PROVEN,
     )
+
+
+def importance_left_open(candidates: Sequence[Candidate]) -> Finding | None:
+    """Name the tensors of which the importance matrices do not say which columns matter, and llama.cpp's rule for them.
+
+    Fires when a matrix lacks a tensor of a layer, has experts that no token reached, or importance 0 throughout. That
+    it lacks the two tables of tokens is as usual. Files of one matrix are told of together.
+    """
+    lacking, unused, lost, zeros = (dict[str, None]() for _ in range(4))
+    files = []
+    for each in candidates:
+        told = each.importance
+        if told is None:
+            continue
+        missing = [name for name in told.missing if name.startswith("blk.")]
+        lacking |= dict.fromkeys(missing)
+        unused |= dict.fromkeys(_experts(told.unused_experts))
+        lost |= dict.fromkeys(_experts({name: told.zero_weights.get(name, ()) for name in told.lost}))
+        zeros |= dict.fromkeys(_experts(told.zero_weights))
+        if missing or told.unused_experts or told.zero_weights:
+            files.append(each.name)
+    if not files:
+        return None
+    harmless = [name for name in zeros if name not in lost]
+    said = [
+        f"{words}: {_some(list(names))}."
+        for words, names in (
+            ("Not in the matrix, encoded as without one", lacking),
+            ("Experts no token reached, every column counts 1", unused),
+            (
+                "Importance 0 throughout, and with it some types store zeros or noise: such files are broken there",
+                lost,
+            ),
+            ("Importance 0 throughout, which the types used take no harm from", harmless),
+        )
+        if names
+    ]
+    return Finding(
+        id="importance-left-open",
+        title="Importance of 0 emptied tensors"
+        if lost
+        else "The importance matrix leaves tensors or experts open",
+        text=f"{' '.join(said)} The rules are llama.cpp's. A longer calibration text, or another, reaches more.",
+        evidence={
+            "candidates": list(files),
+            "missing": list(lacking),
+            "unused_experts": list(unused),
+            "lost": list(lost),
+            "zero_importance": list(zeros),
+        },
+        confidence=Confidence.PROVEN,
+    )
+
+
+def _experts(which: Mapping[str, Sequence[int]]) -> list[str]:
+    return [
+        name if "_exps" not in name else f"{name}[{', '.join(map(str, at))}]" for name, at in which.items()
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(visible(name) for name in names[:_NAMED]) + more

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss.explain.blocks import block_bytes, marked_pieces, same_form
 from bitloss.explain.distance import Distance, Floats, compare_tensors, direct, distance
 from bitloss.explain.fields import SCALES, Fields, compare_fields, told_apart
 from bitloss.model.gguf import GgufFile, TensorInfo
+from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.quantize.codec import decode
 from bitloss.quantize.types import TENSOR_TYPES
 from bitloss.records.diff import TensorState
@@ -96,14 +96,13 @@ def compare(job: Job, a: TensorInfo, b: TensorInfo) -> tuple[TensorState, Found]
     return "equal values" if same else "different", found
 
 
-def _kind(info: TensorInfo) -> GGMLQuantizationType:
-    return GGMLQuantizationType(info.ggml_type)
+def _kind(info: TensorInfo) -> TensorType:
+    return TensorType(info.ggml_type)
 
 
 def _sizes(info: TensorInfo) -> tuple[int, int]:
     """Values and bytes of a block."""
-    weights, size = GGML_QUANT_SIZES[_kind(info)]
-    return int(weights), int(size)
+    return block_of(info.ggml_type)
 
 
 def _decodable(info: TensorInfo) -> bool:
@@ -164,11 +163,11 @@ def _compare_blocks(job: Job, a: TensorInfo, found: Found, *, decodable: bool) -
 # ------------------------------------------------------------------------------------------- of any two
 
 
-def _decode(kind: GGMLQuantizationType, blocks: Bytes, threads: int) -> Floats:
+def _decode(kind: TensorType, blocks: Bytes, threads: int) -> Floats:
     """Values of blocks [n, block bytes], as a vector."""
-    if kind is GGMLQuantizationType.F32:
+    if kind == TensorType.F32:
         return np.require(blocks.reshape(-1), requirements=["A", "C"]).view(np.float32)
-    return decode(kind, blocks, int(GGML_QUANT_SIZES[kind][0]), threads=threads).reshape(-1)
+    return decode(kind, blocks, block_of(kind).weights, threads=threads).reshape(-1)
 
 
 def _pieces(file: GgufFile, info: TensorInfo, values: int) -> Iterator[Bytes]:

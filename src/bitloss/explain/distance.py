@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 
 from bitloss import _native
 from bitloss.errors import MismatchError
+from bitloss.model.tensor_types import block_of
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -99,7 +99,7 @@ class Compared(NamedTuple):
 
 def direct(kind: Kind) -> bool:
     """Whether `compare_tensors` takes a type."""
-    return kind is Kind.F32 or int(kind) in _native.codec_kinds(encoding=False)
+    return kind == Kind.F32 or int(kind) in _native.codec_kinds(encoding=False)
 
 
 def compare_tensors(
@@ -121,11 +121,11 @@ def compare_tensors(
 
 
 def _weights(kind: Kind) -> int:
-    return int(GGML_QUANT_SIZES[kind][0])
+    return block_of(kind).weights
 
 
 def _block_bytes(kind: Kind) -> int:
-    return int(GGML_QUANT_SIZES[kind][1])
+    return block_of(kind).bytes
 
 
 def _distance(

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 
 from bitloss import _native
+from bitloss.model.tensor_types import block_of
 from bitloss.quantize.codec import decode
 
 Bytes = npt.NDArray[np.uint8]
@@ -114,7 +114,7 @@ def compare_fields(kind: Kind, a: Bytes, b: Bytes, *, threads: int = 1, isa: str
 
     ``threads`` are for types that libggml decodes, ``isa`` is for the others.
     """
-    weights, size = (int(n) for n in GGML_QUANT_SIZES[kind])
+    weights, size = block_of(kind)
     n = a.size // size
     if int(kind) in _native.field_kinds():
         quants, scales = _native.differing_fields(
@@ -140,7 +140,7 @@ def scales_by_layout(kind: Kind, a: Bytes, b: Bytes) -> int:
 
 def quants_by_value(kind: Kind, a: Bytes, b: Bytes, *, threads: int = 1) -> int:
     """Count quants that differ by value in blocks [n, block bytes]: the definition."""
-    weights, _ = (int(n) for n in GGML_QUANT_SIZES[kind])
+    weights = block_of(kind).weights
     left, right = (
         decode(kind, _with_equal_scales(kind, blocks), weights, threads=threads) for blocks in (a, b)
     )

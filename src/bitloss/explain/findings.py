@@ -13,7 +13,12 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from bitloss.display import decimal, percent, probability, rough_percent, visible
-from bitloss.explain.cautions import base_of_something_else, calibrated_on_the_measured_text, not_finite
+from bitloss.explain.cautions import (
+    base_of_something_else,
+    calibrated_on_the_measured_text,
+    importance_left_open,
+    not_finite,
+)
 from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_different
 from bitloss.explain.losses import cast_losses, not_counted
 from bitloss.explain.routes import is_whole, route_costs, twin_verdicts
@@ -65,6 +70,7 @@ def _all(results: Results) -> Iterator[Finding | None]:
     yield no_noise_floor(results.noise_floor, routes)
     yield most_sensitive(results.sensitivity)
     yield calibrated_on_the_measured_text(results)
+    yield importance_left_open(results.candidates)
     yield base_of_something_else(results.base)
     yield not_finite(results.candidates)
     yield stopped(results.stopping, results.text.chunks)

@@ -123,7 +123,10 @@ def _read_gguf(file: GgufFile) -> Imatrix:
     kind = file.value("general.type", "imatrix")
     if kind != "imatrix" or ("general.architecture" in file.metadata and DATASETS_KEY not in file.metadata):
         raise ImatrixError(
-            "this GGUF file is not an importance matrix", where=file.path, found=f"general.type {kind!r}"
+            "this GGUF file is not an importance matrix",
+            where=file.path,
+            found=f"general.type {kind!r}",
+            mend="give a file that `bitloss imatrix` or llama-imatrix has written",
         )
     for key in (DATASETS_KEY, CHUNK_COUNT_KEY, CHUNK_SIZE_KEY):
         if key not in file.metadata:

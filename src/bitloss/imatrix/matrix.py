@@ -156,7 +156,11 @@ def checked_entry(where: str, sums: npt.NDArray[Any], counts: npt.NDArray[Any]) 
             bad = int(np.flatnonzero(~good.ravel())[0])
             found = f"{float(values.ravel()[bad])} at index {bad}"
             raise ImatrixError(
-                f"impossible {what}", where=where, expected="a finite number from 0 up", found=found
+                f"impossible {what}",
+                where=where,
+                expected="a finite number from 0 up",
+                found=found,
+                mend="compute the matrix again: activations overflowed, or the file is damaged",
             )
     # llama.cpp's lround: halves away from zero.
     whole = np.floor(counts.astype(np.float64) + 0.5)

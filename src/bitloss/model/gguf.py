@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from bitloss.errors import FileProblem, GgufError, UnsupportedError
@@ -29,6 +29,7 @@ from bitloss.model.gguf_header import (
     tensor_bytes,
     type_name,
 )
+from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.progress import Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -194,13 +195,13 @@ class GgufFile:
         info = self.info(name)
         raw = self.tensor_bytes(name)
         shape = info.shape[::-1]
-        kind = GGMLQuantizationType(info.ggml_type)
-        if kind is GGMLQuantizationType.F32:
+        kind = TensorType(info.ggml_type)
+        if kind == TensorType.F32:
             return raw.view("<f4").reshape(shape)
         with np.errstate(all="ignore"):
             if kind in _PLAIN_DTYPES:
                 return raw.view(_PLAIN_DTYPES[kind]).astype(np.float32).reshape(shape)
-            block, size = GGML_QUANT_SIZES[kind]
+            block, size = block_of(kind)
             row_bytes = (info.shape[0] if info.shape else 1) // block * size
             try:
                 return np.ascontiguousarray(dequantize(raw.reshape(-1, row_bytes), kind).reshape(shape))

@@ -25,10 +25,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss import _native
 from bitloss.errors import GgufError, UnsupportedError
+from bitloss.model.tensor_types import TensorType, block_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -99,7 +99,7 @@ class TensorInfo:
     Attributes:
         name: its name.
         shape: ggml order, the contiguous dimension (ne0) first; `shape[::-1]` is NumPy's order.
-        ggml_type: a value of `gguf.GGMLQuantizationType`.
+        ggml_type: a value of `bitloss.model.tensor_types.TensorType`.
         offset: absolute position of its first byte in the file.
         n_bytes: bytes of data, padding left out.
         part: index of the file it lies in, 0 but for split models.
@@ -124,9 +124,9 @@ class TensorInfo:
 
 
 def type_name(ggml_type: int) -> str:
-    """Return ggml's name of a tensor type ("Q4_K"), or "type 99" for one the installed tables do not know."""
+    """Return ggml's name of a tensor type ("Q4_K"), or "type 99" for one that is not known here."""
     try:
-        return str(GGMLQuantizationType(ggml_type).name)
+        return str(TensorType(ggml_type).name)
     except ValueError:
         return f"type {ggml_type}"
 
@@ -135,12 +135,12 @@ def tensor_bytes(shape: tuple[int, ...], ggml_type: int) -> int:
     """Return how many bytes a tensor of `shape` (ggml order) takes.
 
     Raises:
-        UnsupportedError: the type is not in the tables of the installed `gguf` package.
+        UnsupportedError: neither the `gguf` package nor the installed ggml knows the type.
         GgufError: the row length is no multiple of the type's block size.
     """
     try:
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
-    except (ValueError, KeyError):
+        block, size = block_of(ggml_type)
+    except KeyError:
         raise UnsupportedError(
             "tensor type with unknown size",
             found=ggml_type,
@@ -176,7 +176,7 @@ def read_header(
 ) -> Header:
     """Read and check the header of the file mapped at `data`; `path` is for messages.
 
-    With `unknown_types` a tensor of a type that the installed tables do not know reaches to the next tensor, or to the
+    With `unknown_types` a tensor of a type that is not known here reaches to the next tensor, or to the
     end of the file: opaque bytes, padding among them.
 
     Raises:

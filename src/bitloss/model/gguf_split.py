@@ -101,7 +101,12 @@ def open_model(path: Path, *, unknown_types: bool = False) -> GgufFile:
     whole = path.with_name(f"{match[1] if match else path.stem}.gguf")
     if number != 0 or path.name != part_path(whole, 0, count).name:
         expected = part_path(whole, 0, count).name
-        raise UsageError("not the first part of a split model", where=path, expected=expected)
+        raise UsageError(
+            "not the first part of a split model",
+            where=path,
+            expected=expected,
+            mend="give the first part; the others are found beside it",
+        )
     first.join(
         [
             _part(first, part_path(whole, index, count), index, unknown_types=unknown_types)
@@ -119,7 +124,12 @@ def open_model(path: Path, *, unknown_types: bool = False) -> GgufFile:
 def _part(first: GgufFile, path: Path, index: int, *, unknown_types: bool) -> GgufFile:
     count = _number(first, COUNT)
     if not path.is_file():
-        raise FileProblem("a part of a split model is missing", where=path, expected=f"{count} parts")
+        raise FileProblem(
+            "a part of a split model is missing",
+            where=path,
+            expected=f"{count} parts",
+            mend="put all parts into one folder, under the names they were made with",
+        )
     part = GgufFile.open(path, part_of_split=True, unknown_types=unknown_types)
     for key, expected in ((NO, index), (COUNT, count), (TENSORS, _number(first, TENSORS, -1))):
         found = _number(part, key, -1)

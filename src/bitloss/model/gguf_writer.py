@@ -31,7 +31,7 @@ class TensorPlan:
     Attributes:
         name: its name, at most 63 bytes.
         shape: ggml order (ne0 first).
-        ggml_type: a value of `gguf.GGMLQuantizationType`.
+        ggml_type: a value of `gguf.GGMLQuantizationType` (that package writes the header).
     """
 
     name: str

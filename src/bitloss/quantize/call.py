@@ -13,16 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bitloss.engine.llama_log import captured_log, last_lines
-from bitloss.errors import EngineError, UsageError
+from bitloss.errors import BitlossError, EngineError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _TENSOR = re.compile(r"^\[ *\d+/ *\d+\] (.+?) *- \[", re.MULTILINE)
+# tensor_type_fallback of llama.cpp says this before it gives up: not every type has another one for odd rows.
+_NO_FALLBACK = re.compile(
+    r"warning: (?P<name>.+?) *- ncols +(?P<row>\d+) not divisible by +(?P<block>\d+) "
+    r"\(required for type +(?P<kind>\S+?)\) *(?=llama_model_quantize: failed|\Z)"
+)
 _VALUE_BYTES = 127  # llama_model_kv_override.val_str, less the closing zero
 # llama.cpp would hold up to 8 GiB of one tensor; rows are independent, so less gives the same bytes.
 MAX_BUFFER_BYTES = 1 << 30
+NOT_FINITE = "convert the model again; if its own weights are not finite, no type can hold them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class QuantizeCall:
             The pieces of llama.cpp's log.
 
         Raises:
+            UnsupportedError: a tensor's rows fit no block of the type, and llama.cpp has no other type for them.
             EngineError: llama.cpp gave up; its last words are in the message.
         """
         params = self._params(dry_run=out is None)
@@ -150,14 +157,20 @@ class QuantizeCall:
         return array
 
 
-def _failure(source: Path, log: list[str]) -> EngineError:
+def _failure(source: Path, log: list[str]) -> BitlossError:
     """Name the tensor at hand and what llama.cpp said last."""
-    at_hand = _TENSOR.findall("".join(log))
+    told = "".join(log)
+    if "no tensor type fallback" in told and (match := _NO_FALLBACK.search(told)):
+        return UnsupportedError(
+            f"{match['kind'].upper()} does not fit the row length, and llama.cpp has no other type for it",
+            where=f"{source}[{match['name']}]",
+            expected=f"a multiple of {match['block']}",
+            found=match["row"],
+            mend="leave this type out, or give tensors of such rows another one with --tensor-type REGEX=TYPE",
+        )
+    at_hand = _TENSOR.findall(told)
     said = last_lines(log).rsplit("failed to quantize: ", 1)[-1]
-    mends = {
-        "data validation failed": "a value is too large for the type",
-        "fallback": "its rows do not fit the type's blocks: leave this type out",
-    }
+    mends = {"data validation failed": "a value is too large for the type", "has invalid data": NOT_FINITE}
     return EngineError(
         "llama.cpp could not quantize the model",
         where=f"{source}[{at_hand[-1]}]" if at_hand else source,

@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf import GGMLQuantizationType
-
-from bitloss.errors import GgufError, UnsupportedError, UsageError
+from bitloss.errors import FileProblem, GgufError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile, type_name
 from bitloss.model.gguf_split import open_model
+from bitloss.model.tensor_types import TensorType
 from bitloss.quantize.layout import FileLayout, layout, trimmed
 from bitloss.quantize.plan import TypePlan, type_plan
-from bitloss.quantize.request import QuantizeSpec, rules_of
+from bitloss.quantize.request import MatrixFacts, QuantizeSpec, rules_of
 from bitloss.quantize.weights import Weights, check_needed, matrix_facts, read_weights
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from bitloss.quantize.call import TypeRules
     from bitloss.quantize.types import QuantType
 
-_PLAIN = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
+_PLAIN = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +67,7 @@ class Candidate:
 
     def as_json(self) -> dict[str, Any]:
         """Return what is known before anything is written, as JSON holds it."""
-        facts = matrix_facts(self.weights, self.plan) if self.weights else None
+        facts = matrix_facts(self.weights, self.plan) if self.weights else MatrixFacts()
         return {
             "out": self.files[0].path.name,
             "type": self.kind.name,
@@ -76,13 +75,7 @@ class Candidate:
             "bits_per_weight": self.bits_per_weight,
             "type_counts": dict(self.type_counts),
             "n_fallback": self.plan.n_fallback,
-            "without_imatrix": list(facts.missing) if facts else [],
-            "unused_experts": {name: list(which) for name, which in facts.unused_experts.items()}
-            if facts
-            else {},
-            "zero_weights": {name: list(which) for name, which in facts.zero_weights.items()}
-            if facts
-            else {},
+            **facts.as_json(),
             "parts": [{"path": file.path.name, "bytes": file.size} for file in self.files[1:] and self.files],
         }
 
@@ -94,30 +87,75 @@ def plan_candidates(specs: Sequence[QuantizeSpec]) -> list[Candidate]:
         specs: at least one, all of one source.
 
     Raises:
-        UsageError: unknown type, pattern without a tensor, a type that does not fit, files in each other's way.
-        FileProblem: source or matrix missing.
+        UsageError: no model, unknown type, pattern without a tensor, type that does not fit, files in each other's way.
+        FileProblem: source or matrix missing, or a file is in the way of the output folder.
         GgufError, ImatrixError: source or matrix is damaged.
-        UnsupportedError: a quantized source without `allow_requantize`; a type that needs weights without them.
+        UnsupportedError: a quantized source without `allow_requantize`; types that cannot be made of this source, every
+            one of them named: one that needs weights without them, one whose blocks do not fit the rows.
         MismatchError: the importance matrix is of another model.
         EngineError: llama.cpp refused the source.
     """
     assert specs
     assert len({spec.source for spec in specs}) == 1
     source = open_model(specs[0].source)
+    if source.value("general.type", None) == "imatrix":
+        raise UsageError(
+            "an importance matrix, not a model",
+            where=source.path,
+            mend="give the model's GGUF file, and the matrix with --imatrix",
+        )
     matrices: dict[Path, Weights] = {}
-    candidates = []
+    candidates, refused = [], []
     for spec in specs:
-        kind, rules = rules_of(spec)
         if spec.imatrix is not None and spec.imatrix not in matrices:
             matrices[spec.imatrix] = read_weights(spec.imatrix, source)
         weights = matrices[spec.imatrix] if spec.imatrix is not None else None
-        types = type_plan(source, rules)
-        _check_tensors(spec, source, types)
-        check_needed(source, kind, types, weights)
-        files = layout(spec, source, kind, types, weights.metadata if weights else ())
-        candidates.append(Candidate(spec, source, kind, rules, types, weights, files))
+        try:
+            candidates.append(_candidate(spec, source, weights))
+        except UnsupportedError as error:
+            refused.append((rules_of(spec)[0].name, error))
+    if refused:
+        raise _refusal(source, refused, [each.kind.name for each in candidates])
     _check_paths(source, candidates)
     return candidates
+
+
+def _candidate(spec: QuantizeSpec, source: GgufFile, weights: Weights | None) -> Candidate:
+    kind, rules = rules_of(spec)
+    types = type_plan(source, rules)
+    _check_tensors(spec, source, types)
+    check_needed(source, kind, rules, types, weights)
+    files = layout(spec, source, kind, types, weights.metadata if weights else ())
+    return Candidate(spec, source, kind, rules, types, weights, files)
+
+
+def _refusal(
+    source: GgufFile, refused: Sequence[tuple[str, UnsupportedError]], possible: Sequence[str]
+) -> UnsupportedError:
+    """Name every type that cannot be made, why, and what could be: a long list is corrected once."""
+    if not possible and len({str(error) for _, error in refused}) == 1:
+        return refused[0][1]  # the only type, or a fault that has nothing to do with types
+    kinds: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    for kind, error in refused:
+        why = error.what.partition(" ")[2]  # what all types have in common that fail like this one
+        kinds.setdefault(why, []).append(kind)
+        found = f": expected {error.expected}, found {error.found}" if error.found else ""
+        reasons.setdefault(why, f"{_within(source, error.where)}{error.what}{found}")
+    told = [f"{', '.join(dict.fromkeys(kinds[why]))} ({reasons[why]})" for why in kinds]
+    left_out = ", ".join(dict.fromkeys(kind for kind, _ in refused))
+    others = f"; the others can be made: {','.join(dict.fromkeys(possible))}" if possible else ""
+    return UnsupportedError(
+        f"{len(refused)} of {len(refused) + len(possible)} types cannot be made: {'; '.join(told)}",
+        where=source.path,
+        mend=f"leave out {left_out}{others}",
+    )
+
+
+def _within(source: GgufFile, where: str | None) -> str:
+    """Return the tensor of "FILE[TENSOR]"."""
+    inside = (where or "").removeprefix(f"{source.path}[")
+    return f"{inside.removesuffix(']')}: " if where and inside != where else ""
 
 
 def _check_tensors(spec: QuantizeSpec, source: GgufFile, types: TypePlan) -> None:
@@ -141,7 +179,15 @@ def _check_tensors(spec: QuantizeSpec, source: GgufFile, types: TypePlan) -> Non
 
 
 def _check_paths(source: GgufFile, candidates: Sequence[Candidate]) -> None:
-    """No file may replace the source or another candidate."""
+    """No file may replace the source or another candidate, or need a folder where there is a file."""
+    for folder in {file.path.absolute().parent for candidate in candidates for file in candidate.files}:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            raise FileProblem(
+                "a file is in the way of the output folder",
+                where=there,
+                mend="give -o another folder, or move the file away",
+            )
     seen: set[Path] = set()
     for candidate in candidates:
         for file in candidate.files:

@@ -21,20 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss import _native
 from bitloss.engine.ggml import ggml
 from bitloss.errors import MismatchError, UnsupportedError
+from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.quantize.types import TENSOR_TYPES
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 # Without weights libggml aborts the process (IQ2_XXS, IQ2_XS, IQ1_S: ggml_quantize_requires_imatrix).
-NEEDS_WEIGHTS = frozenset(
-    {GGMLQuantizationType.IQ2_XXS, GGMLQuantizationType.IQ2_XS, GGMLQuantizationType.IQ1_S}
-)
+NEEDS_WEIGHTS = frozenset({TensorType.IQ2_XXS, TensorType.IQ2_XS, TensorType.IQ1_S})
 
 
 def isas() -> list[str]:
@@ -43,13 +41,13 @@ def isas() -> list[str]:
 
 
 @functools.cache
-def native_kinds() -> frozenset[GGMLQuantizationType]:
+def native_kinds() -> frozenset[TensorType]:
     """Types that our own kernels encode."""
-    return frozenset(GGMLQuantizationType(kind) for kind in _native.codec_kinds(encoding=True))
+    return frozenset(TensorType(kind) for kind in _native.codec_kinds(encoding=True))
 
 
 def encode(
-    kind: GGMLQuantizationType, rows: Floats, weights: Floats | None, *, threads: int = 1, isa: str = "auto"
+    kind: TensorType, rows: Floats, weights: Floats | None, *, threads: int = 1, isa: str = "auto"
 ) -> Bytes:
     """Encode rows.
 
@@ -76,7 +74,7 @@ def encode(
 
 
 def encode_into(
-    kind: GGMLQuantizationType,
+    kind: TensorType,
     rows: Floats,
     weights: Floats | None,
     out: Bytes,
@@ -122,9 +120,7 @@ def encode_into(
         _share_out(n_rows, threads, encode_range)
 
 
-def decode(
-    kind: GGMLQuantizationType, data: Bytes, n_per_row: int, *, threads: int = 1, isa: str = "auto"
-) -> Floats:
+def decode(kind: TensorType, data: Bytes, n_per_row: int, *, threads: int = 1, isa: str = "auto") -> Floats:
     """Decode rows.
 
     Args:
@@ -150,7 +146,7 @@ def decode(
         )
     _check_run(threads, isa)
     data = np.ascontiguousarray(data)
-    if kind == GGMLQuantizationType.F32:
+    if kind == TensorType.F32:
         return data.view(np.float32).copy()
     out = np.empty((len(data), n_per_row), np.float32)
     if int(kind) in _native.codec_kinds(encoding=False):
@@ -165,13 +161,13 @@ def decode(
     return out
 
 
-def row_bytes(kind: GGMLQuantizationType, n_per_row: int) -> int:
+def row_bytes(kind: TensorType, n_per_row: int) -> int:
     """Bytes of a row of n_per_row weights.
 
     Raises:
         MismatchError: n_per_row is not a multiple of the type's block.
     """
-    block, size = (int(n) for n in GGML_QUANT_SIZES[kind])
+    block, size = block_of(kind)
     if n_per_row < 0 or n_per_row % block:
         raise MismatchError(f"row length of {kind.name}", expected=f"a multiple of {block}", found=n_per_row)
     return n_per_row // block * size
@@ -189,7 +185,7 @@ def _share_out(n_rows: int, threads: int, work: Callable[[int, int], None]) -> N
         list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
-def _check_kind(kind: GGMLQuantizationType) -> None:
+def _check_kind(kind: TensorType) -> None:
     if kind not in TENSOR_TYPES.values():
         raise UnsupportedError(
             "libggml does not encode to this type", where=kind.name, expected=", ".join(TENSOR_TYPES)

@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from bitloss._native import add_squares
-from bitloss.engine.ggml import ggml
-from bitloss.errors import BitlossError, GgufError, UnsupportedError
+from bitloss.errors import BitlossError, UnsupportedError
 from bitloss.model.gguf import GgufFile, TensorInfo, join_tensor_hashes, type_name
+from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize import codec
 from bitloss.quantize.layout import FileLayout, trimmed
 from bitloss.quantize.request import How, TensorError, WrittenFile
 from bitloss.quantize.unfinished import CandidateFiles, TensorDone
+from bitloss.quantize.verify import is_valid, not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ T = TypeVar("T")
 PIECE_VALUES = 1 << 21
 _HASH_PIECE = 16 << 20
 # quantize_q8_0 and these others take no notice of importance: one encoding serves with and without.
-_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"})
+_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"})
 
 
 class Wanted(NamedTuple):
@@ -113,6 +113,8 @@ def write_candidates(
         for done, name in enumerate(names):
             progress(Progress(stage, done, len(names), "tensors"))
             work.tensor(name)
+            if len(work.failed) == len(wanted):
+                return work.finish(None)
         progress(Progress(stage, len(names), len(names), "tensors"))
         return work.finish(keep)
 
@@ -130,7 +132,7 @@ class _Encoding:
         sums: of squares: error, source, weighted error, weighted source.
     """
 
-    kind: GGMLQuantizationType
+    kind: TensorType
     weights: npt.NDArray[np.float32] | None
     users: list[int]
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -218,6 +220,8 @@ class _Pass:
         )
         for piece in self._pieces(info, encodings):
             self._encode(info, encodings, piece, own)
+            if not encodings:  # nobody wants the rest: none could hold this tensor
+                return
         if self._source_hashes is not None and own is not None:
             self._source_hashes[name] = own.digest()
         source = self._source_hashes[name] if self._source_hashes is not None else b""
@@ -266,7 +270,7 @@ class _Pass:
             if index in self.failed or name in self._done[index]:
                 continue
             tensor = each.plan.tensors[name]
-            kind = GGMLQuantizationType(tensor.target_type)
+            kind = TensorType(tensor.target_type)
             weights = each.weights.by_tensor.get(name) if each.weights else None
             if tensor.is_copied or kind.name in _UNWEIGHTED:
                 weights = None
@@ -279,10 +283,10 @@ class _Pass:
 
     def _pieces(self, info: TensorInfo, encodings: Sequence[_Encoding]) -> Iterator[_Piece]:
         """Yield the rows of a tensor; those of two experts together only where nobody weighs them."""
-        kind = GGMLQuantizationType(info.ggml_type)
+        kind = TensorType(info.ggml_type)
         copied = all(encoding.kind == kind for encoding in encodings)
         n_in = info.shape[0] if info.shape else 1
-        block, size = GGML_QUANT_SIZES[kind]
+        block, size = block_of(kind)
         if not info.n_bytes:
             return
         raw = self.source.tensor_bytes(info.name).reshape(-1, n_in // block * size)
@@ -292,19 +296,15 @@ class _Pass:
         for first in range(0, len(raw), max(1, per_expert)):
             for at in range(first, first + per_expert, step):
                 rows = raw[at : min(at + step, first + per_expert)]
-                if not self._all(lambda part: _valid(kind, part), self._shared(rows)):
-                    raise GgufError(
-                        "a value is not finite, or a block is damaged",
-                        where=f"{self.source.path}[{info.name}]",
-                    )
+                if not self._all(lambda part: is_valid(kind, part), self._shared(rows)):
+                    where = f"{self.source.path}[{info.name}]"
+                    raise not_finite(where, self._values(kind, rows, n_in), at)
                 yield _Piece(
                     first // max(1, per_expert), rows, None if copied else self._values(kind, rows, n_in)
                 )
 
-    def _values(
-        self, kind: GGMLQuantizationType, rows: npt.NDArray[np.uint8], n_in: int
-    ) -> npt.NDArray[np.float32]:
-        if kind is GGMLQuantizationType.F32:
+    def _values(self, kind: TensorType, rows: npt.NDArray[np.uint8], n_in: int) -> npt.NDArray[np.float32]:
+        if kind == TensorType.F32:
             return np.require(rows.view("<f4"), np.float32, ["C", "A"])
         return codec.decode(kind, np.require(rows, np.uint8, ["C", "A"]), n_in, threads=self.threads)
 
@@ -317,7 +317,7 @@ class _Pass:
             if encoding.kind == info.ggml_type or piece.values is None:
                 done.append((encoding, piece.raw))
                 continue
-            block, size = GGML_QUANT_SIZES[encoding.kind]
+            block, size = block_of(encoding.kind)
             out = np.empty((len(piece.raw), piece.values.shape[1] // block * size), np.uint8)
             weights = None if encoding.weights is None else encoding.weights[piece.expert]
             codec.encode_into(encoding.kind, piece.values, weights, out, threads=self.threads)
@@ -332,7 +332,7 @@ class _Pass:
         """See that scales are finite, and how large the error is."""
         if encoding.kind == info.ggml_type or piece.values is None:
             return
-        encoding.valid = _valid(encoding.kind, out)
+        encoding.valid = is_valid(encoding.kind, out)
         if not self.errors or not encoding.valid:
             return
         difference = codec.decode(encoding.kind, out, piece.values.shape[1], threads=1)
@@ -373,8 +373,6 @@ class _Pass:
             )
             self.failed[index] = error
             self._drop(index, error)
-        if len(self.failed) == len(self.wanted):
-            raise self.failed[encoding.users[0]]
 
     def _shared(self, rows: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
         """Share rows out to the threads."""
@@ -386,11 +384,6 @@ class _Pass:
 
     def _all(self, test: Callable[[T], bool], items: Iterable[T]) -> bool:
         return all(self._pool.map(test, items))
-
-
-def _valid(kind: GGMLQuantizationType, rows: npt.NDArray[np.uint8]) -> bool:
-    """Ask ggml whether every value, or every scale of a block, is a finite number."""
-    return bool(ggml().ggml_validate_row_data(int(kind), rows.ctypes.data, rows.size))
 
 
 def _error(encoding: _Encoding) -> TensorError:

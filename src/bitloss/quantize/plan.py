@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from bitloss.engine.limits import check_limits
 from bitloss.errors import EngineError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile, TensorInfo, tensor_bytes, type_name
+from bitloss.model.tensor_types import TensorType, block_of, tensor_types
 from bitloss.quantize.call import QuantizeCall, TypeRules
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ _FALLBACK = re.compile(
     r"warning: (?P<name>.+?) *- ncols +\d+ not divisible by +\d+ \(required for type +(?P<wanted>\S+?)\).*"
     r"-> falling back to +(?P<target>\S+)"
 )
-_BY_NAME: Mapping[str, GGMLQuantizationType] = {kind.name.lower(): kind for kind in GGMLQuantizationType}
+_BY_NAME: Mapping[str, TensorType] = {kind.name.lower(): kind for kind in tensor_types()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def type_plan(source: GgufFile, rules: TypeRules) -> TypePlan:
         that
             does not fit the row length of the tensor it is forced on.
         GgufError: the header has a hyperparameter that would end the process.
-        UnsupportedError: llama.cpp plans a type the `gguf` package does not know.
+        UnsupportedError: llama.cpp plans a type that is not known here.
         EngineError: llama.cpp refused the file, or its log was not understood.
     """
     check_limits(source)
@@ -137,7 +136,7 @@ def parse_plan(source: GgufFile, log: str) -> TypePlan:
         if told != info.ggml_type or _trimmed(shape) != _trimmed(info.shape):
             raise _misunderstood(source, "tells another type or shape than the file's", line)
         target = told if match["target"] is None else _kind(source, name, match["target"])
-        if info.shape[0] % GGML_QUANT_SIZES[target][0]:
+        if info.shape[0] % block_of(target).weights:
             raise _misunderstood(source, "plans a type that does not fit the row length", line)
         tensors[name] = PlannedTensor(name, info.shape, info.ggml_type, int(target), fallbacks.get(name))
         if int(match["index"]) != len(tensors) or int(match["total"]) != len(source.tensors):
@@ -148,12 +147,12 @@ def parse_plan(source: GgufFile, log: str) -> TypePlan:
     return TypePlan(source.path, tensors)
 
 
-def _kind(source: GgufFile, name: str, told: str) -> GGMLQuantizationType:
+def _kind(source: GgufFile, name: str, told: str) -> TensorType:
     try:
         return _BY_NAME[told.lower()]
     except KeyError:
         raise UnsupportedError(
-            "llama.cpp plans a type that the installed gguf package does not know",
+            "llama.cpp plans a type that is not known here",
             where=f"{source.path}[{name}]",
             found=told,
         ) from None
@@ -186,12 +185,19 @@ def _check_rules(source: GgufFile, rules: TypeRules) -> None:
         except re.error as error:
             raise UsageError(f"not a regular expression ({error})", where=pattern) from None
         if not any(compiled.search(name) for name in source.tensors):
-            found = f"{len(source.tensors)} tensors in {source.path}"
-            raise UsageError("the pattern matches no tensor", where=pattern, found=found)
+            found = (
+                f"{len(source.tensors)} tensors in {source.path}, such as {next(reversed(source.tensors))}"
+            )
+            raise UsageError(
+                "the pattern matches no tensor",
+                where=pattern,
+                found=found,
+                mend="mend the pattern, or leave it out",
+            )
 
 
 def _check_fits(info: TensorInfo, kind: int, path: Path) -> None:
-    block = GGML_QUANT_SIZES[GGMLQuantizationType(kind)][0]
+    block = block_of(kind).weights
     if prod(info.shape) and info.shape[0] % block:
         raise UsageError(
             f"{type_name(kind)} does not fit the row length",

@@ -26,7 +26,7 @@ from bitloss.progress import ProgressCallback, silent
 from bitloss.quantize.candidate import Candidate, plan_candidates
 from bitloss.quantize.finished import content_key_of, find_finished, keep_finished
 from bitloss.quantize.onepass import Wanted, Written, write_candidates
-from bitloss.quantize.request import How, Quantized, QuantizeSpec, candidate_name
+from bitloss.quantize.request import How, Quantized, QuantizeSpec, candidate_name, mean_error
 from bitloss.quantize.space import check_space
 from bitloss.quantize.through_llama import write_through_llama
 from bitloss.quantize.verify import opened, verify_candidate
@@ -153,6 +153,7 @@ def _verify(candidate: Candidate, result: Written, progress: ProgressCallback) -
 def _told(candidate: Candidate, result: Written, how: How, seconds: float) -> Quantized:
     facts = matrix_facts(candidate.weights, candidate.plan) if candidate.weights else None
     single = len(result.files) == 1
+    sizes = {name: info.n_elements for name, info in candidate.source.tensors.items()}
     return Quantized(
         out=result.files[0].path,
         type=candidate.kind.name,
@@ -166,6 +167,7 @@ def _told(candidate: Candidate, result: Written, how: How, seconds: float) -> Qu
         matrix=facts,
         parts=() if single else result.files,
         errors=result.errors if how.errors else None,
+        error=mean_error(candidate.kind.name, result.errors, sizes) if how.errors else None,
         encoder=how.encoder,
         seconds=seconds,
     )

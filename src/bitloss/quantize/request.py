@@ -100,12 +100,30 @@ class TensorError:
     Attributes:
         type: its type.
         rms: sqrt(sum (decoded - source)^2 / sum source^2); None for a tensor of zeros.
-        rms_weighted: the same with every square times the importance of its column; None without a matrix.
+        rms_weighted: the same with every square times the importance of its column; None without a matrix, and for
+            types that take no notice of one.
     """
 
     type: str
     rms: float | None
     rms_weighted: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LostTensor:
+    """A tensor, or experts of it, that importance 0 leaves without its values.
+
+    Attributes:
+        type: its type in the candidate.
+        experts: which of its matrices; (0,) of a plain tensor.
+        n_experts: how many it has.
+        becomes: "zeros", or "noise" where the type stores values as far from the tensor's as 0 would be, or nearly.
+    """
+
+    type: str
+    experts: tuple[int, ...]
+    n_experts: int
+    becomes: Literal["zeros", "noise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +134,24 @@ class MatrixFacts:
         missing: quantized tensors it has no weights for: encoded as without a matrix.
         unused_experts: tensor -> experts no token reached: every column counts 1.
         zero_weights: tensor -> experts whose columns are all zero though tokens reached them: taken as they are.
+        lost: those of `zero_weights` whose type then keeps nothing, or little, of them.
     """
 
     missing: tuple[str, ...] = ()
     unused_experts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     zero_weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    lost: Mapping[str, LostTensor] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the facts as JSON holds them."""
+        return {
+            "without_imatrix": list(self.missing),
+            "unused_experts": {name: list(which) for name, which in self.unused_experts.items()},
+            "zero_weights": {name: list(which) for name, which in self.zero_weights.items()},
+            "lost": {
+                name: {**asdict(each), "experts": list(each.experts)} for name, each in self.lost.items()
+            },
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +171,7 @@ class Quantized:
         matrix: what else the importance matrix does not say; None without one.
         parts: of a split candidate; empty else.
         errors: tensor name -> error of each quantized tensor; None when not asked for.
+        error: of all of them together, see `mean_error`; None when not asked for.
         encoder: what encoded it.
         seconds: wall time, of all candidates made together.
         reused: it was there already, made of the same inputs.
@@ -157,21 +189,43 @@ class Quantized:
     matrix: MatrixFacts | None
     parts: tuple[WrittenFile, ...]
     errors: dict[str, TensorError] | None
+    error: TensorError | None
     encoder: Encoder
     seconds: float
     reused: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON holds it; paths are file names."""
-        facts = self.matrix or MatrixFacts()
         return {
             **{name: value for name, value in asdict(self).items() if name != "matrix"},
             "out": self.out.name,
-            "without_imatrix": list(self.without_imatrix),
-            "unused_experts": {name: list(which) for name, which in facts.unused_experts.items()},
-            "zero_weights": {name: list(which) for name, which in facts.zero_weights.items()},
+            **(self.matrix or MatrixFacts()).as_json(),
             "parts": [{**asdict(part), "path": part.path.name} for part in self.parts],
         }
+
+
+def mean_error(kind: str, errors: Mapping[str, TensorError], sizes: Mapping[str, int]) -> TensorError:
+    """Return the root mean square of tensors' errors, every weight of the model counting alike.
+
+    sqrt(sum n e^2 / sum n) of the tensors that have an error, n weights each: every tensor is measured by its own size,
+    as its products are by the norms around it.
+
+    Args:
+        kind: name of the file type.
+        errors: by tensor.
+        sizes: weights of each tensor.
+    """
+
+    def mean(told: Mapping[str, float | None]) -> float | None:
+        squares = {name: each**2 * sizes[name] for name, each in told.items() if each is not None}
+        n_weights = sum(sizes[name] for name in squares)
+        return (sum(squares.values()) / n_weights) ** 0.5 if n_weights else None
+
+    return TensorError(
+        kind,
+        mean({name: each.rms for name, each in errors.items()}),
+        mean({name: each.rms_weighted for name, each in errors.items()}),
+    )
 
 
 def candidate_name(source: Path, kind: str) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import llama_cpp
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES
 
 from bitloss.errors import UsageError
+from bitloss.model.tensor_types import TensorType, tensor_types
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,11 +80,13 @@ QUANT_TYPES: Mapping[str, QuantType] = {
 }
 ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-# What ggml_quantize_chunk can encode; it aborts the process on any other type.
-TENSOR_TYPES: Mapping[str, GGMLQuantizationType] = {
+# What ggml_quantize_chunk can encode; it aborts the process on any other type. Of types newer than the gguf package
+# (Q2_0), those that files are made of.
+TENSOR_TYPES: Mapping[str, TensorType] = {
     kind.name: kind
-    for kind in GGMLQuantizationType
-    if kind.name not in {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
+    for kind in tensor_types()
+    if (kind in GGML_QUANT_SIZES or kind.name in QUANT_TYPES)
+    and kind.name not in {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 }
 
 
@@ -100,7 +103,7 @@ def parse_quant_type(name: str) -> QuantType:
     raise _unknown("unknown quantization type", name, [*QUANT_TYPES, *ALIASES])
 
 
-def parse_tensor_type(name: str) -> GGMLQuantizationType:
+def parse_tensor_type(name: str) -> TensorType:
     """Return the tensor type of that name, in any case.
 
     Raises:

@@ -321,7 +321,7 @@ def _parsed(line: bytes) -> TensorDone | None:
 def _locked(path: Path, target: Path) -> int:
     """Open a file that grows, alone."""
     if target.is_dir():
-        raise FileProblem("a folder is in the way of a file", where=target)
+        raise FileProblem("a folder is in the way of a file", where=target, mend="choose another folder")
     with explained(target):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:

@@ -12,7 +12,7 @@ from bitloss.errors import ImatrixError, MismatchError, UnsupportedError
 from bitloss.imatrix.file import Imatrix, quantize_weights, read_imatrix
 from bitloss.imatrix.matrix import file_name
 from bitloss.quantize.call import cut_utf8
-from bitloss.quantize.request import MatrixFacts
+from bitloss.quantize.request import LostTensor, MatrixFacts
 from bitloss.store import sha256_file
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bitloss.model.gguf import GgufFile
+    from bitloss.quantize.call import TypeRules
     from bitloss.quantize.plan import TypePlan
     from bitloss.quantize.types import QuantType
 
@@ -28,6 +29,12 @@ _NEED_WEIGHTS = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ
 # ggml_quantize_requires_imatrix: without weights these end the process, on the tables as well.
 _ABORT_WITHOUT_WEIGHTS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 _TABLES = frozenset({"token_embd.weight", "per_layer_token_embd.weight", "output.weight"})
+# What encoders make of blocks whose importance is 0 throughout: a scale of 0, or one that fits nothing. Not named here
+# are types that take no notice of importance, and Q4_1, Q5_1 and IQ3_S, which then encode as without it, or nearly.
+STORED_AS_ZEROS = frozenset(
+    {"Q4_0", "Q5_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS"}
+)
+STORED_AS_NOISE = frozenset({"IQ2_XS", "IQ2_S", "IQ3_XXS"})  # errors of 0.7 to 0.9 of the weights themselves
 # Products of weights and squares are summed in float32; beyond, some encoders end the process on an infinity.
 _MAX_WEIGHT = 1e30
 
@@ -71,6 +78,16 @@ def matrix_facts(weights: Weights, plan: TypePlan) -> MatrixFacts:
         missing=without(plan, weights.by_tensor),
         unused_experts={name: which for name, which in weights.unused.items() if name in quantized},
         zero_weights={name: which for name, which in weights.zeros.items() if name in quantized},
+        lost={
+            name: LostTensor(
+                plan.types[name],
+                which,
+                (*plan.tensors[name].shape, 1, 1)[2],
+                "zeros" if plan.types[name] in STORED_AS_ZEROS else "noise",
+            )
+            for name, which in weights.zeros.items()
+            if name in quantized and plan.types[name] in STORED_AS_ZEROS | STORED_AS_NOISE
+        },
     )
 
 
@@ -81,8 +98,17 @@ def without(plan: TypePlan, weights: Mapping[str, object]) -> tuple[str, ...]:
     )
 
 
-def check_needed(source: GgufFile, kind: QuantType, plan: TypePlan, weights: Weights | None) -> None:
+def check_needed(
+    source: GgufFile, kind: QuantType, rules: TypeRules, plan: TypePlan, weights: Weights | None
+) -> None:
     """Refuse a type that is garbage without weights for a tensor that has none.
+
+    Args:
+        source: whose tensors.
+        kind: the file type that was asked for.
+        rules: with what else was asked for.
+        plan: its tensors.
+        weights: importance, None without.
 
     Raises:
         UnsupportedError: the tensor is named.
@@ -95,11 +121,18 @@ def check_needed(source: GgufFile, kind: QuantType, plan: TypePlan, weights: Wei
                 f"{target} is garbage without an importance matrix",
                 where=f"{source.path}[{name}]",
                 expected=f"weights for this tensor in {weights.path}" if weights else None,
-                mend=None
-                if weights
-                else f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix, or leave "
-                f"out {kind.name}",
+                mend=_how_to_weigh(source, kind, rules, plan.tensors[name].target_type, weights),
             )
+
+
+def _how_to_weigh(
+    source: GgufFile, kind: QuantType, rules: TypeRules, target: int, weights: Weights | None
+) -> str:
+    forced = {rules.output_tensor_type, rules.token_embedding_type, *(each for _, each in rules.tensor_types)}
+    other = "choose another type for it" if target in forced else f"leave out {kind.name}"
+    if weights:
+        return f"make a matrix that has this tensor (with a text that reaches it), or {other}"
+    return f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix, or {other}"
 
 
 def _check_model(path: Path, source: GgufFile, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
@@ -116,6 +149,7 @@ def _check_model(path: Path, source: GgufFile, weights: Mapping[str, npt.NDArray
                 where=f"{path}[{name}]",
                 expected=f"at most {_MAX_WEIGHT}",
                 found=float(values.max()),
+                mend="the activations overflowed: compute the matrix again, from a source of F32 or BF16",
             )
         n_in, _, n_mat, *_ = (*source.tensors[name].shape, 1, 1, 1)
         if values.size != n_in * n_mat:

@@ -14,6 +14,7 @@ from bitloss.records.cross import (
 )
 from bitloss.records.diff import Diff
 from bitloss.records.files import RESULTS_NAME, json_schema, read_results, write_results
+from bitloss.records.importance import Importance
 from bitloss.records.parts import Confidence, Figure, Metrics, Outcome, Record, Verdict
 from bitloss.records.results import (
     SCHEMA,
@@ -59,6 +60,7 @@ __all__ = [
     "Finding",
     "ImatrixHalves",
     "ImatrixPair",
+    "Importance",
     "KeyDifference",
     "Known",
     "Likeness",

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from bitloss.records.audit import Audit
 from bitloss.records.cross import Cross
+from bitloss.records.importance import Importance
 from bitloss.records.parts import (
     BareName,
     Confidence,
@@ -180,6 +181,8 @@ class Candidate(Record):
     """The same for each of `texts`, in their order; empty when there is one text."""
     tokens: BareName | None = None
     """Name of its file of per-token results in ``tokens/``; null when not known."""
+    importance: Importance | None = None
+    """What its importance matrix leaves open; null without one, or when not known."""
     tensor_errors: tuple[TensorError, ...] = ()
     """Of its quantized tensors, in the order of the file; empty where they were not asked for."""
 

@@ -103,7 +103,9 @@ def _figures(metrics: Metrics) -> Iterator[dict[str, Any]]:
 
 
 def _file(c: Candidate) -> dict[str, Any]:
-    row = c.model_dump(mode="json", exclude={"metrics", "by_text", "tensor_errors", "keys_differ"})
+    row = c.model_dump(
+        mode="json", exclude={"metrics", "by_text", "tensor_errors", "keys_differ", "importance"}
+    )
     return {key: visible(value, 400) if isinstance(value, str) else value for key, value in row.items()}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bitloss.convert.families import family_of
 from bitloss.convert.specials import optional_json, templates
@@ -20,6 +21,7 @@ from bitloss.records import (
     RESULTS_NAME,
     Base,
     Calibration,
+    Importance,
     Model,
     Results,
     Source,
@@ -258,6 +260,7 @@ def _results(
             tensor_errors=tuple(
                 TensorError(name=name, **told) for name, told in (each.made.get("errors") or {}).items()
             ),
+            importance=None if each.imatrix_from is None else _importance(each.made),
         )
         for each in measured.candidates
     ]
@@ -269,4 +272,14 @@ def _results(
         noise=(how, measured.noise_tokens),
         costs=measured.costs,
         why=Why(measured.audit, measured.cross),
+    )
+
+
+def _importance(made: Mapping[str, Any]) -> Importance:
+    """What `bitloss.quantize` told of a candidate's importance matrix."""
+    return Importance(
+        missing=tuple(made["without_imatrix"]),
+        unused_experts=made["unused_experts"],
+        zero_weights=made["zero_weights"],
+        lost=tuple(made.get("lost", ())),  # records of earlier versions have no such key
     )

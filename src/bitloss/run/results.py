@@ -25,6 +25,7 @@ from bitloss.records import (
     Comparison,
     Cost,
     Cross,
+    Importance,
     KeyDifference,
     Metrics,
     Model,
@@ -56,6 +57,7 @@ class MeasuredFile(NamedTuple):
         tokens: Parquet of per-token metrics (shared by candidates with equal tensors).
         path: where the file is, to look into its metadata; None where that is not wanted.
         tensor_errors: how far its tensors are from the source's; empty where that was not asked for.
+        importance: what its importance matrix leaves open; None without one, or when not known.
     """
 
     name: str
@@ -70,6 +72,7 @@ class MeasuredFile(NamedTuple):
     tokens: Path
     path: Path | None = None
     tensor_errors: tuple[TensorError, ...] = ()
+    importance: Importance | None = None
 
 
 class Setting(NamedTuple):
@@ -233,6 +236,7 @@ def _candidates(
                 by_text=by_text[file.tokens],
                 tokens=file.tokens.name,
                 tensor_errors=file.tensor_errors,
+                importance=file.importance,
             )
         )
     return made

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MENDS = {
+    errno.EACCES: "see who may read and write there, or choose another place",
+    errno.EPERM: "see who may read and write there, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EEXIST: "a file is in the way of a folder: choose another place, or move the file away",
+    errno.ENOTDIR: "a file is in the way of a folder: choose another place, or move the file away",
+    errno.EFBIG: "this disk, or a limit, allows no file that large: choose another disk, or write parts",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 # Process ids mean nothing on another machine, and a run folder may be on a shared disk.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _PARTIAL = re.compile(rf"\..+\.partial-(\d{{1,9}})-{_HOST}[0-9a-f]{{8}}", re.DOTALL)
@@ -33,7 +42,7 @@ def file_problem(error: OSError, where: Path) -> FileProblem:
     """Say what the system said about `where`, in the project's own errors."""
     if error.errno in _FULL:
         return _disk_full(where)
-    return FileProblem(error.strerror or str(error), where=where)
+    return FileProblem(error.strerror or str(error), where=where, mend=_MENDS.get(error.errno or 0))
 
 
 def _disk_full(where: Path) -> DiskFull:
@@ -157,7 +166,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         FileProblem: the folder cannot be written, `target` is a folder, or nothing was written.
     """
     if target.is_dir():
-        raise FileProblem("a folder is in the way of a file", where=target)
+        raise FileProblem("a folder is in the way of a file", where=target, mend="choose another name")
     partial = _partial_of(target)
     with _removed_on_error(partial, target):
         yield partial
@@ -193,7 +202,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         FileProblem: the folder cannot be written, or `target` is a file.
     """
     if target.exists() and not target.is_dir():
-        raise FileProblem("a file is in the way of a folder", where=target)
+        raise FileProblem("a file is in the way of a folder", where=target, mend="choose another name")
     partial = _partial_of(target)
     with _removed_on_error(partial, target):
         with explained(target):

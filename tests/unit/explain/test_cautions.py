@@ -10,10 +10,11 @@ from bitloss.explain.cautions import (
     TELLING_SHARE,
     base_of_something_else,
     calibrated_on_the_measured_text,
+    importance_left_open,
     not_finite,
 )
 from bitloss.explain.findings import findings
-from bitloss.records import Figure, Overlap, Results, TextPart
+from bitloss.records import Figure, Finding, Importance, Overlap, Results, TextPart
 
 
 def _overlap(shared: int, windows: int = 10_000) -> Overlap:
@@ -95,3 +96,47 @@ def test_logits_that_are_not_finite_are_counted_and_named(sample_results: Result
     assert found is not None
     assert found.evidence == {"tokens": {first.name: 3}}
     assert f"{first.name} (3 tokens)" in found.text
+
+
+def test_what_the_matrix_leaves_open_is_said_with_the_rule(sample_results: Results) -> None:
+    first, *others = sample_results.candidates
+
+    def told(importance: Importance | None) -> Finding | None:
+        return importance_left_open([first.model_copy(update={"importance": importance}), *others])
+
+    assert told(None) is None
+    assert told(Importance(missing=("token_embd.weight", "output.weight"))) is None  # as always
+    lacking = told(Importance(missing=("token_embd.weight", *(f"blk.{n}.ffn_up.weight" for n in range(7)))))
+    assert lacking is not None
+    assert lacking.text.startswith("Not in the matrix, encoded as without one: blk.0.ffn_up.weight, ")
+    assert "blk.4.ffn_up.weight and 2 more." in lacking.text
+    assert lacking.evidence["candidates"] == [first.name]
+    assert len(lacking.evidence["missing"]) == 7  # type: ignore[arg-type]
+    found = told(
+        Importance(
+            unused_experts={"blk.0.ffn_up_exps.weight": (3, 5)},
+            zero_weights={
+                "blk.0.ffn_down_exps.weight": (1,),
+                "blk.1.attn_q.weight": (0,),
+                "blk.2.attn_q.weight": (0,),
+            },
+            lost=("blk.0.ffn_down_exps.weight", "blk.1.attn_q.weight"),
+        )
+    )
+    assert found is not None
+    assert found.title == "Importance of 0 emptied tensors"
+    assert "no token reached, every column counts 1: blk.0.ffn_up_exps.weight[3, 5]." in found.text
+    assert "broken there: blk.0.ffn_down_exps.weight[1], blk.1.attn_q.weight." in found.text
+    assert "take no harm from: blk.2.attn_q.weight." in found.text
+    assert found.evidence["lost"] == ["blk.0.ffn_down_exps.weight[1]", "blk.1.attn_q.weight"]
+    assert importance_left_open(()) is None
+
+
+def test_files_of_one_matrix_are_told_of_together(sample_results: Results) -> None:
+    open_experts = Importance(unused_experts={"blk.0.ffn_up_exps.weight": (1,)})
+    both = [c.model_copy(update={"importance": open_experts}) for c in sample_results.candidates[:2]]
+    everything = (*both, *sample_results.candidates[2:])
+    changed = sample_results.model_copy(update={"candidates": everything})
+    (found,) = (each for each in findings(changed) if each.id == "importance-left-open")
+    assert found.evidence["candidates"] == [each.name for each in both]
+    assert found.text.count("blk.0.ffn_up_exps.weight[1]") == 1

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes as ct
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 import bitloss
 from bitloss.engine.ggml import ggml
 from bitloss.model.safetensors import SafetensorsFile
+from bitloss.model.tensor_types import block_of
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -28,7 +31,7 @@ WEIGHTS = ("none", "random", "wide", "zeros", "some zeros", "ones", "tiny", "wid
 
 def libggml_encode(kind: GGMLQuantizationType, rows: Floats, weights: Floats | None) -> Bytes:
     """``ggml_quantize_chunk`` of all rows in one call."""
-    block, size = GGML_QUANT_SIZES[kind]
+    block, size = block_of(kind)
     rows = np.ascontiguousarray(rows)
     out = np.empty((len(rows), rows.shape[1] // block * size), np.uint8)
     pointer = None if weights is None else weights.ctypes.data
@@ -110,3 +113,61 @@ def column_weights(name: str, seed: int = 0) -> Floats | None:
         "wider": np.exp(rng.uniform(-85, 35, N)).astype(np.float32),
     }
     return made[name]
+
+
+def _nasty_chunk(rng: np.random.Generator, width: int) -> npt.NDArray[Any]:
+    """Values of one kind: any size, ties, constants, signs of zero, ends of the ranges of halves and floats."""
+    size = 10.0 ** (rng.uniform(-44, 30.5) if rng.random() < 0.5 else rng.uniform(-6, 4))
+    sign = rng.choice([-1, 1])
+    normal = rng.standard_normal(width)
+    spike = np.zeros(width)
+    spike[rng.integers(width)] = size * sign
+    made: tuple[Callable[[], npt.NDArray[Any]], ...] = (
+        lambda: normal * size,
+        lambda: np.full(width, size * sign),
+        lambda: np.where(np.arange(width) % 2, size, -size),
+        lambda: np.where(rng.random(width) < 0.5, 0.0, -0.0),
+        lambda: rng.integers(-5, 6, width) * 1.401298464324817e-45,
+        lambda: normal * 1e30,
+        lambda: rng.integers(-32, 33, width) * 0.5 * size,
+        lambda: spike,
+        lambda: normal * np.exp(rng.uniform(-80, 70, width)),
+        # scales at both ends of a half
+        lambda: normal / np.abs(normal).max() * 65504 * rng.choice([1, 8, 15, 31, 127, 0.999, 1.0001]),
+        lambda: normal * 5.96e-8 * rng.choice([1, 8, 15, 31, 127]) * 10.0 ** rng.uniform(-1, 1),
+        lambda: rng.integers(0, 2 ** rng.integers(1, 7), width) * size - size * rng.integers(0, 40),
+        lambda: np.abs(normal) * size * sign,
+        lambda: np.where(rng.random(width) < rng.choice([0.03, 0.5, 0.97]), normal * size, -0.0),
+        lambda: normal * size * 1e-4 + size * sign,
+        lambda: rng.standard_t(1.2, width) * size,
+    )
+    return made[rng.integers(len(made))]()
+
+
+def nasty_rows(rng: np.random.Generator, n: int = 11, width: int = 1024) -> Floats:
+    """float32 [n, width], chunks of 16 to 1024 values each of another kind; finite."""
+    chunk = int(rng.choice([16, 32, 64, 256, 1024]))
+    values = np.concatenate([_nasty_chunk(rng, chunk) for _ in range(n * width // chunk)])
+    x = np.clip(values, -3e38, 3e38).astype(np.float32).reshape(n, width)
+    if rng.random() < 0.3:
+        x = rng.permutation(x.reshape(-1, 16)).reshape(n, width)
+    return np.ascontiguousarray(x)
+
+
+def nasty_weights(rng: np.random.Generator, width: int = 1024) -> Floats | None:
+    """float32 [width], from 0 over denormals to 1e30; None in one of four."""
+    single = np.float32
+    steps = np.array([0, 1e-30, 1, 1e30], single)
+    made: tuple[Callable[[], npt.NDArray[Any]], ...] = (
+        lambda: np.zeros(width),
+        lambda: rng.choice(steps, width),
+        lambda: rng.choice(steps, width // 32).repeat(32),
+        lambda: np.full(width, 10.0 ** rng.uniform(-44, 30)),
+        lambda: np.exp(rng.uniform(-90, 65, width)),
+        lambda: np.where(rng.random(width) < 0.5, 0, rng.gamma(0.5, 2, width)),
+        lambda: rng.random(width) * 1e-42,
+        lambda: rng.gamma(0.3, 2, width),
+        lambda: np.ones(width),
+    )
+    which = rng.integers(len(made) + 3)
+    return made[which]().astype(single) if which < len(made) else None

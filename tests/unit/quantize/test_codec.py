@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,15 @@ from tests.unit.quantize.codec_cases import (
     column_weights,
     libggml_decode,
     libggml_encode,
+    nasty_rows,
+    nasty_weights,
     rows,
     trained,
 )
 
 from bitloss import _native
 from bitloss.errors import MismatchError, UnsupportedError
+from bitloss.model.tensor_types import block_of
 from bitloss.quantize.codec import (
     NEEDS_WEIGHTS,
     decode,
@@ -83,6 +88,31 @@ def test_encoders_on_random_blocks(
     expected = libggml_encode(kind, x, weights)
     for path in PATHS:
         assert_same(encode(kind, x, weights, isa=path), expected, path)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("kind", ENCODED, ids=name)
+def test_encoders_on_nasty_blocks(kind: GGMLQuantizationType) -> None:
+    """Set BITLOSS_FUZZ_BLOCKS for more blocks, BITLOSS_FUZZ_SEED for others."""
+    wanted, seed = (
+        int(os.environ.get(f"BITLOSS_FUZZ_{what}", n)) for what, n in (("BLOCKS", 5000), ("SEED", 0))
+    )
+    done = 0
+    for case in itertools.count():
+        if done >= wanted:
+            break
+        rng = np.random.default_rng([seed, int(kind), case])
+        x, weights = nasty_rows(rng), nasty_weights(rng)
+        expected = libggml_encode(kind, x, weights)
+        for path in PATHS:
+            assert_same(encode(kind, x, weights, isa=path), expected, f"{path}, seed {seed}, case {case}")
+        back = libggml_decode(kind, expected, x.shape[1]).view(np.uint32)
+        for path in PATHS:
+            assert np.array_equal(decode(kind, expected, x.shape[1], isa=path).view(np.uint32), back), (
+                path,
+                case,
+            )
+        done += x.size // block_of(kind).weights
 
 
 @pytest.mark.parametrize("kind", ENCODED, ids=name)

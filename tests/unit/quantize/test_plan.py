@@ -141,7 +141,8 @@ def test_a_type_that_does_not_fit_is_not_believed(tmp_path: Path) -> None:
         parse_plan(odd, "\n".join([log[0] + " ->     0.50 MiB (q4_K)", *log[1:]]))
 
 
-def test_a_type_the_package_does_not_know_is_refused(source: GgufFile) -> None:
-    # llama.cpp offers Q2_0, the gguf package has no such tensor type yet.
-    with pytest.raises(UnsupportedError, match="does not know: found q2_0"):
-        type_plan(source, rules("Q2_0"))
+def test_a_type_newer_than_the_gguf_package(source: GgufFile) -> None:
+    plan = type_plan(source, rules("Q2_0"))
+    assert plan.types["blk.0.attn_q.weight"] == "Q2_0"
+    q = source.tensors["blk.0.attn_q.weight"]
+    assert plan.tensors[q.name].n_bytes == q.n_elements // 64 * 18  # block_q2_0: 64 quants of 2 bits, a half

@@ -14,6 +14,7 @@ import pytest
 
 from bitloss.errors import DiskFull, FileProblem
 from bitloss.store import atomic_dir, atomic_path, atomic_write_bytes, atomic_write_text, clean_partials
+from bitloss.store.atomic import file_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -208,3 +209,28 @@ def test_foreign_files_are_let_be(tmp_path: Path, name: str) -> None:
     assert clean_partials(tmp_path) == []
     assert names(tmp_path) == [name]
     assert clean_partials(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [
+        (errno.EACCES, "see who may read and write there"),
+        (errno.EROFS, "choose a place that can be written to"),
+        (errno.EEXIST, "a file is in the way of a folder: choose another place"),
+        (errno.EFBIG, "choose another disk, or write parts"),
+        (errno.ENAMETOOLONG, "choose a shorter name"),
+    ],
+)
+def test_what_the_system_says_comes_with_what_to_do(tmp_path: Path, number: int, mend: str) -> None:
+    problem = file_problem(OSError(number, os.strerror(number)), tmp_path / "a")
+    assert str(problem).startswith(f"{tmp_path / 'a'}: {os.strerror(number)}. ")
+    assert mend in (problem.mend or "")
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with (
+        pytest.raises(FileProblem, match="A file is in the way of a folder: choose another place"),
+        atomic_path(tmp_path / "file" / "a"),
+    ):
+        pass
