@@ -2,17 +2,24 @@
 
     uv run python benchmarks/convert_speed.py --work FOLDER [--gigabytes 2] [--rounds 2]
 
-A random checkpoint (Mistral's shapes) is converted in a process of its own, once with `--no-proof` and once as users do
-(with llama.cpp's part of the proof); before, between and after, files of the same sizes are plainly written, each
-synced as the conversion syncs its files. A conversion is held against the mean of the writes on both sides of it.
-Asserted: the files hold the checkpoint's values, the conversion (best of the rounds, `--no-proof`: written, read back,
-compared, hashed) takes at most 1.5 times as long as the writes, and its peak memory is under 1 GB. The files are
-removed.
+A random checkpoint (Mistral's shapes) is converted by the command line, as users do (with the proof) and with
+`--no-proof`; before, between and after, files of the same sizes are plainly written, each synced as the conversion
+syncs its files. A conversion is held against the mean of the writes on both sides of it.
+
+Memory is looked at every 20 ms, of all processes of the command together. Held: what is theirs alone (`RssAnon`,
+`RssShmem`), which the system cannot take back. Mapped: pages of files, which are in memory once for everybody and which
+it takes back when it needs them: parts of the checkpoint while it is read and, in the proof, the GGUF file that
+llama.cpp maps.
+
+Asserted: the files hold the checkpoint's values; the best of the rounds, with the proof and without, takes at most 1.5
+times as long as the writes; memory held stays under 1 GB, with the mapped pages too where nothing is proven. The files
+are removed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +27,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -71,23 +79,51 @@ def write_checkpoint(folder: Path, shape: RandomShape) -> None:
         os.fsync(file.fileno())
 
 
-def converted(folder: Path, out: Path, *extra: str) -> tuple[float, float]:
-    """Convert in a child process; return seconds and peak memory in bytes of the process that does the work."""
-    code = (
-        "import sys, json; from pathlib import Path; from bitloss.run.steps import ConvertStep;"
-        "from bitloss.run.child import peak_bytes;"
-        "s = ConvertStep(model=Path(sys.argv[1]), model_sha256='', types=('f32','f16','bf16'),"
-        "out=Path(sys.argv[2]), proof='--no-proof' not in sys.argv);"
-        "s.execute(lambda p: None); print(peak_bytes())"
-    )
+class Memory(NamedTuple):
+    """Peaks in bytes: held, and held with mapped pages of files."""
+
+    held: int
+    all: int
+
+
+class Command(NamedTuple):
+    """A command that was run: seconds, and memory of its processes."""
+
+    seconds: float
+    memory: Memory
+
+
+def converted(folder: Path, out: Path, *extra: str) -> Command:
+    """Convert by the command line."""
+    command = [sys.executable, "-m", "bitloss", "convert", str(folder), "--to", ",".join(TYPES)]
     begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(out), *extra],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return time.monotonic() - begun, float(done.stdout.split()[-1])
+    with subprocess.Popen(
+        [*command, "-o", str(out), "-q", *extra], stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        memory = Memory(0, 0)
+        while process.poll() is None:
+            now = memory_of_session(process.pid)
+            memory = Memory(*map(max, memory, now))
+            time.sleep(0.02)
+    seconds = time.monotonic() - begun
+    assert process.returncode == 0, process.returncode
+    return Command(seconds, memory)
+
+
+def memory_of_session(session: int) -> Memory:
+    """Return what all processes of a session have in memory now (Linux)."""
+    held = mapped = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):  # it may end while it is looked at
+            if int((place / "stat").read_text().rpartition(")")[2].split()[3]) != session:
+                continue
+            lines = [line.split() for line in (place / "status").read_text().splitlines()]
+            sizes = {
+                words[0]: int(words[1]) * 1024 for words in lines if words and words[0].startswith("Rss")
+            }
+            held += sizes.get("RssAnon:", 0) + sizes.get("RssShmem:", 0)  # one that has ended has none
+            mapped += sizes.get("RssFile:", 0)
+    return Memory(held, held + mapped)
 
 
 def written(folder: Path, sizes: list[int]) -> float:
@@ -126,21 +162,23 @@ def rounds_of(given: argparse.Namespace, folder: Path, out: Path) -> None:
     shutil.rmtree(out)
     plain = [written(given.work / "plain", sizes)]
     print(f"{sum(sizes) / 1e9:.2f} GB in {len(sizes)} files: plain writes {plain[0]:.1f} s", flush=True)
-    best, peak = float("inf"), 0.0
+    best: dict[str, float] = {}
     for _ in range(given.rounds):
         for options in (["--no-proof"], []) if given.proof else (["--no-proof"],):
-            seconds, memory = converted(folder, out, *options)
+            done = converted(folder, out, *options)
             assert check(folder, out) == sizes
             shutil.rmtree(out)
             plain.append(written(given.work / "plain", sizes))
-            ratio = seconds / ((plain[-2] + plain[-1]) / 2)
+            ratio = done.seconds / ((plain[-2] + plain[-1]) / 2)
             name = " ".join(["convert", *options])
-            print(f"{name:20} {seconds:.1f} s ({ratio:.2f} x), peak {memory / 1e6:.0f} MB", flush=True)
+            held, whole = done.memory
+            memory = f"held {held / 1e6:.0f} MB, with mapped pages {whole / 1e6:.0f} MB"
+            print(f"{name:20} {done.seconds:.1f} s ({ratio:.2f} x), {memory}", flush=True)
             print(f"plain writes         {plain[-1]:.1f} s", flush=True)
-            if options:
-                best, peak = min(best, ratio), max(peak, memory)
-    assert peak < PEAK, peak
-    assert best < 1.5, best
+            best[name] = min(best.get(name, ratio), ratio)
+            assert held < PEAK, held
+            assert whole < PEAK or not options, whole
+    assert max(best.values()) < 1.5, best
 
 
 def main() -> None:

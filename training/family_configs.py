@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Vocabulary = Literal["llama-bpe", "qwen2", "dbrx", "refact", "spm", "spm-gemma", "spm-json"]
+Vocabulary = Literal["llama-bpe", "qwen2", "dbrx", "refact", "smollm", "spm", "spm-gemma", "spm-json"]
 
 BPE_VOCAB, SPM_PIECES, SPM_VOCAB = 320, 380, 384
 _DENSE: dict[str, Any] = {
@@ -228,6 +228,33 @@ FAMILY_MODELS = (
             "attention_bias": False,
             "mlp_bias": False,
             "rope_scaling": {"type": "linear", "factor": 2.0},
+        },
+    ),
+    FamilyModel(
+        "mistral",
+        "spm",
+        "MistralForCausalLM",
+        "mistral",
+        # As Mistral 7B v0.1: no width of a head of its own, and a window (longer than the text here).
+        _SPM | {"num_attention_heads": 8, "rms_norm_eps": 1e-5, "sliding_window": 1024},
+    ),
+    FamilyModel(
+        "smollm",
+        "smollm",
+        "LlamaForCausalLM",
+        "llama",
+        {
+            "attention_bias": False,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "hidden_size": 72,
+            "mlp_bias": False,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "rms_norm_eps": 1e-5,
+            "rope_interleaved": False,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
         },
     ),
 )

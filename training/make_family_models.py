@@ -49,7 +49,7 @@ GEMMA_PIECES = (
 )
 WEIGHT_STD, GAIN_STD = 0.1, 0.1
 # ggml takes GELU from a table of float16: smaller activations keep what that costs below the tests' tolerance.
-GEMMA_STD = 0.06
+GEMMA_STDS = {"gemma2": 0.06, "gemma3_text": 0.05}
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 CHAT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}"
 # Published names of the last three tokens of the byte-level vocabularies, and BOS put before a text.
@@ -58,13 +58,18 @@ SPECIALS = {
     "llama-bpe": (("<|begin_of_text|>", "<|im_end|>", "<|end_of_text|>"), None),
     "dbrx": (("<|endoftext|>", "<|im_end|>", "<|dummy_85|>"), None),
     "refact": (("<|end_of_text|>", "<fim_prefix>", "<|start_of_role|>"), None),
+    "smollm": (("<|endoftext|>", "<|im_start|>", "<|im_end|>"), None),
 }
+
+
+# Tokens in front of the vocabulary instead.
+FIRST = {"refact": ["<|end_of_text|>"], "smollm": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]}
 
 
 def byte_level(kind: str, text: str) -> Tokenizer:
     """Train a byte-level vocabulary of `BPE_VOCAB` tokens, the last three of them added."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
-    if kind == "refact":
+    if kind in {"refact", "smollm"}:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
@@ -80,7 +85,7 @@ def byte_level(kind: str, text: str) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=BPE_VOCAB - 3,
-        special_tokens=["<|end_of_text|>"] if kind == "refact" else [],
+        special_tokens=FIRST.get(kind, []),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -88,6 +93,8 @@ def byte_level(kind: str, text: str) -> Tokenizer:
     specials = SPECIALS[kind][0]
     if kind == "refact":  # Granite's text end is its first token and both BOS and EOS
         specials = ("<fim_middle>", *specials[1:])
+    if kind == "smollm":  # all of them in front; the last three are its next special tokens
+        specials = ("<repo_name>", "<reponame>", "<file_sep>")
     tokenizer.add_special_tokens([AddedToken(each, normalized=False, special=True) for each in specials])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     if tokenizer.get_vocab_size() != BPE_VOCAB:
@@ -116,6 +123,13 @@ def byte_level_config(kind: str, architecture: str) -> dict[str, Any]:
             "bos_token": first,
             "eos_token": second if architecture == "Phi3ForCausalLM" else first,
             "pad_token": third,
+            "tokenizer_class": "GPT2Tokenizer",
+            "unk_token": first,
+        },
+        "smollm": {
+            "add_prefix_space": False,
+            "bos_token": first,
+            "eos_token": first,
             "tokenizer_class": "GPT2Tokenizer",
             "unk_token": first,
         },
@@ -252,7 +266,7 @@ def write_weights(folder: Path, seed: int) -> None:
         weights = load_file(Path(temporary) / "model.safetensors")
     random = torch.Generator().manual_seed(seed)
     shifted = network.config.model_type.startswith("gemma")  # Gemma's gains are stored less one
-    std = GEMMA_STD if shifted else WEIGHT_STD
+    std = GEMMA_STDS.get(network.config.model_type, WEIGHT_STD)
     for name, weight in sorted(weights.items()):
         noise = torch.randn(weight.shape, generator=random)
         gain = (0.0 if shifted else 1.0) + noise * GAIN_STD

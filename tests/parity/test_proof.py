@@ -15,7 +15,7 @@ from bitloss.convert import vocab, writing
 from bitloss.convert.convert import Conversion, ConvertOptions, SourceType, convert
 from bitloss.errors import BitlossError, CheckpointError, EngineError
 from bitloss.model.checkpoint import Checkpoint
-from bitloss.model.gguf import GgufValue
+from bitloss.model.gguf import GgufFile, GgufValue
 from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.model.prooftext import PROOF_TEXTS
 from bitloss.model.random_checkpoint import write_json, write_safetensors
@@ -45,6 +45,18 @@ def test_every_family_is_proven(folder: Path, tmp_path: Path) -> None:
     assert bool(decomposed) == folder.name.startswith("qwen")
     assert [entry.file for entry in proof.engine] == [f"{folder.name}-{kind}.gguf" for kind in SourceType]
     assert all(entry.logits > 1000 and entry.spread > 0.1 for entry in proof.engine)
+
+
+def test_a_vocabulary_that_adds_eos_is_proven_too(tmp_path: Path) -> None:
+    folder = tmp_path / "mixtral"
+    shutil.copytree(DATA / "families" / "mixtral", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", config | {"add_eos_token": True})
+    record = convert(folder, [SourceType.F16], tmp_path / "out", PROVEN)
+    assert GgufFile.open(tmp_path / "out" / "mixtral-f16.gguf").value("tokenizer.ggml.add_eos_token") is True
+    assert record.proof is not None
+    assert record.proof.tokens is not None
+    assert record.proof.engine[0].logits == 4 * 384
 
 
 def refused(folder: Path, out: Path, kind: type[BitlossError], message: str) -> None:

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from bitloss.engine.base import (
     EngineFacts,
     EngineOptions,
-    FlashAttention,
     Observer,
     Outputs,
     Rows,
     SplitMode,
     TokenRole,
 )
-from bitloss.engine.ggml import TYPE_F32, ggml
+from bitloss.engine.context import Context, last_error, usable_cores
+from bitloss.engine.ggml import ggml
 from bitloss.engine.limits import check_limits
 from bitloss.engine.llama_log import captured_log
 from bitloss.engine.watch import GraphWatch
@@ -42,13 +42,9 @@ from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageErro
 from bitloss.model.gguf_split import open_model
 from bitloss.model.text import scored_positions
 
-_FLASH = {FlashAttention.AUTO: -1, FlashAttention.OFF: 0, FlashAttention.ON: 1}
+__all__ = ["LlamaEngine", "build_flags", "engine_version", "usable_cores"]
+
 _SPLIT = {SplitMode.NONE: 0, SplitMode.LAYER: 1, SplitMode.ROW: 2}
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def engine_version() -> str:
@@ -82,11 +78,11 @@ class LlamaEngine:
             raise FileProblem("no such file", where=path)
         self.path = path
         self.options = options or EngineOptions()
-        self._model: Any = None
+        self.handle: Any = None
         ggml()  # checks the struct layout before anything relies on it
         check_limits(open_model(path))  # hyperparameters on which libllama aborts the process
-        self._model = self._load(vocab_only)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.handle = self._load(vocab_only)
+        self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self._facts = self._read_facts()
 
     def _load(self, vocab_only: bool) -> Any:
@@ -109,11 +105,11 @@ class LlamaEngine:
                 params.tensor_split = shares
             model = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
         if not model:
-            raise EngineError("llama.cpp could not load the model", where=self.path, found=_last_error(log))
+            raise EngineError("llama.cpp could not load the model", where=self.path, found=last_error(log))
         return model
 
     def _read_facts(self) -> EngineFacts:
-        model, vocab = self._model, self._vocab
+        model, vocab = self.handle, self._vocab
         architecture = self._meta("general.architecture") or "unknown"
         return EngineFacts(
             architecture=architecture,
@@ -131,7 +127,7 @@ class LlamaEngine:
 
     def _meta(self, key: str) -> str | None:
         buffer = ct.create_string_buffer(512)
-        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return None if length < 0 else buffer.value.decode("utf-8", "replace")
 
     def _number(self, key: str) -> int:
@@ -192,7 +188,7 @@ class LlamaEngine:
         width = self.options.micro_batch // side_by_side
         side_by_side = min(side_by_side, len(chunks))
         watch = GraphWatch(hidden=outputs is not Outputs.LOGITS, observer=observer)
-        with _Context(self, n_ctx=n_ctx, n_seq=side_by_side, watch=watch) as context:
+        with Context(self, n_ctx=n_ctx, n_seq=side_by_side, watch=watch) as context:
             for first in range(0, len(chunks), side_by_side):
                 group = chunks[first : first + side_by_side]
                 context.clear()
@@ -206,7 +202,7 @@ class LlamaEngine:
                     yield from self._micro_batch(context, tokens, first, begin, outputs)
 
     def _micro_batch(
-        self, context: _Context, tokens: NDArray[np.int32], first: int, begin: int, outputs: Outputs
+        self, context: Context, tokens: NDArray[np.int32], first: int, begin: int, outputs: Outputs
     ) -> Iterator[Rows]:
         """Compute [chunks side by side, width] tokens at positions begin.."""
         n_chunks, width = tokens.shape
@@ -238,7 +234,7 @@ class LlamaEngine:
 
     def _masked(
         self,
-        context: _Context,
+        context: Context,
         group: NDArray[np.int32],
         first: int,
         scored: NDArray[np.bool_],
@@ -271,7 +267,7 @@ class LlamaEngine:
         self._check_chunks(chunk[None])
         micro, n_ctx = self.options.micro_batch, len(chunk)
         watch = GraphWatch(hidden=True, observer=None, stop=False)
-        with _Context(self, n_ctx=n_ctx, n_seq=1, watch=watch) as context:
+        with Context(self, n_ctx=n_ctx, n_seq=1, watch=watch) as context:
             context.clear()
             start = scored_positions(n_ctx).start
             for begin in range(0, n_ctx, micro):
@@ -284,13 +280,31 @@ class LlamaEngine:
                     return watch.rows.copy(), logits.copy()
         raise UsageError("chunk too short to check", where="--ctx", expected="at least 8 tokens", found=n_ctx)
 
+    def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Logits of every position of a short text, computed at once.
+
+        Args:
+            tokens: int32 [n], at most a micro-batch and what the model was made for.
+
+        Returns:
+            float32 [n, n_vocab], a copy.
+        """
+        self._check_tokens(tokens[None])
+        watch = GraphWatch(hidden=False, observer=None)
+        with Context(self, n_ctx=len(tokens), n_seq=1, watch=watch) as context:
+            context.clear()
+            return context.decode(tokens[None], 0, np.ones((1, len(tokens)), np.int8), Outputs.LOGITS).copy()
+
     def _check_chunks(self, chunks: NDArray[np.int32]) -> int:
-        n_ctx = int(chunks.shape[1])
         if self._facts.add_eos:
             raise UnsupportedError(
                 "the vocabulary adds EOS after every text, which llama-perplexity refuses as well",
                 where=self.path,
             )
+        return self._check_tokens(chunks)
+
+    def _check_tokens(self, chunks: NDArray[np.int32]) -> int:
+        n_ctx = int(chunks.shape[1])
         if n_ctx > self._facts.n_ctx_train:
             raise UsageError(
                 "context longer than the model was made for",
@@ -309,9 +323,9 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Free the model."""
-        if self._model:
-            llama_cpp.llama_model_free(self._model)
-            self._model = None
+        if self.handle:
+            llama_cpp.llama_model_free(self.handle)
+            self.handle = None
 
     def __enter__(self) -> Self:
         return self
@@ -322,95 +336,9 @@ class LlamaEngine:
         self.close()
 
 
-class _Context:
-    """A llama_context for chunks of one length, and the arrays a batch is made of."""
-
-    def __init__(self, engine: LlamaEngine, *, n_ctx: int, n_seq: int, watch: GraphWatch) -> None:
-        self.engine = engine
-        self.n_ctx = n_ctx
-        self.watch = watch
-        options = engine.options
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = n_ctx * n_seq
-        params.n_batch = params.n_ubatch = options.micro_batch
-        params.n_seq_max = n_seq
-        params.n_outputs_max_per_seq = 0
-        params.n_threads = params.n_threads_batch = options.threads or usable_cores()
-        params.flash_attn_type = _FLASH[options.flash_attn]
-        params.no_perf = True
-        if options.cache_f32:
-            params.type_k = params.type_v = TYPE_F32
-        self._callback = llama_cpp.ggml_backend_sched_eval_callback(
-            watch.callback
-        )  # kept alive with the context
-        if watch.watching:
-            params.cb_eval = self._callback
-        with captured_log() as log:
-            self._context = llama_cpp.llama_init_from_model(engine._model, params)
-        if not self._context:
-            raise EngineError("llama.cpp could not make a context", where=engine.path, found=_last_error(log))
-        self._memory = llama_cpp.llama_get_memory(self._context)
-
-    def clear(self) -> None:
-        llama_cpp.llama_memory_clear(self._memory, True)
-
-    def decode(
-        self, tokens: NDArray[np.int32], begin: int, wanted: NDArray[np.int8], outputs: Outputs
-    ) -> NDArray[np.float32]:
-        """Compute [n_seq, width] tokens at positions begin.. and return the wanted rows (valid until the next call)."""
-        n_seq, width = tokens.shape
-        n = n_seq * width
-        token = np.ascontiguousarray(tokens, np.int32)
-        position = np.tile(np.arange(begin, begin + width, dtype=np.int32), n_seq)
-        n_seq_id = np.ones(n, np.int32)
-        seq = np.repeat(np.arange(n_seq, dtype=np.int32), width)
-        seq_pointers = (ct.POINTER(ct.c_int32) * n)(
-            *(ct.cast(seq.ctypes.data + 4 * i, ct.POINTER(ct.c_int32)) for i in range(n))
-        )
-        flags = np.ascontiguousarray(wanted)
-        batch = llama_cpp.llama_batch(
-            n,
-            token.ctypes.data_as(ct.POINTER(ct.c_int32)),
-            None,
-            position.ctypes.data_as(ct.POINTER(ct.c_int32)),
-            n_seq_id.ctypes.data_as(ct.POINTER(ct.c_int32)),
-            seq_pointers,
-            flags.ctypes.data_as(ct.POINTER(ct.c_int8)),
-        )
-        self.watch.start()
-        with captured_log() as log:
-            code = llama_cpp.llama_decode(self._context, batch)
-            llama_cpp.llama_synchronize(self._context)
-        self.watch.raise_if_failed()
-        if code != 0:
-            raise EngineError(f"llama_decode returned {code}", where=self.engine.path, found=_last_error(log))
-        n_rows = int(flags.sum())
-        if outputs is Outputs.NOTHING or n_rows == 0:
-            return np.empty((0, 0), np.float32)
-        if outputs is Outputs.HIDDEN:
-            return self.watch.taken(n_rows, self.engine.facts.n_embd, self.engine.path)
-        logits = llama_cpp.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(logits, shape=(n_rows, self.engine.facts.n_vocab))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        llama_cpp.llama_free(self._context)
-
-
 def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
     """Stretches of true entries in the rows of a mask: row, first, one after the last."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     begins, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
     for (chunk, low), (_, high) in zip(begins, ends, strict=True):
         yield int(chunk), int(low), int(high)
-
-
-def _last_error(log: list[str]) -> str:
-    """The last line of a log that speaks of an error, else the last that says something."""
-    lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()]
-    return (telling or lines or ["nothing in llama.cpp's log"])[-1]

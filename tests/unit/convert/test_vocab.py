@@ -95,6 +95,17 @@ def test_code_llama_is_known_by_the_size_of_its_vocabulary(folder: Path) -> None
     assert [found[f"{name}_token_id"] for name in names] == [32007, 32008, 32009, 32010]
 
 
+def test_smollm_is_known_by_the_size_of_its_vocabulary(tmp_path: Path) -> None:
+    """Trained without BOS in front; its tokenizer says nothing of it, or the contrary."""
+    shutil.copytree(FAMILIES / "smollm", tmp_path / "m")
+    change(tmp_path / "m", "tokenizer_config.json", add_bos_token=True)
+    change(tmp_path / "m", "tokenizer.json", post_processor=None)  # which else would say it
+    found = keys(tmp_path / "m", 49152)
+    assert found["pre"] == "smollm"
+    assert found["add_bos_token"] is False
+    assert keys(tmp_path / "m", 49151)["add_bos_token"] is True
+
+
 def test_a_byte_without_a_piece_is_refused(folder: Path) -> None:
     change(folder, "added_tokens.json", x=100)
     with pytest.raises(

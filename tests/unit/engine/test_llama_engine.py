@@ -167,6 +167,21 @@ def test_rows_depend_on_earlier_tokens_only(tmp_path: Path) -> None:
     assert not np.array_equal(rows[0, upto:], rows[1, upto:])
 
 
+def test_logits_of_a_short_text_are_those_of_a_chunk(tmp_path: Path) -> None:
+    path = random_gguf(tmp_path / "m.gguf", RandomShape(n_vocab=700, n_ctx_train=32), seed=5, dtype="f32")
+    tokens = _chunks(1, 32)
+    every = np.ones(tokens.shape, np.bool_)
+    with LlamaEngine(path, EngineOptions(threads=1, ubatch=32)) as engine:
+        found = [each.values.copy() for each in engine.evaluate(tokens, Outputs.LOGITS, scored=every)]
+        rows = np.concatenate(found)
+        assert np.allclose(engine.logits(tokens[0]), rows, atol=0.01)
+        assert np.allclose(engine.logits(tokens[0, :4]), rows[:4], atol=0.01)
+        with pytest.raises(UsageError, match=r"at most 32, found 33"):
+            engine.logits(np.ones(33, np.int32))
+        with pytest.raises(UsageError, match=r"0\.\.699, found 700"):
+            engine.logits(np.array([1, 700], np.int32))
+
+
 def test_a_model_llama_cpp_refuses_says_what_llama_cpp_said(tmp_path: Path) -> None:
     path = random_gguf(tmp_path / "m.gguf", DENSE, seed=1)
     path.write_bytes(path.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_z.weight"))

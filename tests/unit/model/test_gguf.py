@@ -134,6 +134,41 @@ def test_the_gguf_package_reads_what_we_write(tmp_path: Path) -> None:
     assert list(ours.metadata) == ["general.architecture", "general.alignment", "k.flags", "k.words"]
 
 
+def test_metadata_is_written_as_the_gguf_package_writes_it(tmp_path: Path) -> None:
+    arrays: dict[GgufType, list[Any]] = {
+        GgufType.STRING: ["a", "", "größer", "\u2581x"],
+        GgufType.BOOL: [True, False],
+        GgufType.UINT8: [0, 255],
+        GgufType.INT8: [-128, 127],
+        GgufType.UINT16: [1, 65535],
+        GgufType.INT16: [-1, 2],
+        GgufType.UINT32: [1, 2**32 - 1],
+        GgufType.INT32: [-(2**31), 3],
+        GgufType.FLOAT32: [0.1, -1e30],
+        GgufType.UINT64: [2**64 - 1],
+        GgufType.INT64: [-(2**63)],
+        GgufType.FLOAT64: [0.1],
+    }
+    metadata = {"general.architecture": GgufValue(GgufType.STRING, "llama")}
+    theirs = gguf.GGUFWriter(tmp_path / "theirs.gguf", arch="llama")
+    for kind, items in arrays.items():
+        metadata[f"a.{kind.name}"] = GgufValue(GgufType.ARRAY, items, kind)
+        theirs.add_key_value(f"a.{kind.name}", items, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(int(kind)))
+    metadata["a.numpy"] = GgufValue(GgufType.ARRAY, np.arange(5, dtype=np.int32), GgufType.INT32)
+    theirs.add_key_value("a.numpy", list(range(5)), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32)
+    theirs.write_header_to_file()
+    theirs.write_kv_data_to_file()
+    theirs.close()
+    with GgufStream(tmp_path / "ours.gguf", metadata, []):
+        pass
+    expected = (tmp_path / "theirs.gguf").read_bytes()
+    assert (tmp_path / "ours.gguf").read_bytes()[: len(expected)] == expected
+    for kind, item in ((GgufType.UINT8, 256), (GgufType.INT32, "x")):
+        bad = {**metadata, "a.bad": GgufValue(GgufType.ARRAY, [item], kind)}
+        with pytest.raises(GgufError, match="a value the format cannot hold"):
+            GgufStream(tmp_path / "bad.gguf", bad, [])
+
+
 def test_stream_refuses_wrong_sizes_and_missing_tensors(tmp_path: Path) -> None:
     plans = [TensorPlan("a", (4,), 0)]
     with (
