@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "module.hpp"
@@ -89,12 +90,16 @@ std::size_t useful_threads(std::size_t n, std::size_t threads) {
     return std::clamp<std::size_t>(n / shared_out, 1, threads);
 }
 
+struct Words {
+    WordTally tally;
+    std::unique_ptr<std::uint32_t[]> table = std::make_unique<std::uint32_t[]>(words);
+};
+
 // What a thread has counted.
 struct Counted {
     FloatTally floats;
-    WordTally words;
+    Words f16, bf16;
     BlockTally blocks;
-    std::unique_ptr<std::uint32_t[]> table = std::make_unique<std::uint32_t[]>(bitloss::words);
 };
 
 void join(CastTally& into, const CastTally& from) {
@@ -120,11 +125,12 @@ void join(FloatTally& into, const FloatTally& from) {
     for (std::size_t i = 0; i < std::size(into.fields); ++i) into.fields[i] += from.fields[i];
 }
 
-void join(WordTally& into, const WordTally& from) {
-    into.plain += from.plain;
-    into.below += from.below;
-    into.changed += from.changed;
-    for (std::size_t i = 0; i < std::size(into.fields); ++i) into.fields[i] += from.fields[i];
+void join(Words& into, const Words& from) {
+    into.tally.plain += from.tally.plain;
+    into.tally.below += from.tally.below;
+    into.tally.changed += from.tally.changed;
+    for (std::size_t i = 0; i < std::size(into.tally.fields); ++i) into.tally.fields[i] += from.tally.fields[i];
+    for (std::size_t i = 0; i < words; ++i) into.table[i] += from.table[i];
 }
 
 void join(bitloss::ThroughTally& into, const bitloss::ThroughTally& from) {
@@ -141,26 +147,30 @@ void join(BlockTally& into, const BlockTally& from) {
 
 using Table = Out<std::int64_t, 1>;
 
-void check_tables(const Table& table, const Table& histogram) {
-    if (table.shape(0) != words || histogram.shape(0) != bitloss::exponents)
-        throw std::invalid_argument("audit: a table of 65536 entries, a histogram of 277");
+void check_tables(const std::vector<Table>& tables, const Table& histogram) {
+    for (const Table& table : tables)
+        if (table.shape(0) != words) throw std::invalid_argument("audit: a table must have 65536 entries");
+    if (histogram.shape(0) != bitloss::exponents) throw std::invalid_argument("audit: a histogram must have 277");
 }
 
 // Calls work(thread's, first, end) for pieces of n values, and adds up what it counts.
 template <class Work>
-Counted count(std::size_t n, std::size_t threads, const Table& table, const Work& work) {
+Counted count(std::size_t n, std::size_t threads, const Work& work) {
     threads = useful_threads(n, threads);
-    Counted all;
     const nb::gil_scoped_release unlocked;
     std::vector<Counted> each(threads);
     share_out(n, shared_out, threads, [&](std::size_t t, std::size_t first, std::size_t end) { work(each[t], first, end); });
-    for (const Counted& one : each) {
-        join(all.floats, one.floats);
-        join(all.words, one.words);
-        join(all.blocks, one.blocks);
-        for (std::size_t i = 0; i < words; ++i) table.data()[i] += one.table[i];
+    for (std::size_t t = 1; t < threads; ++t) {
+        join(each[0].floats, each[t].floats);
+        join(each[0].f16, each[t].f16);
+        join(each[0].bf16, each[t].bf16);
+        join(each[0].blocks, each[t].blocks);
     }
-    return all;
+    return std::move(each[0]);
+}
+
+void add_table(const Words& from, const Table& to) {
+    for (std::size_t i = 0; i < words; ++i) to.data()[i] += from.table[i];
 }
 
 // Adds counts of normal numbers by exponent field.
@@ -178,43 +188,54 @@ nb::tuple as_tuple(const BlockTally& of) {
 nb::tuple audit_words(bool f16, In<std::uint16_t, 1> x, Table table, Table histogram, bool blocks, std::size_t threads,
                       const std::string& isa) {
     const AuditKernels kernels = pick(isa);
-    check_tables(table, histogram);
+    check_tables({table}, histogram);
     const std::size_t n = x.shape(0);
     if (blocks && n % q8_0_block != 0) throw std::invalid_argument("audit_words: whole blocks");
-    const Counted all = count(n, threads, table, [&](Counted& own, std::size_t first, std::size_t end) {
-        (f16 ? kernels.tally_f16 : kernels.tally_bf16)(x.data() + first, end - first, own.words, own.table.get());
-        if (blocks)
-            (f16 ? kernels.blocks_of_f16 : kernels.blocks_of_bf16)(x.data() + first, (end - first) / q8_0_block, own.blocks);
+    const auto tally = f16 ? kernels.tally_f16 : kernels.tally_bf16;
+    const auto compare = f16 ? kernels.blocks_of_f16 : kernels.blocks_of_bf16;
+    const Counted all = count(n, threads, [&](Counted& own, std::size_t first, std::size_t end) {
+        tally(x.data() + first, end - first, own.f16.tally, own.f16.table.get());
+        if (blocks) compare(x.data() + first, (end - first) / q8_0_block, own.blocks);
     });
-    add_fields(all.words.fields, f16 ? 15 : 127, histogram);
-    return nb::make_tuple(all.words.plain, all.words.fields[0], all.words.below, all.words.changed, as_tuple(all.blocks));
+    add_table(all.f16, table);
+    const WordTally& of = all.f16.tally;
+    add_fields(of.fields, f16 ? 15 : 127, histogram);
+    return nb::make_tuple(of.plain, of.fields[0], of.below, of.changed, as_tuple(all.blocks));
 }
 
-// Returns counts of what is not in the table, and what blocks came to; see _native.pyi.
-nb::tuple audit_floats(In<float, 1> x, Table table, Table histogram, bool blocks, std::size_t threads,
+// Returns counts of what is in neither table, and what blocks came to; see _native.pyi.
+nb::tuple audit_floats(In<float, 1> x, Table f16, Table bf16, Table histogram, bool blocks, std::size_t threads,
                        const std::string& isa) {
     const AuditKernels kernels = pick(isa);
-    check_tables(table, histogram);
+    check_tables({f16, bf16}, histogram);
     const std::size_t n = x.shape(0);
     if (blocks && n % q8_0_block != 0) throw std::invalid_argument("audit_floats: whole blocks");
-    const Counted all = count(n, threads, table, [&](Counted& own, std::size_t first, std::size_t end) {
-        kernels.tally(x.data() + first, end - first, own.floats, own.words, own.table.get());
+    Counted all = count(n, threads, [&](Counted& own, std::size_t first, std::size_t end) {
+        kernels.tally(x.data() + first, end - first, own.floats, own.bf16.tally, own.bf16.table.get(), own.f16.tally,
+                      own.f16.table.get());
         if (blocks) kernels.blocks(x.data() + first, (end - first) / q8_0_block, own.blocks);
     });
-    const FloatTally& of = all.floats;
+    add_table(all.f16, f16);
+    add_table(all.bf16, bf16);
+    FloatTally& of = all.floats;
     add_fields(of.fields, 127, histogram);
-    add_fields(all.words.fields, 127, histogram);
-    std::uint64_t zeros = of.fields[0] + all.words.fields[0];
+    std::uint64_t zeros = of.fields[0];
     for (std::size_t i = 0; i < std::size(of.subnormals); ++i) {
         histogram.data()[i] += static_cast<std::int64_t>(of.subnormals[i]);
         zeros -= of.subnormals[i];
     }
+    for (const WordTally* plain : {&all.f16.tally, &all.bf16.tally}) {
+        add_fields(plain->fields, plain == &all.f16.tally ? 15 : 127, histogram);
+        of.values += plain->plain;
+        of.below += plain->below;
+        of.bf16.changed += plain->changed;
+        zeros += plain->fields[0];
+    }
     const auto cast = [](const CastTally& c) {
         return nb::make_tuple(c.changed, c.overflowed, c.zeroed, c.error, c.relative);
     };
-    return nb::make_tuple(of.values + all.words.plain, zeros, of.below + all.words.below, of.above, of.nans,
-                          of.positive_infinities, of.negative_infinities, of.largest, of.smallest, cast(of.f16),
-                          cast(of.bf16), as_tuple(all.blocks));
+    return nb::make_tuple(of.values, zeros, of.below, of.above, of.nans, of.positive_infinities, of.negative_infinities,
+                          of.largest, of.smallest, cast(of.f16), cast(of.bf16), as_tuple(all.blocks));
 }
 
 void check_blocks(std::size_t n, std::size_t block, std::size_t marks) {
@@ -256,8 +277,8 @@ void register_audit(nb::module_& m) {
     m.def("audit_isas", &audit_isas);
     m.def("audit_words", &audit_words, nb::arg("f16"), nb::arg("x"), nb::arg("table").noconvert(),
           nb::arg("histogram").noconvert(), nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
-    m.def("audit_floats", &audit_floats, nb::arg("x"), nb::arg("table").noconvert(), nb::arg("histogram").noconvert(),
-          nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
+    m.def("audit_floats", &audit_floats, nb::arg("x"), nb::arg("f16").noconvert(), nb::arg("bf16").noconvert(),
+          nb::arg("histogram").noconvert(), nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
     m.def("mark_words", &mark_words, nb::arg("x"), nb::arg("flags"), nb::arg("block"), nb::arg("marks").noconvert(),
           nb::arg("threads"));
     m.def("mark_floats", &mark_floats, nb::arg("x"), nb::arg("block"), nb::arg("marks").noconvert(),

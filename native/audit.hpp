@@ -50,9 +50,10 @@ struct AuditKernels {
     // Count n words; odd ones in `table`.
     void (*tally_f16)(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table);
     void (*tally_bf16)(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table);
-    // Counts n values. Pieces of values that are all exact in BF16 are counted as such words; the others go into
+    // Counts n values. Pieces of values that are all exact in BF16 or F16 are counted as such words; the others go into
     // `tally`.
-    void (*tally)(const float* x, std::size_t n, FloatTally& tally, WordTally& exact, std::uint32_t* table);
+    void (*tally)(const float* x, std::size_t n, FloatTally& tally, WordTally& bf16, std::uint32_t* bf16_table,
+                  WordTally& f16, std::uint32_t* f16_table);
     // Compare n blocks of 32 values.
     void (*blocks_of_f16)(const std::uint16_t* x, std::size_t n, BlockTally& into);
     void (*blocks_of_bf16)(const std::uint16_t* x, std::size_t n, BlockTally& into);

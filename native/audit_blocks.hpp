@@ -13,23 +13,38 @@ namespace bitloss {
 namespace {
 namespace audit {
 
+// Exchanges halves, quarters, ... of a square of lanes as machine::transpose does, but keeps of every two the larger:
+// lane l of the first becomes the largest of all lanes of t[l].
+template <int Step = machine::width / 2>
+BITLOSS_INLINE void largest_of_each(machine::Ints* t) {
+    if constexpr (Step > 0) {
+        machine::Ints low, high;
+        for (int l = 0; l < machine::width; ++l) {
+            low[l] = (l & Step) != 0 ? machine::width + (l ^ Step) : l;
+            high[l] = (l & Step) != 0 ? machine::width + l : (l ^ Step);
+        }
+        for (int i = 0; i < Step; ++i) {
+            const machine::Ints a = t[i], b = t[i | Step];
+            t[i] = machine::larger(__builtin_shuffle(a, b, low), __builtin_shuffle(a, b, high));
+        }
+        largest_of_each<Step / 2>(t);
+    }
+}
+
 // The largest magnitude of each lane's block, as bits: NaN and infinity are larger than all numbers.
 BITLOSS_INLINE Ints top_bits(const float* x, std::size_t count) {
-    machine::Floats top[lanes];
+    machine::Ints top[lanes];
     for (std::size_t b = 0; b < lanes; ++b) {
         const float* from = x + (b < count ? b : count - 1) * group;
         machine::Ints most = (machine::Ints)machine::load_floats(from) & 0x7fffffff;
         for (std::size_t i = machine::width; i < group; i += machine::width)
             most = machine::larger(most, (machine::Ints)machine::load_floats(from + i) & 0x7fffffff);
-        top[b] = (machine::Floats)most;
+        top[b] = most;
     }
     Ints all_tops;
     for (int p = 0; p < parts; ++p) {
-        machine::Floats* square = top + p * machine::width;
-        machine::transpose(square);
-        machine::Ints most = (machine::Ints)square[0];
-        for (int i = 1; i < machine::width; ++i) most = machine::larger(most, (machine::Ints)square[i]);
-        all_tops.part[p] = most;
+        largest_of_each(top + p * machine::width);
+        all_tops.part[p] = top[p * machine::width];
     }
     return all_tops;
 }
@@ -98,62 +113,61 @@ BITLOSS_INLINE void compare_blocks(const float* x, std::size_t n, BlockTally& in
     }
 }
 
-// Calls look_at(first, end) for runs of blocks, of at most `most`, for which `odd(block)`.
-template <class Odd, class LookAt>
-BITLOSS_INLINE void runs(std::size_t n, std::size_t most, const Odd& odd, const LookAt& look_at) {
-    for (std::size_t b = 0; b < n;) {
-        const std::size_t first = b;
-        while (b < n && b - first < most && odd(b)) ++b;
-        if (b > first)
-            look_at(first, b);
-        else
-            ++b;
+constexpr std::size_t most_blocks = 64;  // compared at once: 8 kB
+
+// Compares those of n blocks of which odd(block) says that a cast may change them; put(block, to) writes its values.
+template <bool F16Changes, bool BF16Changes, class Odd, class Put>
+BITLOSS_INLINE void compare_odd(std::size_t n, const Odd& odd, const Put& put, BlockTally& into) {
+    float values[most_blocks * group];
+    std::size_t count = 0;
+    into.blocks += n;
+    for (std::size_t b = 0; b < n; ++b) {
+        if (odd(b)) put(b, values + group * count++);
+        if (count == most_blocks || b + 1 == n) {
+            compare_blocks<F16Changes, BF16Changes>(values, count, into);
+            count = 0;
+        }
     }
 }
 
 void blocks_of_floats(const float* x, std::size_t n, BlockTally& into) {
-    into.blocks += n;
     const auto odd = [&](std::size_t b) {
         Mask some = all(0) != all(0);
         for (std::size_t i = 0; i < group; i += lanes) {
             const Ints size = bits(load<Floats>(x + b * group + i)) & all(0x7fffffff);
-            some = some | ((size & all(bf16_lost)) != all(0)) | (all(rule_high) < size) |
+            some = some | (all(0) < (size & all(bf16_lost))) | (all(rule_high) < size) |
                    ((size < all(f16_normal)) & (size != all(0)));
         }
         return any(some);
     };
-    runs(n, n, odd, [&](std::size_t first, std::size_t end) {
-        compare_blocks<true, true>(x + first * group, end - first, into);
-    });
+    const auto put = [&](std::size_t b, float* to) {
+        for (std::size_t i = 0; i < group; i += lanes) store(to + i, load<Floats>(x + b * group + i));
+    };
+    compare_odd<true, true>(n, odd, put, into);
 }
-
-constexpr std::size_t most_blocks = 64;  // widened at once
 
 template <class Format>
 void blocks_of_words(const std::uint16_t* x, std::size_t n, BlockTally& into) {
-    into.blocks += n;
     const auto odd = [&](std::size_t b) {
         Words some_are = {};
         const Words zero = {};
         for (std::size_t i = 0; i < group; i += words_of) {
             const Words size = load_plain<Words>(x + b * group + i) & every(0x7fff);
             some_are |= (size > every(Format::largest)) | ((size < every(Format::smallest)) & (size != zero));
-            if constexpr (Format::changes) some_are |= (size & every(7)) != zero;
+            if constexpr (Format::changes) some_are |= (size & every(7)) > zero;
         }
         return some(some_are);
     };
-    runs(n, most_blocks, odd, [&](std::size_t first, std::size_t end) {
-        float wider[most_blocks * group];
-        const std::uint8_t* from = reinterpret_cast<const std::uint8_t*>(x + first * group);
-        for (std::size_t i = 0; i < (end - first) * group; i += lanes) {
-            const Ints word = load_words(from + 2 * i);
+    const auto put = [&](std::size_t b, float* to) {
+        const std::uint8_t* from = reinterpret_cast<const std::uint8_t*>(x + b * group);
+        for (std::size_t i = 0; i < group; i += lanes) {
             if constexpr (Format::changes)
-                store(wider + i, from_half(word));
+                store(to + i, load_halves(from + 2 * i));
             else
-                store(wider + i, word << 16);
+                store(to + i, load_words(from + 2 * i) << 16);
         }
-        compare_blocks<!Format::changes, Format::changes>(wider, end - first, into);
-    });
+    };
+    compare_odd<!Format::changes, Format::changes>(n, odd, put, into);
 }
 
 }  // namespace audit

@@ -109,7 +109,7 @@ struct Bound {
     Bound(const CastTally& cast, std::int32_t half) {
         std::int32_t raw;
         __builtin_memcpy(&raw, &cast.error, 4);
-        const int places = 24 - __builtin_ctz(static_cast<unsigned>(half));  // of the type: error >= 2^e covers 2^(e+places)
+        const int places = 23 - __builtin_ctz(static_cast<unsigned>(half));  // half a place of 2^e is 2^(e - places)
         const std::int32_t field = (raw >> 23) + places;
         high = field > 254 ? infinity - 1 : (field << 23) + mantissa;
         first = 1;
@@ -123,27 +123,33 @@ struct Bound {
     }
 };
 
-// Plain sizes lie from `low` to `high`, but for those with a part from `first` to `last`. `least` and the others are for
-// vectors with a number below F16's normal ones, or one that a cast does not change.
+// Plain sizes lie above `low` and below `high`, and their parts not from `first` to `last`: both casts change each of
+// them, and none sets a record. The others are looked at by `count_small`, where `least` and `most` are bounds.
 struct Bounds {
-    Ints low, high, first, last, least, most, bf16_first, bf16_last;
-    Floats f16_error, f16_relative;
+    Ints low, high, shift, end, least, most;
+    Floats f16_error, f16_relative, bf16_error, bf16_relative;
 
     BITLOSS_INLINE void set(const FloatTally& tally) {
         const Bound f16(tally.f16, 0x1000), bf16(tally.bf16, 0x8000);
         const auto lesser = [](std::int32_t a, std::int32_t b) { return a < b ? a : b; };
         const auto greater = [](std::int32_t a, std::int32_t b) { return a > b ? a : b; };
         const bool share = f16.first <= f16.last;
-        low = all(greater(tally.smallest, f16_normal));
-        least = all(greater(tally.smallest, f16_zero + 1));
-        most = all(lesser(lesser(tally.largest, rule_high), bf16.high));
-        high = smaller(most, all(f16.high));
-        first = all((share ? lesser(f16.first, bf16.first) : bf16.first) - 1);
-        last = all((share ? greater(f16.last, bf16.last) : bf16.last) + 1);
-        bf16_first = all(bf16.first - 1);
-        bf16_last = all(bf16.last + 1);
+        const std::int32_t first = share ? lesser(f16.first, bf16.first) : bf16.first;
+        const std::int32_t last = share ? greater(f16.last, bf16.last) : bf16.last;
+        low = all(greater(tally.smallest, f16_normal) - 1);
+        high = all(lesser(lesser(tally.largest, rule_high), lesser(f16.high, bf16.high)) + 1);
+        least = all(greater(tally.smallest, f16_zero + 1) - 2);
+        most = all(lesser(tally.largest, rule_high) + 1);
+        // A part rotated so that `last` is the end of the mantissas: one comparison will do.
+        shift = all(mantissa - last);
+        end = all(first <= last ? mantissa - last + first : mantissa + 1);
         f16_error = all(tally.f16.error);
         f16_relative = all(tally.f16.relative);
+        bf16_error = all(tally.bf16.error);
+        bf16_relative = all(tally.bf16.relative);
+    }
+    BITLOSS_INLINE Mask plain(const Ints& size) const {
+        return (low < size) & (size < high) & (all(0) < (size & all(f16_lost))) & (((size + shift) & all(mantissa)) < end);
     }
 };
 
@@ -151,24 +157,25 @@ struct Changed {
     Ints f16 = all(0), bf16 = all(0), below = all(0);
 };
 
-// Counts a vector of numbers down to 2^-25, and zeros; returns false, and counts nothing, where one breaks a record.
+// Counts a vector of numbers down to 2^-25, and zeros; returns false, and counts nothing, where one sets a record.
 BITLOSS_INLINE bool count_small(const Ints& size, const Bounds& bounds, Changed& changed) {
-    const Ints part = size & all(mantissa);
-    const Floats x = from_bits(size), rounded = as_f16(size), by = absolute(x - rounded);
-    const Mask bf16 = (size & all(bf16_lost)) != all(0), there = size != all(0);
-    const Mask odd = (bounds.most < size) | ((size < bounds.least) & there) |
-                     (bf16 & (bounds.bf16_first < part) & (part < bounds.bf16_last)) | (bounds.f16_error < by) |
-                     (bounds.f16_relative * x < by * all(1.000001F));
-    if (any(odd)) return false;
-    changed.f16 = add(changed.f16, x != rounded);
-    changed.bf16 = add(changed.bf16, bf16);
-    changed.below = add(changed.below, (size < all(rule_low)) & there);
+    const Floats x = from_bits(size), wider = all(1.000001F);
+    const Floats f16 = absolute(x - as_f16(size)), bf16 = absolute(x - as_bf16(size));
+    // zero is 2^31 - 1 here
+    const Ints there = (size - all(1)) & all(0x7fffffff);
+    if (!every((size < bounds.most) & (bounds.least < there) & (f16 <= bounds.f16_error) &
+               (bf16 <= bounds.bf16_error) & (f16 * wider <= bounds.f16_relative * x) &
+               (bf16 * wider <= bounds.bf16_relative * x)))
+        return false;
+    changed.f16 = add(changed.f16, all(0.0F) < f16);
+    changed.bf16 = add(changed.bf16, all(0.0F) < bf16);
+    changed.below = add(changed.below, there < all(rule_low - 1));
     return true;
 }
 
 // n is a multiple of 4 vectors and at most a piece. `Small`: vectors are expected not to be plain. Returns how many were.
 template <bool Small>
-BITLOSS_INLINE std::size_t tally_piece(const float* x, std::size_t n, FloatTally& tally) {
+[[gnu::noinline]] std::size_t tally_piece(const float* x, std::size_t n, FloatTally& tally) {
     alignas(64) std::uint8_t fields[piece];
     Changed changed;
     std::size_t plain = 0, counted = 0;
@@ -178,10 +185,8 @@ BITLOSS_INLINE std::size_t tally_piece(const float* x, std::size_t n, FloatTally
         Ints field[4];
         for (int v = 0; v < 4; ++v) {
             const float* from = x + at + v * lanes;
-            const Ints size = bits(load<Floats>(from)) & all(0x7fffffff), part = size & all(mantissa);
-            const Mask odd = (bounds.high < size) | (size < bounds.low) | ((size & all(f16_lost)) == all(0)) |
-                             ((bounds.first < part) & (part < bounds.last));
-            const bool is_plain = !any(odd);  // then each value changes in both types
+            const Ints size = bits(load<Floats>(from)) & all(0x7fffffff);
+            const bool is_plain = every(bounds.plain(size));
             plain += is_plain;
             if (!Small && is_plain) {
                 ++counted;
@@ -212,19 +217,30 @@ BITLOSS_INLINE bool exact_in_bf16(const float* x, std::size_t n) {
     return true;
 }
 
-// n is at most a piece and a multiple of the lanes.
-BITLOSS_INLINE void tally_upper_halves(const float* x, std::size_t n, WordTally& tally, std::uint32_t* table) {
-    alignas(64) std::uint16_t halves[piece];
+// n is at most a piece.
+BITLOSS_INLINE void upper_halves(const float* x, std::size_t n, std::uint16_t* to) {
     for (std::size_t i = 0; i < n; ++i) {
         std::uint32_t raw;
         __builtin_memcpy(&raw, x + i, 4);
-        halves[i] = static_cast<std::uint16_t>(raw >> 16);
+        to[i] = static_cast<std::uint16_t>(raw >> 16);
     }
-    tally_words<BF16>(halves, n, tally, table);
 }
 
-void tally(const float* x, std::size_t n, FloatTally& out, WordTally& exact, std::uint32_t* table) {
+// Writes n values, a multiple of 4 vectors, as F16 in any order; returns whether they all are.
+BITLOSS_INLINE bool exact_in_f16(const float* x, std::size_t n, std::uint16_t* to) {
+    for (std::size_t at = 0; at < n; at += 2 * lanes) {
+        const Floats a = load<Floats>(x + at), b = load<Floats>(x + at + lanes);
+        const Ints low = to_half(a), high = to_half(b);
+        if (!every((bits(from_half(low)) == bits(a)) & (bits(from_half(high)) == bits(b)))) return false;
+        store(to + at, low | (high << 16));
+    }
+    return true;
+}
+
+void tally(const float* x, std::size_t n, FloatTally& out, WordTally& bf16, std::uint32_t* bf16_table, WordTally& f16,
+           std::uint32_t* f16_table) {
     constexpr std::size_t step = 4 * lanes;
+    alignas(64) std::uint16_t as_words[piece];
     bool small = false;
     while (n > 0) {
         const std::size_t whole = (n < piece ? n : piece) / step * step;
@@ -236,10 +252,15 @@ void tally(const float* x, std::size_t n, FloatTally& out, WordTally& exact, std
             out.values -= step - n;
             return;
         }
-        if (exact_in_bf16(x, whole))
-            tally_upper_halves(x, whole, exact, table);
-        else
-            small = (small ? tally_piece<true>(x, whole, out) : tally_piece<false>(x, whole, out)) < whole / lanes / 4 * 3;
+        if (exact_in_bf16(x, whole)) {
+            upper_halves(x, whole, as_words);
+            tally_words<BF16>(as_words, whole, bf16, bf16_table);
+        } else if (exact_in_f16(x, whole, as_words)) {
+            tally_words<F16>(as_words, whole, f16, f16_table);
+        } else {
+            const std::size_t plain = small ? tally_piece<true>(x, whole, out) : tally_piece<false>(x, whole, out);
+            small = plain < whole / lanes / 4 * 3;
+        }
         x += whole;
         n -= whole;
     }

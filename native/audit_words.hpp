@@ -152,7 +152,7 @@ BITLOSS_INLINE void count_odd(std::uint16_t word, WordTally& tally, std::uint32_
 
 // n is a multiple of a set. `Settled`: errors need not be looked at, as none can be larger than those seen.
 template <class Format, bool Settled>
-BITLOSS_INLINE void tally_words(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table) {
+[[gnu::noinline]] void tally_words(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table) {
     alignas(64) std::uint8_t fields[piece];
     Words same = {}, below = {};
     Words smallest = every(tally.smallest), largest = every(tally.largest);

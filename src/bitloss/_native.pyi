@@ -87,7 +87,8 @@ def audit_words(
 
 def audit_floats(
     x: npt.NDArray[np.float32],
-    table: npt.NDArray[np.int64],
+    f16: npt.NDArray[np.int64],
+    bf16: npt.NDArray[np.int64],
     histogram: npt.NDArray[np.int64],
     blocks: bool,
     threads: int,
@@ -95,8 +96,8 @@ def audit_floats(
 ) -> tuple[int, int, int, int, int, int, int, int, int, _Cast, _Cast, _Blocks]:
     """Count values (at most 2^31) as ``bitloss.explain.weights`` defines.
 
-    Some that are exact in BF16 are counted by their upper halves into table [65536]. Of the others the exponents go
-    into histogram [277], and the rest is returned: how many they are, zeros, below and above the rule's interval, NaN,
+    Some that are exact in F16 or BF16 are counted as such words into tables [65536]. Of the others the exponents go into
+    histogram [277], and the rest is returned: how many they are, zeros, below and above the rule's interval, NaN,
     +inf, -inf, bits of the largest and of the smallest magnitude, and for F16 and BF16 each: changed, overflowed,
     zeroed, largest error and relative error. Last blocks, as of `audit_words`.
     """

@@ -1,8 +1,8 @@
 """Counting weights with the native kernels: the same as `bitloss.explain.weights`, only sooner.
 
 A kernel knows what most values add without looking at each of them: words of F16 and BF16, and float32 values that are
-BF16, are counted one by one in a table of 65536 only where one of them breaks a record (`native/audit_words.hpp`). What
-a table of words tells is added at the end.
+such, are counted one by one in a table of 65536 only where one of them breaks a record (`native/audit_words.hpp`). What
+the tables tell is added at the end.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Counter:
             )
         self.q8_0 = BlockTally()
         self._of = table
-        self._table = np.zeros(WORDS, np.int64)
+        self._f16, self._bf16 = np.zeros(WORDS, np.int64), np.zeros(WORDS, np.int64)
         self._sum = Tally()
         self._count: Callable[[npt.NDArray[Any]], None] = self._floats if table is None else self._words
         self._blocks, self._threads, self._isa = blocks, threads, isa
@@ -103,15 +103,17 @@ class Counter:
 
     def tally(self) -> Tally:
         """Return what was counted so far."""
-        if not self._table.any():
-            return self._sum
-        return self._sum + (self._of or WordTable.bf16()).tally(self._table)
+        total = self._sum
+        for table, counts in ((WordTable.f16, self._f16), (WordTable.bf16, self._bf16)):
+            total = total + table().tally(counts) if counts.any() else total
+        return total
 
     def _words(self, words: Words) -> None:
         histogram = np.zeros(EXPONENTS, np.int64)
         is_f16 = self._of is WordTable.f16()
+        table = self._f16 if is_f16 else self._bf16
         values, zeros, below, changed, blocks = _native.audit_words(
-            is_f16, words, self._table, histogram, self._blocks, self._threads, self._isa
+            is_f16, words, table, histogram, self._blocks, self._threads, self._isa
         )
         self._sum += Tally(
             values=values, zeros=zeros, below=below, bf16=CastTally(changed=changed), histogram=histogram
@@ -121,7 +123,7 @@ class Counter:
     def _floats(self, values: Floats) -> None:
         histogram = np.zeros(EXPONENTS, np.int64)
         n, zeros, below, above, nans, up, down, largest, smallest, f16, bf16, blocks = _native.audit_floats(
-            values, self._table, histogram, self._blocks, self._threads, self._isa
+            values, self._f16, self._bf16, histogram, self._blocks, self._threads, self._isa
         )
         self._sum += Tally(
             values=n,
