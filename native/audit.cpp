@@ -6,19 +6,23 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstring>
+#include <atomic>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "module.hpp"
 
 namespace nb = nanobind;
 using bitloss::AuditKernels;
+using bitloss::BlockTally;
 using bitloss::CastTally;
 using bitloss::FloatTally;
+using bitloss::WordTally;
 using bitloss::words;
 
 namespace {
@@ -28,7 +32,8 @@ using In = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
 template <typename T, int Dims>
 using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
 
-constexpr std::size_t worth_a_thread = 1U << 16;
+constexpr std::size_t q8_0_block = 32;
+constexpr std::size_t shared_out = 1U << 16;     // values: at most 256 kB, which stay in the second-level cache
 constexpr std::size_t most_values = 1ULL << 31;  // counters of a call are 32 bits wide
 
 struct Path {
@@ -66,56 +71,36 @@ std::vector<std::string> audit_isas() {
     return names;
 }
 
-// Calls work(thread, first, end) for ranges that cover n.
+// Calls work(thread, first, end) for pieces that cover n, whichever thread comes to them.
 template <class Work>
-void share_out(std::size_t n, std::size_t threads, const Work& work) {
+void share_out(std::size_t n, std::size_t piece, std::size_t threads, const Work& work) {
+    std::atomic<std::size_t> next{0};
+    const auto loop = [&](std::size_t thread) {
+        for (std::size_t at; (at = next.fetch_add(piece, std::memory_order_relaxed)) < n;)
+            work(thread, at, std::min(n, at + piece));
+    };
     std::vector<std::jthread> others;
-    for (std::size_t t = 1; t < threads; ++t)
-        others.emplace_back([&, t] { work(t, n * t / threads, n * (t + 1) / threads); });
-    work(0, 0, n / threads);
+    for (std::size_t t = 1; t < threads; ++t) others.emplace_back(loop, t);
+    loop(0);
 }
 
 std::size_t useful_threads(std::size_t n, std::size_t threads) {
     if (threads == 0) throw std::invalid_argument("threads must be at least 1");
     if (n > most_values) throw std::invalid_argument("more values than a call counts");
-    return std::clamp<std::size_t>(n / worth_a_thread, 1, threads);
+    return std::clamp<std::size_t>(n / shared_out, 1, threads);
 }
 
-using Counters = std::unique_ptr<std::uint32_t[]>;
+struct Words {
+    WordTally tally;
+    std::unique_ptr<std::uint32_t[]> table = std::make_unique<std::uint32_t[]>(words);
+};
 
-std::vector<Counters> counters(std::size_t threads, std::size_t size) {
-    std::vector<Counters> all(threads);
-    for (Counters& each : all) each = std::make_unique<std::uint32_t[]>(size);
-    return all;
-}
-
-void count_words(const std::uint16_t* x, std::size_t n, std::uint32_t* counts) {
-    // Two sets of counters, used in turn: an addition need not wait for the one before.
-    std::uint32_t* other = counts + words;
-    std::size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        std::uint64_t four;
-        std::memcpy(&four, x + i, 8);
-        ++counts[four & 0xffff];
-        ++other[(four >> 16) & 0xffff];
-        ++counts[(four >> 32) & 0xffff];
-        ++other[four >> 48];
-    }
-    for (; i < n; ++i) ++counts[x[i]];
-}
-
-void audit_words(In<std::uint16_t, 1> x, Out<std::int64_t, 1> counts, std::size_t threads) {
-    const std::size_t n = x.shape(0);
-    if (counts.shape(0) != words) throw std::invalid_argument("audit_words: counts must have 65536 entries");
-    threads = useful_threads(n, threads);
-    const nb::gil_scoped_release unlocked;
-    const std::vector<Counters> scratch = counters(threads, 2 * words);
-    share_out(n, threads, [&](std::size_t t, std::size_t first, std::size_t end) {
-        count_words(x.data() + first, end - first, scratch[t].get());
-    });
-    for (const Counters& each : scratch)
-        for (std::size_t i = 0; i < words; ++i) counts.data()[i] += std::int64_t{each[i]} + each[i + words];
-}
+// What a thread has counted.
+struct Counted {
+    FloatTally floats;
+    Words f16, bf16;
+    BlockTally blocks;
+};
 
 void join(CastTally& into, const CastTally& from) {
     into.changed += from.changed;
@@ -125,8 +110,8 @@ void join(CastTally& into, const CastTally& from) {
     into.relative = std::max(into.relative, from.relative);
 }
 
-void join(FloatTally& into, const FloatTally& from, const std::uint32_t* tops) {
-    into.zeros += from.zeros;
+void join(FloatTally& into, const FloatTally& from) {
+    into.values += from.values;
     into.below += from.below;
     into.above += from.above;
     into.nans += from.nans;
@@ -136,46 +121,121 @@ void join(FloatTally& into, const FloatTally& from, const std::uint32_t* tops) {
     into.smallest = std::min(into.smallest, from.smallest);
     join(into.f16, from.f16);
     join(into.bf16, from.bf16);
-    for (int i = 0; i < bitloss::exponents; ++i) into.histogram[i] += from.histogram[i];
-    for (std::size_t top = 0; top < 2 * words; ++top) {
-        const int field = static_cast<int>((top & 0x7fff) >> 7);
-        if (field != 0 && field != 255) into.histogram[field - 127 - bitloss::lowest_exponent] += tops[top];
-    }
+    for (std::size_t i = 0; i < std::size(into.subnormals); ++i) into.subnormals[i] += from.subnormals[i];
+    for (std::size_t i = 0; i < std::size(into.fields); ++i) into.fields[i] += from.fields[i];
 }
 
-// Returns what is in a FloatTally, in its order; see _native.pyi.
-nb::tuple as_tuple(const FloatTally& all) {
+void join(Words& into, const Words& from) {
+    into.tally.plain += from.tally.plain;
+    into.tally.below += from.tally.below;
+    into.tally.changed += from.tally.changed;
+    for (std::size_t i = 0; i < std::size(into.tally.fields); ++i) into.tally.fields[i] += from.tally.fields[i];
+    for (std::size_t i = 0; i < words; ++i) into.table[i] += from.table[i];
+}
+
+void join(bitloss::ThroughTally& into, const bitloss::ThroughTally& from) {
+    into.changed += from.changed;
+    into.overflowed += from.overflowed;
+}
+
+void join(BlockTally& into, const BlockTally& from) {
+    into.blocks += from.blocks;
+    into.not_finite += from.not_finite;
+    join(into.f16, from.f16);
+    join(into.bf16, from.bf16);
+}
+
+using Table = Out<std::int64_t, 1>;
+
+void check_tables(const std::vector<Table>& tables, const Table& histogram) {
+    for (const Table& table : tables)
+        if (table.shape(0) != words) throw std::invalid_argument("audit: a table must have 65536 entries");
+    if (histogram.shape(0) != bitloss::exponents) throw std::invalid_argument("audit: a histogram must have 277");
+}
+
+// Calls work(thread's, first, end) for pieces of n values, and adds up what it counts.
+template <class Work>
+Counted count(std::size_t n, std::size_t threads, const Work& work) {
+    threads = useful_threads(n, threads);
+    const nb::gil_scoped_release unlocked;
+    std::vector<Counted> each(threads);
+    share_out(n, shared_out, threads, [&](std::size_t t, std::size_t first, std::size_t end) { work(each[t], first, end); });
+    for (std::size_t t = 1; t < threads; ++t) {
+        join(each[0].floats, each[t].floats);
+        join(each[0].f16, each[t].f16);
+        join(each[0].bf16, each[t].bf16);
+        join(each[0].blocks, each[t].blocks);
+    }
+    return std::move(each[0]);
+}
+
+void add_table(const Words& from, const Table& to) {
+    for (std::size_t i = 0; i < words; ++i) to.data()[i] += from.table[i];
+}
+
+// Adds counts of normal numbers by exponent field.
+void add_fields(const std::uint64_t (&fields)[256], int bias, const Table& histogram) {
+    for (int field = 1; field < 2 * bias + 1; ++field)
+        histogram.data()[field - bias - bitloss::lowest_exponent] += static_cast<std::int64_t>(fields[field]);
+}
+
+nb::tuple as_tuple(const BlockTally& of) {
+    return nb::make_tuple(of.blocks, of.not_finite, nb::make_tuple(of.f16.changed, of.f16.overflowed),
+                          nb::make_tuple(of.bf16.changed, of.bf16.overflowed));
+}
+
+// Returns (values, zeros, below, changed in BF16) of those that are not in the table, and what blocks came to.
+nb::tuple audit_words(bool f16, In<std::uint16_t, 1> x, Table table, Table histogram, bool blocks, std::size_t threads,
+                      const std::string& isa) {
+    const AuditKernels kernels = pick(isa);
+    check_tables({table}, histogram);
+    const std::size_t n = x.shape(0);
+    if (blocks && n % q8_0_block != 0) throw std::invalid_argument("audit_words: whole blocks");
+    const auto tally = f16 ? kernels.tally_f16 : kernels.tally_bf16;
+    const auto compare = f16 ? kernels.blocks_of_f16 : kernels.blocks_of_bf16;
+    const Counted all = count(n, threads, [&](Counted& own, std::size_t first, std::size_t end) {
+        tally(x.data() + first, end - first, own.f16.tally, own.f16.table.get());
+        if (blocks) compare(x.data() + first, (end - first) / q8_0_block, own.blocks);
+    });
+    add_table(all.f16, table);
+    const WordTally& of = all.f16.tally;
+    add_fields(of.fields, f16 ? 15 : 127, histogram);
+    return nb::make_tuple(of.plain, of.fields[0], of.below, of.changed, as_tuple(all.blocks));
+}
+
+// Returns counts of what is in neither table, and what blocks came to; see _native.pyi.
+nb::tuple audit_floats(In<float, 1> x, Table f16, Table bf16, Table histogram, bool blocks, std::size_t threads,
+                       const std::string& isa) {
+    const AuditKernels kernels = pick(isa);
+    check_tables({f16, bf16}, histogram);
+    const std::size_t n = x.shape(0);
+    if (blocks && n % q8_0_block != 0) throw std::invalid_argument("audit_floats: whole blocks");
+    Counted all = count(n, threads, [&](Counted& own, std::size_t first, std::size_t end) {
+        kernels.tally(x.data() + first, end - first, own.floats, own.bf16.tally, own.bf16.table.get(), own.f16.tally,
+                      own.f16.table.get());
+        if (blocks) kernels.blocks(x.data() + first, (end - first) / q8_0_block, own.blocks);
+    });
+    add_table(all.f16, f16);
+    add_table(all.bf16, bf16);
+    FloatTally& of = all.floats;
+    add_fields(of.fields, 127, histogram);
+    std::uint64_t zeros = of.fields[0];
+    for (std::size_t i = 0; i < std::size(of.subnormals); ++i) {
+        histogram.data()[i] += static_cast<std::int64_t>(of.subnormals[i]);
+        zeros -= of.subnormals[i];
+    }
+    for (const WordTally* plain : {&all.f16.tally, &all.bf16.tally}) {
+        add_fields(plain->fields, plain == &all.f16.tally ? 15 : 127, histogram);
+        of.values += plain->plain;
+        of.below += plain->below;
+        of.bf16.changed += plain->changed;
+        zeros += plain->fields[0];
+    }
     const auto cast = [](const CastTally& c) {
         return nb::make_tuple(c.changed, c.overflowed, c.zeroed, c.error, c.relative);
     };
-    return nb::make_tuple(all.zeros, all.below, all.above, all.nans, all.positive_infinities, all.negative_infinities,
-                          all.largest, all.smallest, cast(all.f16), cast(all.bf16));
-}
-
-nb::tuple audit_floats(In<float, 1> x, Out<std::int64_t, 1> exact, Out<std::int64_t, 1> histogram,
-                       std::size_t threads, const std::string& isa) {
-    const AuditKernels kernels = pick(isa);
-    const std::size_t n = x.shape(0);
-    if (exact.shape(0) != words || histogram.shape(0) != bitloss::exponents)
-        throw std::invalid_argument("audit_floats: words must have 65536 entries, histogram 277");
-    threads = useful_threads(n, threads);
-    FloatTally all;
-    {
-        const nb::gil_scoped_release unlocked;
-        std::vector<FloatTally> tallies(threads);
-        const std::vector<Counters> scratch = counters(threads, 4 * words);
-        share_out(n, threads, [&](std::size_t t, std::size_t first, std::size_t end) {
-            kernels.tally(x.data() + first, end - first, tallies[t], scratch[t].get(), scratch[t].get() + 2 * words);
-        });
-        for (std::size_t t = 0; t < threads; ++t) {
-            join(all, tallies[t], scratch[t].get() + 2 * words);
-            for (std::size_t i = 0; i < words; ++i)
-                exact.data()[i] += std::int64_t{scratch[t][i]} + scratch[t][i + words];
-        }
-        for (int i = 0; i < bitloss::exponents; ++i)
-            histogram.data()[i] += static_cast<std::int64_t>(all.histogram[i]);
-    }
-    return as_tuple(all);
+    return nb::make_tuple(of.values, zeros, of.below, of.above, of.nans, of.positive_infinities, of.negative_infinities,
+                          of.largest, of.smallest, cast(of.f16), cast(of.bf16), as_tuple(all.blocks));
 }
 
 void check_blocks(std::size_t n, std::size_t block, std::size_t marks) {
@@ -189,7 +249,8 @@ void mark_words(In<std::uint16_t, 1> x, In<std::uint8_t, 1> flags, std::size_t b
     if (flags.shape(0) != words) throw std::invalid_argument("mark_words: flags must have 65536 entries");
     threads = useful_threads(x.shape(0), threads);
     const nb::gil_scoped_release unlocked;
-    share_out(marks.shape(0), threads, [&](std::size_t, std::size_t first, std::size_t end) {
+    const std::size_t piece = std::max<std::size_t>(1, shared_out / block);
+    share_out(marks.shape(0), piece, threads, [&](std::size_t, std::size_t first, std::size_t end) {
         for (std::size_t b = first; b < end; ++b) {
             unsigned some = 0;
             for (std::size_t i = b * block; i < (b + 1) * block; ++i) some |= flags.data()[x.data()[i]];
@@ -204,7 +265,8 @@ void mark_floats(In<float, 1> x, std::size_t block, Out<std::uint8_t, 1> marks, 
     check_blocks(x.shape(0), block, marks.shape(0));
     threads = useful_threads(x.shape(0), threads);
     const nb::gil_scoped_release unlocked;
-    share_out(marks.shape(0), threads, [&](std::size_t, std::size_t first, std::size_t end) {
+    const std::size_t piece = std::max<std::size_t>(1, shared_out / block);
+    share_out(marks.shape(0), piece, threads, [&](std::size_t, std::size_t first, std::size_t end) {
         kernels.mark(x.data(), block, marks.data(), first, end);
     });
 }
@@ -213,9 +275,10 @@ void mark_floats(In<float, 1> x, std::size_t block, Out<std::uint8_t, 1> marks, 
 
 void register_audit(nb::module_& m) {
     m.def("audit_isas", &audit_isas);
-    m.def("audit_words", &audit_words, nb::arg("x"), nb::arg("counts").noconvert(), nb::arg("threads"));
-    m.def("audit_floats", &audit_floats, nb::arg("x"), nb::arg("words").noconvert(),
-          nb::arg("histogram").noconvert(), nb::arg("threads"), nb::arg("isa"));
+    m.def("audit_words", &audit_words, nb::arg("f16"), nb::arg("x"), nb::arg("table").noconvert(),
+          nb::arg("histogram").noconvert(), nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
+    m.def("audit_floats", &audit_floats, nb::arg("x"), nb::arg("f16").noconvert(), nb::arg("bf16").noconvert(),
+          nb::arg("histogram").noconvert(), nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
     m.def("mark_words", &mark_words, nb::arg("x"), nb::arg("flags"), nb::arg("block"), nb::arg("marks").noconvert(),
           nb::arg("threads"));
     m.def("mark_floats", &mark_floats, nb::arg("x"), nb::arg("block"), nb::arg("marks").noconvert(),

@@ -177,23 +177,23 @@ void blocks(const DecodeJob& job, std::size_t first, std::size_t end) {
 
 // --- floats of 16 bits -------------------------------------------------------------------------------
 
-template <class Wide>
-BITLOSS_INLINE void halves(const DecodeJob& job, std::size_t first, std::size_t end, const Wide& wide) {
+template <class Load>
+BITLOSS_INLINE void halves(const DecodeJob& job, std::size_t first, std::size_t end, const Load& load) {
     std::size_t at = first;
-    for (; at + lanes <= end; at += lanes) store(job.out + at, wide(load_words(job.data + 2 * at)));
+    for (; at + lanes <= end; at += lanes) store(job.out + at, load(job.data + 2 * at));
     if (at == end) return;
     Byte last[2 * lanes] = {};
     float values[lanes];
     __builtin_memcpy(last, job.data + 2 * at, 2 * (end - at));
-    store(values, wide(load_words(last)));
+    store(values, load(last));
     __builtin_memcpy(job.out + at, values, 4 * (end - at));
 }
 
 void f16(const DecodeJob& job, std::size_t first, std::size_t end) {
-    halves(job, first, end, [](const Ints& x) { return from_half(x); });
+    halves(job, first, end, [](const Byte* from) { return load_halves(from); });
 }
 void bf16(const DecodeJob& job, std::size_t first, std::size_t end) {
-    halves(job, first, end, [](const Ints& x) { return from_bits(x << 16); });
+    halves(job, first, end, [](const Byte* from) { return from_bits(load_words(from) << 16); });
 }
 
 }  // namespace decoding

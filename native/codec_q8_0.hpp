@@ -52,7 +52,7 @@ BITLOSS_INLINE Floats tops(const float* x, std::size_t count) {
     return all_tops;
 }
 
-void encode(const EncodeJob& job, std::size_t first, std::size_t end) {
+inline void encode(const EncodeJob& job, std::size_t first, std::size_t end) {
     for (std::size_t at = first; at < end; at += lanes) {
         const std::size_t count = end - at < lanes ? end - at : lanes;
         const float* x = job.x + at * group;

@@ -43,6 +43,7 @@ BITLOSS_INLINE Ints select(Mask m, Ints a, Ints b) {
     return (Ints)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
 }
 BITLOSS_INLINE bool any(Mask m) { return m != 0; }
+BITLOSS_INLINE bool every(Mask m) { return m == 0xffff; }
 BITLOSS_INLINE Ints as_ints(Mask m) { return (Ints)_mm512_movm_epi32(m); }
 BITLOSS_INLINE Floats lookup(Floats table, Ints k) { return _mm512_maskz_permutexvar_ps(0xffff, (__m512i)k, table); }
 BITLOSS_INLINE Floats root(Floats x) { return _mm512_maskz_sqrt_ps(0xffff, x); }
@@ -69,6 +70,7 @@ BITLOSS_INLINE Ints select(Mask m, Ints a, Ints b) {
 }
 BITLOSS_INLINE Floats lookup(Floats table, Ints k) { return _mm256_permutevar8x32_ps(table, (__m256i)k); }
 BITLOSS_INLINE bool any(Mask m) { return _mm256_movemask_ps((__m256)m) != 0; }
+BITLOSS_INLINE bool every(Mask m) { return _mm256_movemask_ps((__m256)m) == 0xff; }
 BITLOSS_INLINE Floats root(Floats x) { return _mm256_sqrt_ps(x); }
 BITLOSS_INLINE Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 BITLOSS_INLINE Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
@@ -78,6 +80,7 @@ BITLOSS_INLINE Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m2
 BITLOSS_INLINE Ints select(Mask m, Ints a, Ints b) { return (a & m) | (b & ~m); }
 BITLOSS_INLINE Floats select(Mask m, Floats a, Floats b) { return (Floats)select(m, (Ints)a, (Ints)b); }
 BITLOSS_INLINE bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
+BITLOSS_INLINE bool every(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
 #ifdef __SSE2__
 BITLOSS_INLINE Floats root(Floats x) { return _mm_sqrt_ps(x); }
 BITLOSS_INLINE Floats smaller(Floats a, Floats b) { return _mm_min_ps(a, b); }
@@ -294,6 +297,12 @@ BITLOSS_INLINE bool any(const Mask& m) {
     return machine::any(merged);
 }
 
+BITLOSS_INLINE bool every(const Mask& m) {
+    machine::Mask merged = m.part[0];
+    for (int p = 1; p < parts; ++p) merged = machine::both(merged, m.part[p]);
+    return machine::every(merged);
+}
+
 // a < b ? a : b and a > b ? a : b: the second one where either is NaN or both are zero.
 template <class Of>
 BITLOSS_INLINE Lanes<Of> smaller(const Lanes<Of>& a, const Lanes<Of>& b) {
@@ -405,6 +414,17 @@ BITLOSS_INLINE Ints load_words(const std::uint8_t* from) {
     Ints out;
     for (int p = 0; p < parts; ++p) out.part[p] = machine::load_words(from + p * (2 * lanes / parts));
     return out;
+}
+
+// F16, widened as by `from_half`.
+BITLOSS_INLINE Floats load_halves(const std::uint8_t* from) {
+#if BITLOSS_VECTOR_BYTES == 64 && BITLOSS_LANES == 16
+    Floats out;
+    out.part[0] = (machine::Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)from));
+    return out;
+#else
+    return from_half(load_words(from));
+#endif
 }
 
 }  // namespace

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 _Cast = tuple[int, int, int, float, float]
+_Blocks = tuple[int, int, tuple[int, int], tuple[int, int]]
 _Odd = tuple[int, int, int]
 
 def divergence_isas() -> list[str]:
@@ -67,22 +68,38 @@ def find_strings(
 def audit_isas() -> list[str]:
     """Instruction sets this machine and build offer, best first, and last "wide" (16 lanes on AVX2, for tests)."""
 
-def audit_words(x: npt.NDArray[np.uint16], counts: npt.NDArray[np.int64], threads: int) -> None:
-    """Count 16-bit words into counts [65536]."""
+def audit_words(
+    f16: bool,
+    x: npt.NDArray[np.uint16],
+    table: npt.NDArray[np.int64],
+    histogram: npt.NDArray[np.int64],
+    blocks: bool,
+    threads: int,
+    isa: str,
+) -> tuple[int, int, int, int, _Blocks]:
+    """Count words (at most 2^31) of F16, or else BF16; ``bitloss.explain.counting`` calls it and `audit_floats`.
+
+    Some are counted into table [65536]. Of the others the exponents go into histogram [277], and the rest is returned:
+    how many they are, zeros, those below the rule's interval, and those BF16 changes; what they do not tell, words of
+    the table do. Last what blocks of Q8_0 come to, if asked for: all of them, those not finite, and for F16 and BF16
+    each those with other bytes, and those of which a value overflows.
+    """
 
 def audit_floats(
     x: npt.NDArray[np.float32],
-    words: npt.NDArray[np.int64],
+    f16: npt.NDArray[np.int64],
+    bf16: npt.NDArray[np.int64],
     histogram: npt.NDArray[np.int64],
+    blocks: bool,
     threads: int,
     isa: str,
-) -> tuple[int, int, int, int, int, int, int, int, _Cast, _Cast]:
-    """Count values (at most 2^31) as ``bitloss.explain.weights`` defines; ``bitloss.explain.counting`` calls it.
+) -> tuple[int, int, int, int, int, int, int, int, int, _Cast, _Cast, _Blocks]:
+    """Count values (at most 2^31) as ``bitloss.explain.weights`` defines.
 
-    Pieces of values that are all exact in BF16 are counted by their upper halves into words [65536] only. Of the
-    others the exponents go into histogram [277], and the rest is returned: zeros, below and above the rule's
-    interval, NaN, +inf, -inf, bits of the largest and of the smallest magnitude, and for F16 and BF16 each: changed,
-    overflowed, zeroed, largest error and relative error.
+    Some that are exact in F16 or BF16 are counted as such words into tables [65536]. Of the others the exponents go into
+    histogram [277], and the rest is returned: how many they are, zeros, below and above the rule's interval, NaN,
+    +inf, -inf, bits of the largest and of the smallest magnitude, and for F16 and BF16 each: changed, overflowed,
+    zeroed, largest error and relative error. Last blocks, as of `audit_words`.
     """
 
 def mark_words(

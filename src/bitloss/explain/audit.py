@@ -7,7 +7,8 @@ counted.
 
 Downstream, for each type of blocks asked for: how many blocks come out with other bytes when the weights are rounded
 to F16 (or BF16) before they are encoded. Only blocks in which a value changes can differ, so only those are encoded,
-both ways, by the encoder that quantizes (`bitloss.quantize.codec`), without importance weights. Blocks are those of
+both ways, by the encoder that quantizes (`bitloss.quantize.codec`), without importance weights; of Q8_0 no bytes are
+made, as scales and quants can be compared while values are counted (`native/audit_blocks.hpp`). Blocks are those of
 matrices whose rows they fill: vectors are never quantized. The rows of a folder's tensors are those of the GGUF
 (conversion reorders whole rows at most), so its blocks are too.
 
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from bitloss.engine.llama import usable_cores
 from bitloss.errors import FileProblem, UsageError
 from bitloss.explain import weights as w
-from bitloss.explain.counting import marks_of_floats, marks_of_words, tally_floats, tally_words
+from bitloss.explain.counting import BlockTally, Counter, marks_of_floats, marks_of_words
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
@@ -43,6 +44,7 @@ Pages = Callable[[int], None]
 _PIECE = 1 << 24  # values at a time
 _WORDS = {"F16": w.WordTable.f16, "BF16": w.WordTable.bf16}
 _WIDENED = ("F8_E4M3", "F8_E5M2")
+_COUNTED = TensorType.Q8_0  # whose blocks are compared as values are counted
 _OPAQUE = {
     "F64": "64-bit floats hold more than is audited",
     **dict.fromkeys(("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"), "integers"),
@@ -74,29 +76,6 @@ class StoredTensor:
         return self.shape[-1] if self.shape else 1
 
 
-@dataclass(slots=True)
-class _BlockTally:
-    blocks: int = 0
-    not_finite: int = 0
-    f16: int = 0
-    f16_overflowed: int = 0
-    bf16: int = 0
-    bf16_overflowed: int = 0
-
-    def add(self, other: _BlockTally) -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    def record(self, kind: TensorType) -> BlockLoss:
-        return BlockLoss(
-            type=kind.name,
-            blocks=self.blocks,
-            not_finite=self.not_finite,
-            f16=Through(changed=self.f16, overflowed=self.f16_overflowed),
-            bf16=Through(changed=self.bf16, overflowed=self.bf16_overflowed),
-        )
-
-
 def audit(
     model: Path,
     *,
@@ -126,7 +105,7 @@ def audit(
     done, total = 0, sum(tensor.data.nbytes for tensor in tensors)
     rows: list[TensorAudit] = []
     everything, matrices = w.Tally(), w.Tally()
-    blocks = {kind: _BlockTally() for kind in kinds}
+    blocks = {kind: BlockTally() for kind in kinds}
     for tensor in tensors:
 
         def told(n_bytes: int, name: str = tensor.name) -> None:
@@ -145,7 +124,7 @@ def audit(
         model=model.resolve().name,
         total=as_record(everything),
         matrices=as_record(matrices),
-        blocks=tuple(each.record(kind) for kind, each in blocks.items()),
+        blocks=tuple(_block_loss(kind, each) for kind, each in blocks.items()),
         opaque=tuple(row.name for row in rows if row.opaque),
         tensors=tuple(rows),
     )
@@ -209,27 +188,26 @@ def _opaque(kind: str) -> str | None:
 
 def _audit_tensor(
     tensor: StoredTensor, kinds: Sequence[TensorType], threads: int, told: Callable[[int], None]
-) -> tuple[w.Tally | None, dict[TensorType, _BlockTally]]:
+) -> tuple[w.Tally | None, dict[TensorType, BlockTally]]:
     if _opaque(tensor.type):
         told(tensor.data.nbytes)
         return None, {}
     table = _WORDS[tensor.type]() if tensor.type in _WORDS else None
-    tally = w.Tally()
     matrix = len(tensor.shape) > 1
-    blocks = {k: _BlockTally() for k in kinds if matrix and tensor.row % block_of(k).weights == 0}
+    blocks = {k: BlockTally() for k in kinds if matrix and tensor.row % block_of(k).weights == 0}
+    counter = Counter(table, blocks=_COUNTED in blocks, threads=threads)
     done = 0
     for n_bytes, values in _pieces(tensor, threads):
-        if table is not None:
-            part = tally_words(table, values, threads=threads)
-        else:
-            part = tally_floats(values, threads=threads)
-        tally += part
+        counter.add(values)
         for kind, each in blocks.items():
-            each.add(_compare_blocks(kind, values, table, part, threads))
+            if kind is not _COUNTED:
+                each.add(compare_blocks(kind, values, table, threads))
         done += n_bytes
         tensor.forget(done)
         told(n_bytes)
-    return tally, blocks
+    if _COUNTED in blocks:
+        blocks[_COUNTED] = counter.q8_0
+    return counter.tally(), blocks
 
 
 def _pieces(tensor: StoredTensor, threads: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
@@ -262,19 +240,19 @@ def _aligned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.require(values, requirements=["A", "C"])
 
 
-def _compare_blocks(
-    kind: TensorType,
-    values: npt.NDArray[Any],
-    table: w.WordTable | None,
-    part: w.Tally,
-    threads: int,
-) -> _BlockTally:
-    """Encode the blocks that a cast can change, with and without it, and compare the bytes."""
+def compare_blocks(
+    kind: TensorType, values: npt.NDArray[Any], table: w.WordTable | None, threads: int
+) -> BlockTally:
+    """Encode the blocks that a cast can change, with and without it, and compare the bytes.
+
+    Args:
+        kind: type of the blocks.
+        values: words of the table's type, or float32: a vector of whole blocks.
+        table: None for float32.
+        threads: worker threads.
+    """
     block = block_of(kind).weights
-    found = _BlockTally(blocks=values.size // block)
-    odd = part.nans + part.positive_infinities + part.negative_infinities
-    if not (part.f16.changed or part.bf16.changed or odd):
-        return found
+    found = BlockTally(blocks=values.size // block)
     if table is not None:
         marks = marks_of_words(table, values, block, threads=threads)
     else:
@@ -304,7 +282,7 @@ def _compare_blocks(
 # --------------------------------------------------------------------------------------------- records
 
 
-def _row(tensor: StoredTensor, tally: w.Tally | None, blocks: dict[TensorType, _BlockTally]) -> TensorAudit:
+def _row(tensor: StoredTensor, tally: w.Tally | None, blocks: dict[TensorType, BlockTally]) -> TensorAudit:
     return TensorAudit(
         name=tensor.name,
         type=tensor.type,
@@ -312,7 +290,7 @@ def _row(tensor: StoredTensor, tally: w.Tally | None, blocks: dict[TensorType, _
         decoded=tally is not None and tensor.type not in ("F32", *_WORDS, *_WIDENED),
         opaque=_opaque(tensor.type),
         weights=None if tally is None else as_record(tally),
-        blocks=tuple(each.record(kind) for kind, each in blocks.items()),
+        blocks=tuple(_block_loss(kind, each) for kind, each in blocks.items()),
     )
 
 
@@ -334,6 +312,16 @@ def as_record(tally: w.Tally) -> Weights:
         bf16=_loss(tally.bf16),
         lowest_exponent=first + w.LOWEST_EXPONENT if there.size else None,
         exponents=tuple(int(n) for n in tally.histogram[first:last]),
+    )
+
+
+def _block_loss(kind: TensorType, blocks: BlockTally) -> BlockLoss:
+    return BlockLoss(
+        type=kind.name,
+        blocks=blocks.blocks,
+        not_finite=blocks.not_finite,
+        f16=Through(changed=blocks.f16, overflowed=blocks.f16_overflowed),
+        bf16=Through(changed=blocks.bf16, overflowed=blocks.bf16_overflowed),
     )
 
 

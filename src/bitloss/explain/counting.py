@@ -1,6 +1,15 @@
-"""Counting weights with the native kernels: the same as `bitloss.explain.weights`, only sooner."""
+"""Counting weights with the native kernels: the same as `bitloss.explain.weights`, only sooner.
+
+A kernel knows what most values add without looking at each of them: words of F16 and BF16, and float32 values that are
+such, are counted one by one in a table of 65536 only where one of them breaks a record (`native/audit_words.hpp`). What
+the tables tell is added at the end.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,63 +35,129 @@ def isas() -> list[str]:
     return [isa for isa in _native.audit_isas() if isa != "wide"]
 
 
-def tally_words(table: WordTable, words: Words, *, threads: int = 1) -> Tally:
-    """Count F16 or BF16 values.
+@dataclass(slots=True)
+class BlockTally:
+    """Blocks of one type that get other bytes when their weights are cast before they are encoded.
+
+    Attributes:
+        blocks: how many there are, those that are not finite left out.
+        not_finite: blocks with a value that is NaN or infinite.
+        f16: blocks that F16 changes, those that overflow among them.
+        f16_overflowed: blocks with a value that F16 makes infinite.
+        bf16: likewise for BF16.
+        bf16_overflowed: likewise.
+    """
+
+    blocks: int = 0
+    not_finite: int = 0
+    f16: int = 0
+    f16_overflowed: int = 0
+    bf16: int = 0
+    bf16_overflowed: int = 0
+
+    def add(self, other: BlockTally) -> None:
+        """Add what another one counts."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Counter:
+    """Counts values, piece by piece.
+
+    Attributes:
+        q8_0: what blocks of Q8_0 came to; zeros unless asked for.
 
     Args:
-        table: of the type.
-        words: the values' bits, uint16 [n].
+        table: of the type of the words that are counted; None for float32.
+        blocks: compare blocks of Q8_0 too; then pieces are of whole blocks.
         threads: worker threads, at least 1.
+        isa: of `isas`; "auto" takes the best, "wide" is for tests.
 
     Raises:
-        MismatchError: not an array of words.
+        MismatchError: this machine lacks ``isa``.
     """
-    _check(words, np.uint16)
-    counts = np.zeros(WORDS, np.int64)
-    for at in range(0, words.size, 2 * _PIECE):
-        _native.audit_words(words[at : at + 2 * _PIECE], counts, threads)
-    return table.tally(counts)
+
+    def __init__(
+        self, table: WordTable | None, *, blocks: bool = False, threads: int = 1, isa: str = "auto"
+    ) -> None:
+        if isa not in ("auto", *_native.audit_isas()):
+            raise MismatchError(
+                "instruction set not available here", expected=", ".join(_native.audit_isas()), found=isa
+            )
+        self.q8_0 = BlockTally()
+        self._of = table
+        self._f16, self._bf16 = np.zeros(WORDS, np.int64), np.zeros(WORDS, np.int64)
+        self._sum = Tally()
+        self._count: Callable[[npt.NDArray[Any]], None] = self._floats if table is None else self._words
+        self._blocks, self._threads, self._isa = blocks, threads, isa
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        """Count a vector: uint16 words of the table's type, or float32.
+
+        Raises:
+            MismatchError: it is no such vector.
+        """
+        _check(values, np.float32 if self._of is None else np.uint16)
+        for at in range(0, values.size, _PIECE):
+            self._count(values[at : at + _PIECE])
+
+    def tally(self) -> Tally:
+        """Return what was counted so far."""
+        total = self._sum
+        for table, counts in ((WordTable.f16, self._f16), (WordTable.bf16, self._bf16)):
+            total = total + table().tally(counts) if counts.any() else total
+        return total
+
+    def _words(self, words: Words) -> None:
+        histogram = np.zeros(EXPONENTS, np.int64)
+        is_f16 = self._of is WordTable.f16()
+        table = self._f16 if is_f16 else self._bf16
+        values, zeros, below, changed, blocks = _native.audit_words(
+            is_f16, words, table, histogram, self._blocks, self._threads, self._isa
+        )
+        self._sum += Tally(
+            values=values, zeros=zeros, below=below, bf16=CastTally(changed=changed), histogram=histogram
+        )
+        self._add_blocks(blocks)
+
+    def _floats(self, values: Floats) -> None:
+        histogram = np.zeros(EXPONENTS, np.int64)
+        n, zeros, below, above, nans, up, down, largest, smallest, f16, bf16, blocks = _native.audit_floats(
+            values, self._f16, self._bf16, histogram, self._blocks, self._threads, self._isa
+        )
+        self._sum += Tally(
+            values=n,
+            zeros=zeros,
+            below=below,
+            above=above,
+            nans=nans,
+            positive_infinities=up,
+            negative_infinities=down,
+            largest=_from_bits(largest) if largest else None,
+            smallest=_from_bits(smallest) if smallest < _INFINITY_BITS else None,
+            f16=CastTally(*f16),
+            bf16=CastTally(*bf16),
+            histogram=histogram,
+        )
+        self._add_blocks(blocks)
+
+    def _add_blocks(self, of: tuple[int, int, tuple[int, int], tuple[int, int]]) -> None:
+        blocks, not_finite, f16, bf16 = of
+        self.q8_0.add(BlockTally(blocks - not_finite, not_finite, *f16, *bf16))
+
+
+def tally_words(table: WordTable, words: Words, *, threads: int = 1, isa: str = "auto") -> Tally:
+    """Count F16 or BF16 values, uint16 [n]; arguments and errors as `Counter`."""
+    counter = Counter(table, threads=threads, isa=isa)
+    counter.add(words)
+    return counter.tally()
 
 
 def tally_floats(values: Floats, *, threads: int = 1, isa: str = "auto") -> Tally:
-    """Count float32 values [n]; ``isa`` from `isas`, "auto" takes the best, "wide" is for tests.
-
-    Raises:
-        MismatchError: not a float32 vector, or this machine lacks ``isa``.
-    """
-    _check(values, np.float32)
-    if isa not in ("auto", *_native.audit_isas()):
-        raise MismatchError(
-            "instruction set not available here", expected=", ".join(_native.audit_isas()), found=isa
-        )
-    words = np.zeros(WORDS, np.int64)
-    total = Tally()
-    for at in range(0, values.size, _PIECE):
-        total += _tally_piece(values[at : at + _PIECE], words, threads, isa)
-    return total + WordTable.bf16().tally(words) if words.any() else total
-
-
-def _tally_piece(values: Floats, words: npt.NDArray[np.int64], threads: int, isa: str) -> Tally:
-    """Count what is not counted in ``words``."""
-    histogram = np.zeros(EXPONENTS, np.int64)
-    before = int(words.sum())
-    zeros, below, above, nans, up, down, largest, smallest, f16, bf16 = _native.audit_floats(
-        values, words, histogram, threads, isa
-    )
-    return Tally(
-        values=values.size - (int(words.sum()) - before),
-        zeros=zeros,
-        below=below,
-        above=above,
-        nans=nans,
-        positive_infinities=up,
-        negative_infinities=down,
-        largest=_from_bits(largest) if largest else None,
-        smallest=_from_bits(smallest) if smallest < _INFINITY_BITS else None,
-        f16=CastTally(*f16),
-        bf16=CastTally(*bf16),
-        histogram=histogram,
-    )
+    """Count float32 values [n]; arguments and errors as `Counter`."""
+    counter = Counter(None, threads=threads, isa=isa)
+    counter.add(values)
+    return counter.tally()
 
 
 def marks_of_words(table: WordTable, words: Words, block: int, *, threads: int = 1) -> npt.NDArray[np.uint8]:
