@@ -8,13 +8,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.browser.conftest import Browser
 from tests.ladder import ladder_run
 from tests.tokens import token_table, with_worst, write_table
 
+from bitloss.divergence.factorial import Cells, attribute
 from bitloss.explain.findings import findings
-from bitloss.records import Figure, Results, TensorError
+from bitloss.records import Attribution, Blocks, Cross, Figure, Results, TensorError
 from bitloss.report.page import PAGE_NAME
 from bitloss.report.write import write_report
 
@@ -163,10 +165,10 @@ def test_a_table_that_goes_on_says_so(browser: Browser, page: Path, ladder: Path
     assert browser.js(f"{tall}.hasAttribute('data-down')")
 
 
-def test_the_table_of_five_files_and_the_floor_fits(
+def test_the_tables_of_the_demo_fit(
     browser: Browser, sample_document: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The demo's: five files, perplexities of 40."""
+    """Five files and the floor, perplexities of 40, and what was crossed."""
     first = sample_document["candidates"][0]
     first["metrics"] |= {k: Figure(value=40.552444, se=0.507370) for k in ("ppl", "ppl_base")}
     names = ("Q8_0/f32", "Q8_0/f16", "Q4_K_M/f32", "Q4_K_M/f16", "Q4_K_M/f32+f16")
@@ -174,10 +176,29 @@ def test_the_table_of_five_files_and_the_floor_fits(
         first | {"name": name, "tensors_sha256": f"{k:064d}"} for k, name in enumerate(names)
     ]
     sample_document["comparisons"] = ()
-    browser.open(write_report(Results.model_validate(sample_document), tmp_path).html)
+    a, b = np.random.default_rng(0).exponential(1e-5, (2, 240))
+    attribution = Attribution(
+        type="Q4_K_M",
+        a="f32",
+        b="f16",
+        file_a="Q4_K_M/f32",
+        file_b="Q4_K_M/f16",
+        weights_of_b="Q4_K_M/f16+f32",
+        imatrix_of_b="Q4_K_M/f32+f16",
+        blocks=Blocks.model_validate(
+            dict.fromkeys(Blocks.model_fields, 0) | {"total": 20_736, "whole": 190, "imatrix": 190}
+        ),
+        tensors=(),
+        kld=attribute(Cells(a, a, b, b), np.repeat(np.arange(12), 20)),
+    )
+    cross = Cross(attributions=(attribution,), imatrices=(), halves=())
+    results = Results.model_validate(sample_document).model_copy(update={"cross": cross})
+    browser.open(write_report(results, tmp_path).html)
     assert column_titles(browser)[-1] == "noise floor"
-    table = "document.querySelector('#measurements .scroll')"
-    assert browser.js(f"{table}.scrollWidth <= {table}.clientWidth")
+    assert len(browser.all("#cross thead th")) == 9 + 6  # the importance matrices' as well
+    for section in ("measurements", "cross"):
+        table = f"document.querySelector('#{section} .scroll')"
+        assert browser.js(f"{table}.scrollWidth <= {table}.clientWidth"), section
 
 
 def test_cells_without_a_value_are_explained_once(browser: Browser, few: Path) -> None:

@@ -120,7 +120,7 @@ def tensor_errors(look: Look) -> Plot | None:
         "Error of each tensor",
         "Root mean square of what quantizing changed, as a share of the root mean square of the tensor. A jump within "
         "a row is a tensor that the type's plan gave more bits, or fewer. All files have the same scale, which is "
-        f"logarithmic.{_left_out(len(panels))}{twins(look)}",
+        f"logarithmic.{_unknown(panels)}{_left_out(len(panels))}{twins(look)}",
         Table(titles, tuple(rows), right=frozenset({3, 4})),
         "error (logarithmic)",
     )
@@ -183,6 +183,11 @@ def place(name: str) -> tuple[str, int | None]:
     if found is None:
         return name.removesuffix(".weight"), None
     return found[2], int(found[1])
+
+
+def _unknown(panels: Sequence[Panel]) -> str:
+    some = any(cell.value is None for panel in panels[:_PANELS] for cell in panel.cells)
+    return " A frame alone is a tensor whose error is not known." if some else ""
 
 
 def _left_out(count: int) -> str:

@@ -63,6 +63,7 @@ def test_every_tensor_has_its_cell(sample_results: Results) -> None:
     assert plot.table.rows[0] == ("Q4_K_M/f32", NAMES[0], "Q4_K", "1.000 %", "n/a")
     assert plot.table.rows[10][3] == "n/a"
     assert "Q8_0/f16 (as Q8_0/f32)" in plot.caption
+    assert "A frame alone is a tensor whose error is not known." in plot.caption
     for size in (WIDE, NARROW):
         root = ET.fromstring(f"<svg>{plot.draw(size).content()}</svg>")
         cells = [r for r in root.iter("rect") if r.get("data-tip")]
