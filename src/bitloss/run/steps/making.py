@@ -63,13 +63,13 @@ class ConvertStep(StepModel):
 
             other = Converter(self.converter, self.converter_python)
             types = [SourceType(t) for t in self.types]
-            told: dict[str, JsonValue] = convert_by(other, self.model, types, self.out, options).model_dump(
-                mode="json"
+            record = convert_by(other, self.model, types, self.out, options, progress)
+        else:
+            record = convert(
+                self.model, [SourceType(t) for t in self.types], self.out, options, progress=progress
             )
-            return told
-        done = convert(self.model, [SourceType(t) for t in self.types], self.out, options, progress=progress)
-        record: dict[str, JsonValue] = done.model_dump(mode="json")
-        return record
+        told: dict[str, JsonValue] = record.model_dump(mode="json")
+        return told
 
 
 class ImatrixStep(StepModel):
