@@ -43,7 +43,7 @@ def test_what_one_should_know_of_a_conversion_is_told_beside_its_files(tmp_path:
         str(tmp_path / f"mistral-{kind}.gguf") for kind in ("f32", "f16", "bf16")
     ]
     record = Conversion.model_validate_json((tmp_path / "conversion.json").read_text())
-    changed = {each.type: each.casts.changed for each in record.outputs if each.casts}
+    changed = {str(each.type): each.casts.changed for each in record.outputs if each.casts}
     assert changed["f32"] == changed["bf16"] == 0 < changed["f16"]
     casts, note, proof = told.err.splitlines()
     assert casts.startswith(f"the cast to F16 changed {changed['f16']:,} of {record.weights:,} weights")
