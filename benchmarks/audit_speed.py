@@ -110,7 +110,8 @@ def main() -> None:
     slow = []
     args.work.mkdir(parents=True, exist_ok=True)
     print(
-        f"{'source':<12}{'read 1':>8}{f'read {threads}':>8}{'count':>8}{'':>12}{'and Q8_0':>10}   GB/s, shares of reading"
+        f"{'source':<12}{'read 1':>8}{f'read {threads}':>8}{'count':>8}{'':>12}{'and Q8_0':>10}"
+        "   GB/s, shares of reading"
     )
     for kind in args.kinds.split(","):
         path = args.work / "audit-speed.gguf"

@@ -96,8 +96,8 @@ def audit_floats(
 ) -> tuple[int, int, int, int, int, int, int, int, int, _Cast, _Cast, _Blocks]:
     """Count values (at most 2^31) as ``bitloss.explain.weights`` defines.
 
-    Some that are exact in F16 or BF16 are counted as such words into tables [65536]. Of the others the exponents go into
-    histogram [277], and the rest is returned: how many they are, zeros, below and above the rule's interval, NaN,
+    Some that are exact in F16 or BF16 are counted as such words into tables [65536]. Of the others the exponents go
+    into histogram [277], and the rest is returned: how many they are, zeros, below and above the rule's interval, NaN,
     +inf, -inf, bits of the largest and of the smallest magnitude, and for F16 and BF16 each: changed, overflowed,
     zeroed, largest error and relative error. Last blocks, as of `audit_words`.
     """

@@ -69,6 +69,14 @@ class BitlossError(Exception):
         # One line, whatever a hostile file put into a name.
         return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
 
+    def rename(self, old: str, new: str) -> None:
+        """Call something by another name: a file that is written beside its place by that of its place."""
+        for field in ("what", "where", "expected", "found", "mend"):
+            text = getattr(self, field)
+            if text is not None:
+                setattr(self, field, text.replace(old, new))
+        self.args = (self._line(),)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip from a child process (exceptions with keywords do not by default)."""
         return (_rebuild, (type(self), self.what, self.where, self.expected, self.found, self.mend))

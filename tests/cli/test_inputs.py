@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,79 @@ def test_a_conversion_is_proven_unless_told_otherwise(tmp_path: Path, cli: Cli) 
         assert done.out.splitlines() == [str(tmp_path / f"olmo2-{kind}.gguf") for kind in ("f16", "f32")]
         record = Conversion.model_validate_json((tmp_path / "conversion.json").read_text())
         assert (record.proof is not None) is proven
+
+
+def test_what_one_should_know_of_a_conversion_is_told_beside_its_files(tmp_path: Path, cli: Cli) -> None:
+    told = cli("convert", DATA / "mistral", "--to", "f32,f16,bf16", "-o", tmp_path)
+    assert told.out.splitlines() == [
+        str(tmp_path / f"mistral-{kind}.gguf") for kind in ("f32", "f16", "bf16")
+    ]
+    record = Conversion.model_validate_json((tmp_path / "conversion.json").read_text())
+    changed = {str(each.type): each.casts.changed for each in record.outputs if each.casts}
+    assert changed["f32"] == changed["bf16"] == 0 < changed["f16"]
+    casts, note, proof = told.err.splitlines()
+    assert casts.startswith(f"the cast to F16 changed {changed['f16']:,} of {record.weights:,} weights")
+    assert note == "note: sliding_window = 1024 is not carried over: llama.cpp attends to the whole context"
+    assert proof.startswith("proven: 21 tensors accounted for and compared, 28 texts of ")
+    assert "finite logits from llama.cpp 0." in proof
+    assert (
+        cli("convert", DATA / "qwen3", "-o", tmp_path).err.count("(1 of them not, for a known reason)") == 1
+    )
+    assert cli("convert", DATA / "qwen3", "-o", tmp_path, "-q").err == ""
+    told = cli("convert", DATA / "olmo2", "-o", tmp_path, "--no-proof")
+    assert told.err == "compared with the model, but not proven (--no-proof)\n"
+    given = tmp_path / "olmo2-f32.gguf"
+    assert "no tokenizer to compare with" in cli("convert", given, "--to", "f16", "-o", tmp_path).err
+
+
+def test_overflow_by_the_option_alone(tmp_path: Path, cli: Cli) -> None:
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shards=2))
+    _weight(folder, 70000.0)
+    code, _, line = cli("convert", folder, "--to", "f16", "-o", tmp_path / "out", "-q")
+    assert (code, line.endswith("let it become infinite (--allow-overflow)\n")) == (1, True)
+    done = cli("convert", folder, "--to", "f16", "-o", tmp_path / "out", "--allow-overflow", "--no-proof")
+    assert done.code == 0
+    assert ", 1 became infinite\n" in done.err
+    # It is there; the proof says what becomes of it.
+    code, _, line = cli("convert", folder, "--to", "f16", "-o", tmp_path / "x", "--allow-overflow", "-q")
+    assert (code, "m-f16.gguf: the engine's logits are not finite" in line) == (1, True)
+    assert not list((tmp_path / "x").iterdir())
+
+
+def test_a_converter_of_ones_own(tmp_path: Path, cli: Cli) -> None:
+    script = Path(__file__).parents[1] / "data" / "other_converter.py"
+    by = ("--converter", script, "--converter-python", sys.executable)
+    done = cli("convert", DATA / "olmo2", "--to", "f32,f16", "-o", tmp_path / "a", *by)
+    assert done.code == 0
+    assert done.err.startswith(
+        "note: made by other_converter.py\nproven: 25 tensors accounted for and compared"
+    )
+    assert cli("convert", DATA / "olmo2", "--to", "f16", "-o", tmp_path / "a", "--no-proof", *by).err == (
+        "note: made by other_converter.py\nnot compared, not proven (--no-proof)\n"
+    )
+    for arguments, message in (
+        (
+            (DATA / "olmo2", "--to", "bf16", *by),
+            "failed (exit code 2): found other_converter.py: error: argument",
+        ),
+        (
+            (DATA / "qwen3", "--to", "f16", *by),
+            "other_converter.py: the converter failed (exit code 1): found ValueError: Dup",
+        ),
+        (
+            (tmp_path / "a" / "olmo2-f16.gguf", *by),
+            "olmo2-f16.gguf: another converter takes an HF folder, not a file",
+        ),
+        (
+            (DATA / "olmo2", "--split-max-size", "5M", *by),
+            "--split-max-size: another converter writes whole files",
+        ),
+        ((DATA / "olmo2", "--converter", tmp_path / "none.py"), "none.py: no such converter"),
+    ):
+        code, out, line = cli("convert", *arguments, "-o", tmp_path / "b", "-q")
+        assert (code in (1, 2), out, line.count("\n")) == (True, "", 1)
+        assert message in line
+        assert not (tmp_path / "b").exists() or not list((tmp_path / "b").iterdir())
 
 
 def test_a_gguf_is_converted(tmp_path: Path, cli: Cli) -> None:

@@ -16,12 +16,13 @@ from bitloss.cli import main
 from bitloss.errors import EngineCrash
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
-from bitloss.progress import ProgressCallback
+from bitloss.progress import ProgressCallback, silent
 from bitloss.records import Results, read_results
 from bitloss.run.executor import InlineExecutor, LocalExecutor, StepResult
 from bitloss.run.founding import run_experiment
 from bitloss.run.steps import MeasureTogetherStep, Step
 from bitloss.spec import ExperimentSpec, make_spec, read_spec
+from bitloss.store import sha256_file
 
 pytestmark = pytest.mark.e2e
 
@@ -81,6 +82,29 @@ def test_rows_that_are_no_multiple_of_256_from_every_precision(text: Path, tmp_p
     assert file.tensors["blk.0.attn_q.weight"].type_name == "Q5_0"  # Q4_K does not fit 96 columns
     assert results.model.architecture == "MistralForCausalLM"
     assert results.model.dtype == "BF16"
+
+
+def test_models_are_hashed_while_they_are_written_and_not_once_more(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    real = sha256_file
+
+    def told(path: Path, progress: ProgressCallback = silent) -> str:
+        hashed.append(path.name)
+        return real(path, progress)
+
+    monkeypatch.setattr("bitloss.store.folder.sha256_file", told)
+    _go(_spec(CHECKPOINTS / "mistral-odd", text, quants=["Q8_0", "Q4_0"]), tmp_path / "run")
+    assert "conversion.json" in hashed
+    assert not [name for name in hashed if name.endswith(".gguf") and "imatrix" not in name]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "steps").glob("*.json")]
+    outputs = [each for record in records for each in record["outputs"]]
+    models = [each for each in outputs if each["path"].startswith(("sources/", "candidates/"))]
+    assert len(models) == 2 + 1 + 4
+    for each in models:
+        file = tmp_path / "run" / each["path"]
+        assert (each["bytes"], each["sha256"]) == (file.stat().st_size, real(file))
 
 
 def test_a_model_whose_embedding_is_its_output(text: Path, tmp_path: Path) -> None:

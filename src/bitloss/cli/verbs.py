@@ -25,6 +25,7 @@ from bitloss.cli.options import (
     listed,
     with_engine,
 )
+from bitloss.cli.remarks import remarks
 from bitloss.cli.show import Screen, print_json
 from bitloss.errors import FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
@@ -138,10 +139,14 @@ def convert(
         converter_python=converter_python,
         split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
     )
-    result = _run(step, quiet=quiet).value
+    with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
+        result = executor.run(step, screen.stage).value
     if json:
         print_json(result)
     else:
+        assert isinstance(result, dict)
+        for line in remarks(result):
+            screen.say(line)
         files = [
             part for item in _rows(result, "outputs") for part in (item["parts"] or [{"name": item["file"]}])
         ]

@@ -9,6 +9,7 @@ before is replaced. With a largest size given, a model that does not fit into on
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from bitloss.convert.material import Material, Target
 from bitloss.convert.recast import GgufMaterial
 from bitloss.convert.record import Casts, Conversion, InputFile, OutputFile, Proof, TensorProof
 from bitloss.convert.writing import Part, Written, write_files
-from bitloss.errors import DiskFull, UsageError
+from bitloss.errors import DiskFull, FileProblem, UsageError
 from bitloss.model.gguf import DEFAULT_ALIGNMENT
 from bitloss.model.gguf_split import in_parts, part_path, whole_stem
 from bitloss.model.hub import snapshot_of
@@ -44,6 +45,7 @@ __all__ = [
     "source_types",
 ]
 
+_LONGEST_NAME = 150  # file systems hold 255 bytes; a type, a part and what marks a partial file come to it
 Prover = Callable[[Path, Mapping[str, Path], ProgressCallback], Proof]
 """Checks files before they are put in their place: (model, file name -> where it is now, progress)."""
 
@@ -110,12 +112,20 @@ def checked_name(model: Path, types: Sequence[SourceType], options: ConvertOptio
     Raises:
         UsageError: it is no plain name, or there are no types.
     """
+    if not types:
+        raise UsageError("nothing to write", expected="at least one type")
     name = default_name(model) if options.name is None else options.name
-    if not types or not name.isprintable() or not name or Path(name).name != name:
+    if (
+        not name.isprintable()
+        or not name
+        or Path(name).name != name
+        or len(os.fsencode(name)) > _LONGEST_NAME
+    ):
         raise UsageError(
-            "nothing to write",
-            expected="at least one type and a plain name",
-            found=f"{list(types)}, {name!r}",
+            "no plain name for the files",
+            where="--name",
+            expected=f"no slash, at most {_LONGEST_NAME} bytes",
+            found=f"{name[:80]!r}",
         )
     return name
 
@@ -124,9 +134,14 @@ def open_material(model: Path) -> Material:
     """Open and check what is to be converted: an HF folder or a GGUF file.
 
     Raises:
+        UsageError: one file of an HF folder.
         BitlossError: as `FolderMaterial.of` and `GgufMaterial`.
     """
-    return GgufMaterial(model) if model.is_file() else FolderMaterial.of(model)
+    if not model.is_file():
+        return FolderMaterial.of(model)
+    if model.suffix in {".safetensors", ".json", ".bin", ".model"}:
+        raise UsageError("a file of an HF folder, not a model", where=model, mend=f"give {model.parent}")
+    return GgufMaterial(model)
 
 
 def convert(
@@ -169,6 +184,8 @@ def convert(
             "the file would take the place of the model", where=part.path, mend="give another --out or --name"
         )
     with explained(out_dir):
+        if out_dir.exists() and not out_dir.is_dir():
+            raise FileProblem("a file is in the way of a folder", where=out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
     _refuse_too_little_room(material, types, out_dir)
     proof = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,8 @@ from bitloss.convert.plan import Plan, describe_unused, plan_tensors, rope_rows
 from bitloss.convert.rope import rope
 from bitloss.convert.tables.words import EMBEDDING, OUTPUT
 from bitloss.convert.vocab import vocabulary
-from bitloss.errors import UnsupportedError
-from bitloss.model.checkpoint import Checkpoint
+from bitloss.errors import BitlossError, UnsupportedError
+from bitloss.model.checkpoint import INDEX, Checkpoint
 from bitloss.model.gguf import GgufType, GgufValue
 from bitloss.model.hub import snapshot_of
 
@@ -47,7 +48,11 @@ class FolderMaterial:
         self.names = tuple(checkpoint.names())
         self.sources = tuple(name for job in plan.jobs for name in job.sources)
         self.ignored = plan.ignored
-        self.notes = describe_unused(family, checkpoint.config) + _contradicting_output(checkpoint, family)
+        self.notes = (
+            *describe_unused(family, checkpoint.config),
+            *_contradicting_output(checkpoint, family),
+            *_contradicting_index(checkpoint),
+        )
         self.architecture, self.gguf_architecture = family.architecture, family.gguf
         self.metadata: Mapping[str, GgufValue] = {}
 
@@ -68,9 +73,10 @@ class FolderMaterial:
                 where=checkpoint.folder / "config.json[quantization_config]",
                 mend="use the original, unquantized model",
             )
-        found = settings(family, checkpoint.config)
-        dims = dimensions(family, checkpoint.config, found)
-        self = cls(checkpoint, family, dims, plan_tensors(checkpoint, family, dims))
+        with _located(folder):
+            found = settings(family, checkpoint.config)
+            dims = dimensions(family, checkpoint.config, found)
+            self = cls(checkpoint, family, dims, plan_tensors(checkpoint, family, dims))
         keys = setting_keys(family, found) | dict(self._rope.keys)
         keys |= head_keys(family, checkpoint.config, dims.head)
         self.metadata = (
@@ -115,6 +121,25 @@ class FolderMaterial:
     def files(self) -> list[Path]:
         """Return every file of the folder that decides the result."""
         return self.checkpoint.files()
+
+
+@contextlib.contextmanager
+def _located(folder: Path) -> Iterator[None]:
+    """Say of which folder a setting is that is found wrong."""
+    try:
+        yield
+    except BitlossError as error:
+        if (error.where or "").startswith("config.json"):
+            error.rename("config.json", f"{folder}/config.json")
+        raise
+
+
+def _contradicting_index(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Say so when the index counts other bytes than the files hold; published ones may, and nothing rests on it."""
+    stated, held = checkpoint.stated_bytes, checkpoint.n_bytes
+    if stated is None or stated == held:
+        return ()
+    return (f"{INDEX} says {stated} bytes of tensors, its files hold {held}",)
 
 
 def _contradicting_output(checkpoint: Checkpoint, family: Family) -> tuple[str, ...]:

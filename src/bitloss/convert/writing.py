@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,6 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _AHEAD = 8
 _FLUSH = 64 << 20  # bytes of a file between two times of asking the disk to take them
 _FORGET = 128 << 20  # weights read between two times of letting go of mapped memory
-_PIECE = 16 << 20
 
 
 class Part(NamedTuple):
@@ -111,20 +110,6 @@ def write_files(
         return {lane.kind: lane.written(each) for lane, each in zip(lanes, finished, strict=True)}
 
 
-def expected_hashes(material: Material, kind: SourceType, *, allow_overflow: bool) -> Hashes:
-    """Return the hashes of the tensors `write_files` would write, for one file that is not written.
-
-    Raises:
-        CheckpointError: as `write_files`.
-    """
-    lane = _Lane(kind, _Nowhere(), allow_overflow)
-    for target in material.targets:
-        for block in material.blocks(target):
-            lane.take(target, block)
-        material.forget(target)
-    return lane.hashes()
-
-
 def _settle(waiting: deque[list[Future[None]]], most: int) -> None:
     """Wait until at most that many blocks are under way; raise what a lane raised."""
     while len(waiting) > most:
@@ -132,17 +117,7 @@ def _settle(waiting: deque[list[Future[None]]], most: int) -> None:
             task.result()
 
 
-class _Sink(Protocol):
-    def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
-        """Take what comes next of a tensor and add it to the digest."""
-
-
-class _Nowhere:
-    def append(self, target: Target, data: Bytes, digest: hashlib._Hash) -> None:
-        digest.update(data.data)
-
-
-def _equal(a: Bytes, b: Bytes) -> bool:
+def same_bytes(a: Bytes, b: Bytes) -> bool:
     """Compare bytes of the same number, eight at a time: NumPy's comparison makes one byte of each."""
     whole = a.size // 8 * 8
     return np.array_equal(a[:whole].view(np.uint64), b[:whole].view(np.uint64)) and np.array_equal(
@@ -181,7 +156,7 @@ class _File:
         stored = self._new()
         digest.update(stored[: data.size].data)
         self._hash.update(stored.data)
-        if not _equal(stored[: data.size], data) or stored[data.size :].any():
+        if not same_bytes(stored[: data.size], data) or stored[data.size :].any():
             raise CheckpointError(
                 "the bytes in the file are not those written", where=f"{self._part.path}[{target.name}]"
             )
@@ -300,7 +275,7 @@ class _Files:
 class _Lane:
     """The tensors of a type as they come, cast and hashed."""
 
-    def __init__(self, kind: SourceType, sink: _Sink, allow_overflow: bool) -> None:
+    def __init__(self, kind: SourceType, sink: _Files, allow_overflow: bool) -> None:
         self.kind = kind
         self._sink = sink
         self._allow_overflow = allow_overflow
@@ -342,47 +317,3 @@ class _Lane:
             (each.name, each.ggml_type, each.shape, hashes[each.name]) for each in plans
         )
         return Written(files, joined, sum(each.n_bytes for each in plans), self._counts)
-
-
-class FileHashes(NamedTuple):
-    """SHA-256 of a file, and its `GgufFile.tensors_sha256`."""
-
-    sha256: str
-    tensors_sha256: str
-
-
-def read_back(path: Path, written: Mapping[str, bytes], progress: ProgressCallback) -> FileHashes:
-    """Read somebody else's file and compare its tensors with the hashes of what bitloss would have written.
-
-    Raises:
-        CheckpointError: other tensors, or other bytes.
-        GgufError: the file breaks its format.
-    """
-    file = GgufFile.open(path)
-    if list(file.tensors) != list(written):
-        raise CheckpointError(
-            "the file written is not the one planned",
-            where=path,
-            expected=f"{len(written)} tensors",
-            found=f"{len(file.tensors)} tensors, or another order",
-        )
-    whole, own = hashlib.sha256(), []
-    at = done = 0
-    with path.open("rb") as stream:
-        for info in sorted(file.tensors.values(), key=lambda info: info.offset):
-            whole.update(stream.read(info.offset - at))
-            digest, end = hashlib.sha256(), info.offset + info.n_bytes
-            for begin in range(info.offset, end, _PIECE):
-                piece = stream.read(min(_PIECE, end - begin))
-                digest.update(piece)
-                whole.update(piece)
-                done += len(piece)
-                progress(Progress("read back", done, file.size, "bytes"))
-            at = end
-            if digest.digest() != written[info.name]:
-                raise CheckpointError(
-                    "the bytes on the disk are not those written", where=f"{path}[{info.name}]"
-                )
-            own.append((info.name, info.ggml_type, info.shape, digest.digest()))
-        whole.update(stream.read())
-    return FileHashes(whole.hexdigest(), join_tensor_hashes(own))

@@ -57,11 +57,15 @@ class Checkpoint:
         folder: the folder.
         config: config.json.
         weight_files: the safetensors files, sorted by name.
+        n_bytes: of all tensors.
+        stated_bytes: the same as the index states it, if it does.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], parts: Sequence[SafetensorsFile]) -> None:
         """Use `Checkpoint.open`."""
         self.folder = folder
+        self.stated_bytes: int | None = None
+        self.n_bytes = sum(tensor.n_bytes for part in parts for tensor in part.tensors.values())
         self.config = config
         self.weight_files = [part.path for part in parts]
         self._part_of = {name: part for part in parts for name in part.tensors}
@@ -73,7 +77,7 @@ class Checkpoint:
         Raises:
             FileProblem: the folder, config.json or a shard is missing or unreadable.
             CheckpointError: a file breaks its format, or index and shards disagree.
-            UnsupportedError: only pickled weights, Mistral's own layout, or an unknown dtype.
+            UnsupportedError: only pickled weights, Mistral's own layout, an adapter, or an unknown dtype.
         """
         if not folder.is_dir():
             raise FileProblem(
@@ -86,15 +90,23 @@ class Checkpoint:
                     where=folder,
                     mend="use the folder with config.json of the same model",
                 )
+            if (folder / "adapter_config.json").is_file():
+                raise UnsupportedError(
+                    "an adapter (LoRA), not a model", where=folder, mend="merge it into its base model first"
+                )
             raise FileProblem(
                 "no config.json in the folder", where=folder, expected="a Hugging Face model folder"
             )
         config = read_json(folder / "config.json")
         if (folder / INDEX).is_file():
-            parts = _indexed(folder)
-        else:
-            parts = [SafetensorsFile.open(path) for path in _unindexed(folder)]
-        return cls(folder, config, parts)
+            index = read_json(folder / INDEX)
+            self = cls(folder, config, _indexed(folder, index))
+            facts = index.get("metadata")
+            stated = facts.get("total_size") if isinstance(facts, dict) else None
+            if type(stated) is int and 0 <= stated < 1 << 63:
+                self.stated_bytes = stated
+            return self
+        return cls(folder, config, [SafetensorsFile.open(path) for path in _unindexed(folder)])
 
     @property
     def architecture(self) -> str:
@@ -156,11 +168,9 @@ def shard_names(index: Mapping[str, Any], where: object) -> list[str]:
     return sorted(set(listed.values()))
 
 
-def _indexed(folder: Path) -> list[SafetensorsFile]:
+def _indexed(folder: Path, index: Mapping[str, Any]) -> list[SafetensorsFile]:
     """Open the shards the index names; refuse other names than plain ones and any disagreement."""
-    where = folder / INDEX
-    index = read_json(where)
-    shard_names(index, where)
+    shard_names(index, folder / INDEX)
     listed = index["weight_map"]
     missing = sorted(file for file in set(listed.values()) if not (folder / file).is_file())
     if missing:

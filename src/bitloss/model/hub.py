@@ -2,8 +2,8 @@
 
 A revision (branch, tag, commit; "main" when none is given) is resolved to a commit first, and every file is taken from
 that commit. Files lie in the hub library's own cache (``HF_HOME``), so what another tool fetched is not fetched again,
-and a download that was cut off goes on. ``HF_ENDPOINT`` names another server. Without a network, a commit that is in
-the cache already is used.
+and a download that was cut off goes on. ``HF_ENDPOINT`` names another server. Without a network (or with
+``HF_HUB_OFFLINE``) what the cache has of a revision is used: the commit it was when it was last fetched whole.
 
 The folder of a cached model is named by its commit; `snapshot_of` gives its real name back.
 """
@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bitloss.errors import FileProblem, UnsupportedError, UsageError
+from bitloss.errors import BitlossError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.checkpoint import INDEX, SETTINGS_FILES, SINGLE, shard_names
 from bitloss.model.safetensors import read_json
 from bitloss.progress import Progress, ProgressCallback, silent
+from bitloss.store import atomic_write_text
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REVISION = re.compile(r"\w[\w./-]{0,200}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -109,7 +111,18 @@ def fetch_model(
         hub.get(name, commit)
         done += sizes[name]
     progress(Progress(f"fetch {model}", total, total, "bytes"))
+    _remember(folder, revision or "main")
     return folder
+
+
+def _remember(folder: Path, revision: str) -> None:
+    """Note in the cache which commit a revision is, as the library does when it is asked for one by name.
+
+    The cache's layout: ``refs/REVISION`` beside ``snapshots/COMMIT``.
+    """
+    if folder.name != revision and _REVISION.fullmatch(revision) and ".." not in revision:
+        with suppress(BitlossError):  # only a later run without a network would use it
+            atomic_write_text(folder.parents[1] / "refs" / revision, folder.name)
 
 
 def fetch_dataset_file(
@@ -207,6 +220,12 @@ class _Hub:
         )
         try:
             yield
+        except errors.OfflineModeIsEnabled:
+            raise FileProblem(
+                "the hub cannot be reached (HF_HUB_OFFLINE is set) and the cache has not all of it",
+                where=where,
+                mend="unset HF_HUB_OFFLINE, or give a folder",
+            ) from None
         except OSError as error:
             for kind, what, mend in told:
                 if isinstance(error, kind):

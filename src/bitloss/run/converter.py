@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bitloss.convert.cast import SourceType
+from bitloss.convert.compared import compare
 from bitloss.convert.convert import ConvertOptions, checked_name, source_path, tool_version
 from bitloss.convert.folder import FolderMaterial
 from bitloss.convert.record import Conversion, InputFile, OutputFile, TensorProof
-from bitloss.convert.writing import expected_hashes, read_back
-from bitloss.errors import BitlossError, CheckpointError, FileProblem, UnsupportedError
+from bitloss.errors import BitlossError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.hub import snapshot_of
-from bitloss.progress import ProgressCallback, silent
+from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, sha256_file
 
 _HOURS = 24 * 3600
@@ -48,17 +48,23 @@ def convert_by(
     It is called as ``PYTHON SCRIPT MODEL --outtype f16 --outfile FILE``, once for each type.
 
     Raises:
+        UsageError: the model is no folder.
         FileProblem: it cannot be run, fails (its last words are told) or writes nothing.
         CheckpointError: a tensor differs from what bitloss makes of it, or tokens do.
         BitlossError: as `bitloss.run.proof.prove`.
     """
     begun = time.monotonic()
+    if model.is_file():
+        raise UsageError(
+            "another converter takes an HF folder, not a file", where=model, mend="leave --converter out"
+        )
     types, name = tuple(dict.fromkeys(types)), checked_name(model, types, options)
     checkpoint = Checkpoint.open(model)
     targets = {kind: source_path(out_dir, name, kind) for kind in types}
     with ExitStack() as stack:
         partial = {kind: stack.enter_context(atomic_path(path)) for kind, path in targets.items()}
-        for kind, path in partial.items():
+        for number, (kind, path) in enumerate(partial.items()):
+            progress(Progress(f"run {converter.script.name}", number, len(partial), "files"))
             _run(converter, model, kind, path)
         proof, notes = None, [f"made by {converter.script.name}"]
         if options.prover is not None:
@@ -66,7 +72,13 @@ def convert_by(
                 model, {targets[kind].name: path for kind, path in partial.items()}, progress
             )
             try:
-                tensors = _compare(FolderMaterial.of(model), partial, allow_overflow=options.allow_overflow)
+                tensors = _compare(
+                    FolderMaterial.of(model),
+                    partial,
+                    converter.script.name,
+                    allow_overflow=options.allow_overflow,
+                    progress=progress,
+                )
                 proof = proof.model_copy(update={"tensors": tensors})
             except UnsupportedError as error:
                 notes.append(f"tensors not compared: {error}")
@@ -99,45 +111,45 @@ def _run(converter: Converter, model: Path, kind: SourceType, path: Path) -> Non
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", check=False, timeout=_HOURS
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise FileProblem(f"the converter cannot be run ({error})", where=converter.script) from None
-    if done.returncode != 0 or not path.is_file():
-        words = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    except OSError as error:
+        raise FileProblem(
+            f"the interpreter cannot be run ({error.strerror or error})",
+            where=converter.python,
+            mend="--converter-python names another",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise FileProblem("the converter did not end within a day", where=converter.script) from None
+    words = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    last = (words or ["no message"])[-1][:200]
+    if done.returncode != 0:
+        lacking = "--converter-python names the interpreter that has what it needs"
         raise FileProblem(
             f"the converter failed (exit code {done.returncode})",
             where=converter.script,
-            found=(words or ["no message"])[-1][:200],
-            mend="--converter-python names the interpreter that has what it needs (torch, transformers)",
+            found=last,
+            mend=lacking if "ModuleNotFoundError" in last or "ImportError" in last else None,
+        )
+    if not path.is_file():
+        raise FileProblem(
+            "the converter wrote no file where --outfile says", where=converter.script, found=last
         )
 
 
 def _compare(
-    material: FolderMaterial, partial: Mapping[SourceType, Path], *, allow_overflow: bool
+    material: FolderMaterial,
+    files: Mapping[SourceType, Path],
+    maker: str,
+    *,
+    allow_overflow: bool,
+    progress: ProgressCallback,
 ) -> TensorProof:
     """Compare files with what bitloss would have written."""
     compared = 0
-    for kind, path in partial.items():
-        expected = expected_hashes(material, kind, allow_overflow=allow_overflow)
-        plans = {target.name: target.plan(kind) for target in material.targets}
-        file = GgufFile.open(path)
-        if set(file.tensors) != set(expected):
-            odd = sorted(set(file.tensors) ^ set(expected))[0]
-            raise CheckpointError(
-                "other tensors than bitloss makes of this model",
-                where=f"{kind} file of the converter",
-                found=f"{odd} {'too much' if odd in file.tensors else 'missing'}",
-            )
-        for name, info in file.tensors.items():
-            if (info.shape, info.ggml_type) != (plans[name].shape, plans[name].ggml_type):
-                raise CheckpointError(
-                    "another shape or type than bitloss makes of this tensor",
-                    where=f"{kind} file of the converter[{name}]",
-                    expected=f"{plans[name].shape}, type {plans[name].ggml_type}",
-                    found=f"{info.shape}, type {info.ggml_type}",
-                )
-        ordered = {name: expected[name] for name in file.tensors}
-        read_back(path, ordered, silent)
-        compared += sum(info.n_bytes for info in file.tensors.values())
+    for kind, path in files.items():
+        name = f"the {kind} file of {maker}"
+        compared += compare(
+            material, kind, GgufFile.open(path), name, allow_overflow=allow_overflow, progress=progress
+        )
     return TensorProof(
         checkpoint=len(material.names),
         used=len(material.sources),

@@ -193,8 +193,9 @@ class Runner:
             step, f"convert {', '.join(files)}", None, [*files.values(), out / "conversion.json"]
         )
         hashes = {output.path: output.sha256 for output in record.outputs}
+        tensors = {made["type"]: made["tensors_sha256"] for made in _field(record.result, "outputs")}
         return {
-            name: Source(name, file, hashes[file.relative_to(self.folder.path).as_posix()])
+            name: Source(name, file, hashes[file.relative_to(self.folder.path).as_posix()], tensors[name])
             for name, file in files.items()
         }
 
@@ -258,7 +259,7 @@ class Runner:
         return other_arithmetic(self.spec.engine, self.spec.ctx)
 
     def _noise(self, base: _Base) -> Path:
-        tensors = GgufFile.open(base.source.file).tensors_sha256()
+        tensors = base.source.tensors_sha256 or GgufFile.open(base.source.file).tensors_sha256()
         few = None
         n_chunks = _field(base.record.result, "n_chunks")
         if base.part is None and noise_chunks(n_chunks) < n_chunks:

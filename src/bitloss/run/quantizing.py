@@ -24,11 +24,13 @@ class Source(NamedTuple):
         name: its short name in the run (``f32``).
         file: where it is.
         sha256: of the file.
+        tensors_sha256: `GgufFile.tensors_sha256`; None where the file would have to be read for it.
     """
 
     name: str
     file: Path
     sha256: str
+    tensors_sha256: str | None = None
 
 
 class CandidateFile(NamedTuple):

@@ -21,6 +21,7 @@ from bitloss.run.steps import (
     QuantizeTogetherStep,
     Step,
 )
+from bitloss.run.steps.common import StepModel
 from bitloss.store import RunFolder, StepRecord, content_key
 
 
@@ -207,10 +208,11 @@ class Stepper:
         return started, done
 
     def _keep(self, step: Step, outputs: list[Path], started: datetime, done: StepResult) -> StepRecord:
+        known = step.hashes(done.value) if isinstance(step, StepModel) else {}
         record = StepRecord(
             kind=step.kind,
             key=step_key(step),
-            outputs=self.folder.outputs(outputs),
+            outputs=self.folder.outputs(outputs, known=known),
             result=done.value,
             seconds=done.seconds,
             started=started,

@@ -146,6 +146,9 @@ def _removed_on_error(partial: Path, target: Path) -> Iterator[None]:
         _remove(partial)
         if isinstance(error, Exception) and _ran_full(error):
             raise _disk_full(target) from error
+        if isinstance(error, BitlossError):
+            error.rename(str(partial), str(target))
+            error.rename(partial.name, target.name)
         raise
 
 
@@ -165,8 +168,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
         DiskFull: the disk ran out, in the caller's writing or in the final sync.
         FileProblem: the folder cannot be written, `target` is a folder, or nothing was written.
     """
-    if target.is_dir():
-        raise FileProblem("a folder is in the way of a file", where=target, mend="choose another name")
+    with explained(target):
+        if target.is_dir():
+            raise FileProblem("a folder is in the way of a file", where=target, mend="choose another name")
     partial = _partial_of(target)
     with _removed_on_error(partial, target):
         yield partial

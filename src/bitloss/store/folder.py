@@ -174,8 +174,18 @@ class RunFolder:
 
     # ------------------------------------------------------------------------------------------- steps
 
-    def outputs(self, paths: Sequence[Path], progress: ProgressCallback = silent) -> tuple[StepOutput, ...]:
+    def outputs(
+        self,
+        paths: Sequence[Path],
+        progress: ProgressCallback = silent,
+        known: Mapping[Path, str] | None = None,
+    ) -> tuple[StepOutput, ...]:
         """Describe the files a step wrote; a folder stands for all files in it, sorted.
+
+        Args:
+            paths: the files and folders.
+            progress: told about the hashing.
+            known: file -> SHA-256, of files hashed while they were written: they are not read once more.
 
         Raises:
             FileProblem: one of them is missing or lies outside the run folder.
@@ -188,8 +198,10 @@ class RunFolder:
                     relative = file.resolve().relative_to(self.path.resolve()).as_posix()
                 except ValueError as error:
                     raise FileProblem("the output lies outside the run folder", where=file) from error
-                digest = sha256_file(file, progress)
-                found.append(StepOutput(path=relative, bytes=file.stat().st_size, sha256=digest))
+                digest = (known or {}).get(file) or sha256_file(file, progress)
+                with explained(file):
+                    n_bytes = file.stat().st_size
+                found.append(StepOutput(path=relative, bytes=n_bytes, sha256=digest))
         return tuple(found)
 
     def find(

@@ -127,7 +127,7 @@ def test_an_old_file_is_replaced_and_a_name_can_be_given(tmp_path: Path) -> None
     assert GgufFile.open(target).text("general.name") == "M"
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\0b"])
+@pytest.mark.parametrize("name", ["", "a/b", "a\0b", "x" * 151])
 def test_a_name_must_be_plain(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="plain name"):
         convert(random_checkpoint(tmp_path / "m"), ALL, tmp_path / "out", ConvertOptions(name=name))
@@ -418,6 +418,26 @@ def test_missing_folder_and_file_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="a folder is in the way"):
         convert(folder, ALL, tmp_path / "out")
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileProblem):
+    with pytest.raises(FileProblem, match="file: a file is in the way of a folder"):
         convert(folder, ALL, tmp_path / "file")
+    with pytest.raises(UsageError, match=r"a file of an HF folder, not a model\. Give /.*/m$"):
+        convert(folder / "model.safetensors", ALL, tmp_path / "x")
+
+
+def test_an_index_that_counts_other_bytes_is_noted(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shards=2))
+    place = folder / "model.safetensors.index.json"
+    index = json.loads(place.read_text())
+    held = Checkpoint.open(folder).n_bytes
+    for stated, noted in ((held, False), (held + 1, True), (10**18, True), (-1, False), ("many", False)):
+        place.write_text(json.dumps(index | {"metadata": {"total_size": stated}}))
+        notes = convert(folder, [SourceType.F16], tmp_path / "out").notes
+        told = f"model.safetensors.index.json says {stated} bytes of tensors, its files hold {held}"
+        assert notes == ((told,) if noted else ())
+
+
+def test_a_setting_is_told_with_its_folder(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "m", CheckpointOptions(config={"rope_theta": "x"}))
+    with pytest.raises(CheckpointError, match=rf"^{folder}/config\.json\[rope_theta\]: bad or missing"):
+        convert(folder, ALL, tmp_path / "out")
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == 512

@@ -206,6 +206,10 @@ def test_pickles_are_refused_by_name_and_never_opened(tmp_path: Path, name: str)
 def test_other_layouts_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="no such folder"):
         Checkpoint.open(tmp_path / "none")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match=r"an adapter \(LoRA\), not a model\. Merge it"):
+        Checkpoint.open(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "params.json").write_text("{}")
     with pytest.raises(UnsupportedError, match=r"Mistral's own layout \(params.json\)"):
         Checkpoint.open(tmp_path)

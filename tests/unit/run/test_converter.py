@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bitloss.convert.convert import ConvertOptions, SourceType, convert
-from bitloss.errors import BitlossError, CheckpointError, FileProblem
+from bitloss.errors import BitlossError, CheckpointError, FileProblem, UsageError
+from bitloss.progress import Progress
 from bitloss.run.converter import Converter, convert_by
 from bitloss.run.proof import prove
 
@@ -58,20 +59,22 @@ SPOILT: dict[str, tuple[str, type[BitlossError], str]] = {
     "a weight": (
         "data = data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]",
         CheckpointError,
-        "bytes on the disk",
+        r"^the f16 file of convert_hf_to_gguf\.py\[output_norm\.weight\]: another value than bitloss makes of "
+        r".*mixtral\[model\.norm\.weight, row \d+, column 0\]: expected [\d.]+, found [\d.]+\. The converter",
     ),
     "a name": (
         "data = data.replace(b'blk.0.ffn_up_exps', b'blk.0.ffn_up_expz')",
         BitlossError,
         r"could not load the model|other tensors",
     ),
-    "failure": (
-        "sys.exit('no torch here')",
+    "failure": ("sys.exit('not known')", FileProblem, r"failed \(exit code 1\): found not known$"),
+    "a package": (
+        "import torch_of_another_interpreter",
         FileProblem,
-        r"failed \(exit code 1\): found no torch here.*--converter-python",
+        r"failed \(exit code 1\): found ModuleNotFoundError: .*--converter-python",
     ),
-    "nothing": ("sys.exit(0)", FileProblem, "failed"),
-    "no gguf": ("data = b'nothing'", BitlossError, "GGUF|magic|bytes"),
+    "nothing": ("print('done, elsewhere'); sys.exit(0)", FileProblem, "wrote no file.*found done, elsewhere"),
+    "no gguf": ("data = b'nothing'", BitlossError, r"/out/mixtral-f16\.gguf\[header, byte 4\]: not a GGUF"),
 }
 
 
@@ -79,15 +82,48 @@ SPOILT: dict[str, tuple[str, type[BitlossError], str]] = {
 def test_spoilt_files_are_refused_and_nothing_is_left(case: str, tmp_path: Path) -> None:
     spoil, kind, message = SPOILT[case]
     options = ConvertOptions(prover=prove)
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as caught:
         convert_by(converter(tmp_path, spoil), DATA / "mixtral", [SourceType.F16], tmp_path / "out", options)
+    assert ".partial-" not in str(caught.value)
     assert not [path for path in (tmp_path / "out").iterdir() if not path.name.endswith("-work")]
 
 
 def test_no_interpreter(tmp_path: Path) -> None:
     other = Converter(converter(tmp_path).script, str(tmp_path / "nowhere"))
-    with pytest.raises(FileProblem, match="cannot be run"):
+    with pytest.raises(FileProblem, match=r"nowhere: the interpreter cannot be run \(No such file"):
         convert_by(other, DATA / "mixtral", [SourceType.F16], tmp_path / "out", ConvertOptions())
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    convert(DATA / "mixtral", [SourceType.F16], tmp_path)
+    with pytest.raises(
+        UsageError, match=r"mixtral-f16\.gguf: another converter takes an HF folder, not a file"
+    ):
+        convert_by(
+            converter(tmp_path),
+            tmp_path / "mixtral-f16.gguf",
+            [SourceType.F32],
+            tmp_path / "out",
+            ConvertOptions(),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_converter_written_by_somebody_else(tmp_path: Path) -> None:
+    """By the gguf package, in the order of the checkpoint's file, with other keys than ours."""
+    folder = DATA / "olmo2"
+    script = Converter(Path(__file__).parents[2] / "data" / "other_converter.py", sys.executable)
+    seen: list[Progress] = []
+    options = ConvertOptions(prover=prove)
+    record = convert_by(
+        script, folder, [SourceType.F32, SourceType.F16], tmp_path / "out", options, seen.append
+    )
+    ours = convert(folder, [SourceType.F32, SourceType.F16], tmp_path / "ours", options)
+    assert [each.tensors_sha256 for each in record.outputs] == [each.tensors_sha256 for each in ours.outputs]
+    assert [each.sha256 for each in record.outputs] != [each.sha256 for each in ours.outputs]
+    assert record.proof == ours.proof
+    stages = {each.stage for each in seen}
+    assert {"run other_converter.py", "prove", "compare the f16 file of other_converter.py"} <= stages
 
 
 def test_an_architecture_without_a_table_is_proven_by_tokens_and_logits(

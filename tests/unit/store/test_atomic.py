@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from bitloss.errors import DiskFull, FileProblem
+from bitloss.errors import DiskFull, FileProblem, GgufError
 from bitloss.store import atomic_dir, atomic_path, atomic_write_bytes, atomic_write_text, clean_partials
 from bitloss.store.atomic import file_problem
 
@@ -233,4 +233,20 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
         pytest.raises(FileProblem, match="A file is in the way of a folder: choose another place"),
         atomic_path(tmp_path / "file" / "a"),
     ):
+        pass
+
+
+def test_an_error_speaks_of_the_files_place(tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    with pytest.raises(GgufError) as caught, atomic_path(target) as partial:
+        partial.write_bytes(b"half")
+        raise GgufError("bad", where=f"{partial}[x]", found=f"llama.cpp says {partial.name}", mend="none")
+    assert str(caught.value) == f"{target}[x]: bad: found llama.cpp says model.gguf. None"
+    with pytest.raises(GgufError) as caught, atomic_dir(tmp_path / "folder") as partial:
+        raise GgufError("bad", where=partial / "x")
+    assert str(caught.value) == f"{tmp_path / 'folder' / 'x'}: bad"
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(FileProblem, match="File name too long"), atomic_path(tmp_path / ("x" * 300)):
         pass

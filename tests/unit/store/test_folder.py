@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -217,6 +218,12 @@ def test_outputs_of_a_folder_and_outside(tmp_path: Path) -> None:
         (base / "header.json").write_bytes(b"{}")
         (base / "shards" / "0").write_bytes(b"x")
         assert [o.path for o in folder.outputs([base])] == ["base/header.json", "base/shards/0"]
+        known = {base / "header.json": "0" * 64, base / "elsewhere": "1" * 64}
+        told = {o.path: (o.bytes, o.sha256) for o in folder.outputs([base], known=known)}
+        assert told["base/header.json"] == (2, "0" * 64)  # taken for what it is said to be
+        assert told["base/shards/0"] == (1, hashlib.sha256(b"x").hexdigest())
+        with pytest.raises(FileProblem, match="No such file"):
+            folder.outputs([base / "elsewhere"], known=known)
         (tmp_path / "outside").write_bytes(b"")
         with pytest.raises(FileProblem, match="outside the run folder"):
             folder.outputs([tmp_path / "outside"])

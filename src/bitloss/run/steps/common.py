@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -48,3 +49,14 @@ class StepModel(BaseModel):
     def outs(self) -> tuple[Path, ...]:
         """What it leaves."""
         return (self.out,)
+
+    def hashes(self, _result: JsonValue) -> dict[Path, str]:
+        """SHA-256 of files it left that were hashed while they were written, from its result."""
+        return {}
+
+
+def told_hashes(folder: Path, made: dict[str, Any]) -> dict[Path, str]:
+    """SHA-256 of a model's file, or of its parts, as a step tells them."""
+    if made.get("sha256"):
+        return {folder / (made.get("file") or made["out"]): made["sha256"]}
+    return {folder / (part.get("name") or part["path"]): part["sha256"] for part in made.get("parts", ())}

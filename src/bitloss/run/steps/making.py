@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from bitloss.engine.base import chunks_of_text
 from bitloss.progress import ProgressCallback
-from bitloss.run.steps.common import StepModel, engine_options, rounding
+from bitloss.run.steps.common import StepModel, engine_options, rounding, told_hashes
 from bitloss.spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -63,13 +63,19 @@ class ConvertStep(StepModel):
 
             other = Converter(self.converter, self.converter_python)
             types = [SourceType(t) for t in self.types]
-            told: dict[str, JsonValue] = convert_by(other, self.model, types, self.out, options).model_dump(
-                mode="json"
+            record = convert_by(other, self.model, types, self.out, options, progress)
+        else:
+            record = convert(
+                self.model, [SourceType(t) for t in self.types], self.out, options, progress=progress
             )
-            return told
-        done = convert(self.model, [SourceType(t) for t in self.types], self.out, options, progress=progress)
-        record: dict[str, JsonValue] = done.model_dump(mode="json")
-        return record
+        told: dict[str, JsonValue] = record.model_dump(mode="json")
+        return told
+
+    def hashes(self, result: JsonValue) -> dict[Path, str]:
+        """See `StepModel.hashes`."""
+        assert isinstance(result, dict)
+        outputs: Any = result["outputs"]
+        return {path: sha for made in outputs for path, sha in told_hashes(self.out, made).items()}
 
 
 class ImatrixStep(StepModel):
@@ -174,6 +180,11 @@ class QuantizeStep(StepModel):
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.quantize.quantize.quantize_all`."""
         return _quantize((self,), progress)[0]
+
+    def hashes(self, result: JsonValue) -> dict[Path, str]:
+        """See `StepModel.hashes`."""
+        assert isinstance(result, dict)
+        return told_hashes(self.out.parent, result)
 
 
 class QuantizeTogetherStep(BaseModel):
