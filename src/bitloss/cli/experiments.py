@@ -156,6 +156,8 @@ def run(
             )
         if not text:
             screen.say("text: the bundled one (an English novel); give --text to measure on your own")
+    from bitloss.model.gguf_split import whole_stem
+
     name, model = Path(model).name, str(given_model(model, revision, quiet=quiet))
     if from_ is None:
         from_ = _gguf_precision(Path(model)) if Path(model).is_file() else "f32,f16"
@@ -176,7 +178,7 @@ def run(
         "engine": engine.model_dump(),
     }
     spec = make_spec(values, where="bitloss run")
-    _experiment(spec, out or Path(f"{Path(name).stem}-run"), context, json=json, quiet=quiet)
+    _experiment(spec, out or Path(f"{whole_stem(Path(name))}-run"), context, json=json, quiet=quiet)
 
 
 def _refuse_more_settings(context: typer.Context, file: str) -> None:
@@ -198,10 +200,10 @@ def _refuse_more_settings(context: typer.Context, file: str) -> None:
 
 
 def _gguf_precision(path: Path) -> str:
-    from bitloss.model.gguf import GgufFile
+    from bitloss.model.gguf_split import open_model
     from bitloss.model.source import precision
 
-    return precision(GgufFile.open(path))
+    return precision(open_model(path))
 
 
 def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json: bool, quiet: bool) -> None:

@@ -32,6 +32,7 @@ from bitloss.engine.output_layer import SLICE_BYTES, OutputLayer, output_weight_
 from bitloss.errors import BaseError, FileProblem, MismatchError
 from bitloss.model.documents import DocumentCounts
 from bitloss.model.gguf import GgufFile, tensor_bytes
+from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
 from bitloss.model.vocabulary import vocabulary_sha256
 from bitloss.store import sha256_file
@@ -45,7 +46,7 @@ _HEADER_CAP = 64 << 20
 
 def base_bytes(folder: Path, model: Path) -> int:
     """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, slices of logits."""
-    file = GgufFile.open(model)
+    file = open_model(model)
     info = file.tensors[output_weight_name(file)]
     shards = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors"))
     return (
@@ -188,7 +189,7 @@ class Base:
                 where=self.model.name,
                 mend="put the file back, or make the base again with `bitloss base`",
             )
-        if output_weight_sha256(GgufFile.open(self.model)) != self.header.output_sha256:
+        if output_weight_sha256(open_model(self.model)) != self.header.output_sha256:
             raise MismatchError(
                 "not the model the base was made from: its output weight differs",
                 where=self.model,
@@ -257,7 +258,7 @@ def check_vocabulary(base: Base, candidate: Path) -> None:
     Raises:
         MismatchError: size or content of the vocabulary differs.
     """
-    file = GgufFile.open(candidate)
+    file = open_model(candidate)
     if vocabulary_sha256(file) != base.header.vocabulary_sha256:
         raise MismatchError(
             "vocabulary differs from the base's",

@@ -26,7 +26,7 @@ from bitloss.engine.base import Engine, EngineOptions, Outputs
 from bitloss.engine.llama import LlamaEngine, usable_cores
 from bitloss.engine.output_layer import OutputLayer
 from bitloss.errors import BaseError, MismatchError, UnsupportedError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
 from bitloss.model.vocabulary import vocabulary_sha256
 from bitloss.progress import Progress, ProgressCallback, silent
@@ -79,7 +79,7 @@ def write_base(
         EngineError, DiskFull: as they say.
     """
     options = engine.options
-    file = GgufFile.open(engine.path)
+    file = open_model(engine.path)
     layer = OutputLayer(engine.path, threads=options.threads or usable_cores())
     worst = check_remade_logits(engine, layer, chunks.as_computed()[0, :_CHECKED_TOKENS])
     layer.close()
@@ -242,7 +242,7 @@ def repair_base(
 
 def header_differences(header: BaseHeader, engine: LlamaEngine, chunks: Chunks) -> list[str]:
     """Say what a base was made from that is not what is at hand, each by name; empty when all is the same."""
-    file = GgufFile.open(engine.path)
+    file = open_model(engine.path)
     pairs: list[tuple[str, object, object]] = [
         ("model", header.tensors_sha256[:12], file.tensors_sha256()[:12]),
         ("vocabulary", header.vocabulary_sha256[:12], vocabulary_sha256(file)[:12]),

@@ -24,6 +24,7 @@ from bitloss.engine.ggml import TYPE_F32, InitParams, ggml
 from bitloss.engine.product import SameProduct
 from bitloss.errors import GgufError, MismatchError, UnsupportedError
 from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model
 
 _ROOM_FOR_GRAPH = 1 << 20
 SLICE_BYTES = 16 << 20  # logits of one slice: worth its threads, and not much more than a cache holds
@@ -35,7 +36,8 @@ class OutputLayer:
     """The product of a model's output weight with hidden states.
 
     Args:
-        path: GGUF file whose ``output.weight`` (or, tied, ``token_embd.weight``) is used; its bytes stay memory-mapped.
+        path: GGUF file, of a split model the first part, whose ``output.weight`` (or, tied, ``token_embd.weight``) is
+            used; its bytes stay memory-mapped.
         threads: CPU threads of the product.
 
     Raises:
@@ -46,13 +48,13 @@ class OutputLayer:
     def __init__(self, path: Path, *, threads: int) -> None:
         self._g = ggml()
         self._threads = threads
-        file = GgufFile.open(path)
+        file = open_model(path)
         self._after = after_the_product(file)
         info = file.tensors.get(output_weight_name(file))
         if info is None:
             raise GgufError("no output.weight and no token_embd.weight", where=path)
         self.n_embd, self.n_vocab = info.shape[0], info.shape[1]
-        with path.open("rb") as stream:
+        with file.paths[info.part].open("rb") as stream:
             # a private (copy-on-write) mapping: ctypes needs a writable buffer, the file is never written
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         self._weight_context = self._g.ggml_init(InitParams(_ROOM_FOR_GRAPH, None, True))

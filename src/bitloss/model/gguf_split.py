@@ -40,6 +40,11 @@ def whole_stem(path: Path) -> str:
     return match[1] if match else path.stem
 
 
+def is_part(path: Path) -> bool:
+    """Whether a file is named as a part of a split model."""
+    return _NAME.fullmatch(path.stem) is not None
+
+
 def in_parts(items: Iterable[T], size: Callable[[T], int], most: int | None) -> list[list[T]]:
     """Share tensors out to parts in their order, as `llama-gguf-split --split-max-size` does.
 

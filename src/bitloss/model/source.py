@@ -10,8 +10,15 @@ from typing import NamedTuple
 from bitloss.errors import UsageError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import is_part, open_model
 from bitloss.model.hub import snapshot_of
 from bitloss.store import content_key, sha256_file
+
+
+def model_bytes(model: Path) -> int:
+    """Bytes of a GGUF model, of all its parts."""
+    parts = open_model(model).paths if is_part(model) else (model,)
+    return sum(part.stat().st_size for part in parts)
 
 
 class ModelFacts(NamedTuple):
@@ -31,13 +38,16 @@ class ModelFacts(NamedTuple):
 
 
 def model_sha256(model: Path) -> str:
-    """Hash of a model's content: the file's, or over every file of the folder that decides a conversion.
+    """Hash of a model's content: the file's, or over all parts, or every file of the folder that decides a conversion.
 
     Raises:
-        FileProblem, CheckpointError, UnsupportedError: as `Checkpoint.open`.
+        FileProblem, CheckpointError, UnsupportedError: as `Checkpoint.open`; of parts as `open_model`.
     """
     if model.is_file():
-        return sha256_file(model)
+        parts = open_model(model).paths if is_part(model) else ()
+        if len(parts) < 2:
+            return sha256_file(model)
+        return content_key("split model", {"parts": [sha256_file(part) for part in parts]})
     return content_key(
         "checkpoint", {file.name: sha256_file(file) for file in Checkpoint.open(model).files()}
     )
@@ -50,7 +60,7 @@ def model_facts(model: Path, source: Path) -> ModelFacts:
         model: as the user named it.
         source: a GGUF of it, for counting.
     """
-    file = GgufFile.open(source)
+    file = open_model(source)
     parameters = sum(info.n_elements for info in file.tensors.values())
     if model.is_file():
         sizes: Counter[str] = Counter()

@@ -10,6 +10,7 @@ from bitloss.divergence.basefile import BaseHeader
 from bitloss.engine.llama import engine_version
 from bitloss.errors import MismatchError
 from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model
 from bitloss.store import sha256_file
 
 _SHAPE = ("embedding_length", "block_count")
@@ -55,7 +56,7 @@ def check_base(
         MismatchError: there are some, and ``force`` is not given.
     """
     settings = _settings(header, wanted) if header else ()
-    found = (*settings, *model_differences(GgufFile.open(model), candidates))
+    found = (*settings, *model_differences(open_model(model), candidates))
     if found and not force:
         raise MismatchError(
             "the base was made from something else than what is measured",

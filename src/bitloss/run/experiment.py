@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from bitloss.divergence.basefile import base_bytes
 from bitloss.divergence.measure import TokenTable, read_tokens, write_tokens
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model, whole_stem
 from bitloss.records import Audit, Cost, Cross
 from bitloss.run.bases import make_base, mended
 from bitloss.run.crossing import compare_squares, cross_record
@@ -104,14 +104,22 @@ class Runner:
         folder: the run folder, held.
         executor: runs the steps.
         progress: told about every step.
+        model_sha256: `bitloss.model.source.model_sha256` of its model.
     """
 
     def __init__(
-        self, spec: ExperimentSpec, folder: RunFolder, executor: Executor, progress: RunProgress
+        self,
+        spec: ExperimentSpec,
+        folder: RunFolder,
+        executor: Executor,
+        progress: RunProgress,
+        *,
+        model_sha256: str,
     ) -> None:
         self.spec = spec
         self.folder = folder
         self.steps = Stepper(folder, executor, progress)
+        self._model_sha256 = model_sha256
         self._hashes: dict[Path, str] = {}
         self.texts = spec_texts(spec)
 
@@ -162,31 +170,23 @@ class Runner:
         model = Path(self.spec.model)
         step = AuditStep(
             model=model,
-            model_sha256=self._model_sha256(),
+            model_sha256=self._model_sha256,
             threads=self.spec.engine.threads,
             out=self.folder.path / "audit.json",
         )
         self.steps.do(step, f"audit {model.name}", None, [step.out])
         return Audit.model_validate_json(step.out.read_bytes())
 
-    def _model_sha256(self) -> str:
-        from bitloss.model.source import model_sha256
-
-        model = Path(self.spec.model)
-        if model not in self._hashes:
-            self._hashes[model] = model_sha256(model)
-        return self._hashes[model]
-
     def _sources(self) -> dict[str, Source]:
         model = Path(self.spec.model)
         if model.is_file():
             name = self.spec.sources[0]  # a GGUF is taken as it is: see `bitloss.run.founding.checked`
-            return {name: Source(name, model, self._hash(model))}
+            return {name: Source(name, model, self._model_sha256)}
         from bitloss.convert.convert import default_name, source_path
 
         out = self.folder.path / "sources"
         step = ConvertStep(
-            model=model, model_sha256=self._model_sha256(), types=tuple(self.spec.sources), out=out
+            model=model, model_sha256=self._model_sha256, types=tuple(self.spec.sources), out=out
         )
         files = {name: source_path(out, default_name(model), name) for name in self.spec.sources}
         record = self.steps.do(
@@ -209,7 +209,7 @@ class Runner:
             n_ctx=self.spec.ctx,
             chunks=self.spec.imatrix_chunks,
             engine=self.spec.engine,
-            out=self.folder.path / "imatrix" / f"{source.file.stem}.imatrix.gguf",
+            out=self.folder.path / "imatrix" / f"{whole_stem(source.file)}.imatrix.gguf",
         )
         return self.steps.do(step, f"imatrix {source.name}", source.name, [step.out])
 
@@ -259,7 +259,7 @@ class Runner:
         return other_arithmetic(self.spec.engine, self.spec.ctx)
 
     def _noise(self, base: _Base) -> Path:
-        tensors = base.source.tensors_sha256 or GgufFile.open(base.source.file).tensors_sha256()
+        tensors = base.source.tensors_sha256 or open_model(base.source.file).tensors_sha256()
         few = None
         n_chunks = _field(base.record.result, "n_chunks")
         if base.part is None and noise_chunks(n_chunks) < n_chunks:

@@ -13,8 +13,8 @@ from bitloss.model.chat_template import ChatTemplate
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.conversations import read_conversations
 from bitloss.model.documents import DocumentRule, split_documents
-from bitloss.model.gguf import GgufFile
-from bitloss.model.source import model_facts, model_sha256, precision
+from bitloss.model.gguf_split import open_model
+from bitloss.model.source import model_bytes, model_facts, model_sha256, precision
 from bitloss.model.text import read_text
 from bitloss.quantize.types import parse_quant_type
 from bitloss.records import (
@@ -66,14 +66,15 @@ def run_experiment(
         BitlossError: input that cannot be used (found before anything is written), or a step that failed.
     """
     spec = checked(spec)
+    model = model_sha256(Path(spec.model))
     contents = {
-        "model": model_sha256(Path(spec.model)),
+        "model": model,
         "text": texts_sha256(spec_texts(spec).sha256),
         "calibration": sha256_file(spec.calibration) if spec.calibration else None,
     }
     with RunFolder.open(out, spec.key(**contents), spec.settings(), timeout=_LOCK_SECONDS) as folder:
         atomic_write_text(out / "spec.toml", dump_toml(spec.model_copy(update={"out": None})))
-        measured = Runner(spec, folder, executor, progress).run()
+        measured = Runner(spec, folder, executor, progress, model_sha256=model).run()
         results = _results(spec, measured, contents, commands)
         write_results(results, out / RESULTS_NAME)
         write_report(results, out)
@@ -130,7 +131,7 @@ def _check_texts(model: Path, spec: ExperimentSpec) -> None:
 def _check_template(model: Path) -> None:
     """Refuse a model without a chat template before hours of work; a GGUF's is compiled as well."""
     if model.is_file():
-        ChatTemplate.of(GgufFile.open(model))
+        ChatTemplate.of(open_model(model))
         return
     checkpoint = Checkpoint.open(model)
     if "tokenizer.chat_template" not in templates(
@@ -160,7 +161,7 @@ def _check_text(path: Path, n_ctx: int) -> None:
 def _check_model(model: Path, spec: ExperimentSpec) -> None:
     """Refuse a model that cannot be converted, or a context it was not made for."""
     if model.is_file():
-        file = GgufFile.open(model)
+        file = open_model(model)
         if spec.sources != (name := precision(file),):
             raise UsageError(
                 "a GGUF is taken as it is",
@@ -232,12 +233,12 @@ def _results(
         base=Base(
             name=source.name,
             file=source.file.name,
-            bytes=source.file.stat().st_size,
+            bytes=model_bytes(source.file),
             sha256=source.sha256,
             stored_bytes=measured.stored_bytes,
         ),
         sources=tuple(
-            Source(name=each.name, file=each.file.name, bytes=each.file.stat().st_size, sha256=each.sha256)
+            Source(name=each.name, file=each.file.name, bytes=model_bytes(each.file), sha256=each.sha256)
             for each in measured.sources.values()
         ),
         n_gpu_layers=spec.engine.n_gpu_layers,
@@ -252,7 +253,7 @@ def _results(
             imatrix_from=each.imatrix_from,
             file=each.file.name,
             bytes=each.file.stat().st_size,
-            bits_per_weight=GgufFile.open(each.file).bits_per_weight(),
+            bits_per_weight=open_model(each.file).bits_per_weight(),
             sha256=each.sha256,
             tensors_sha256=each.made["tensors_sha256"],
             tokens=measured.tokens[each.made["tensors_sha256"]],

@@ -14,7 +14,8 @@ from bitloss.divergence.measure import write_tokens
 from bitloss.errors import FileProblem, MismatchError, UsageError
 from bitloss.model.documents import Splitting
 from bitloss.model.gguf import GgufFile
-from bitloss.model.source import model_facts
+from bitloss.model.gguf_split import open_model, whole_stem
+from bitloss.model.source import model_bytes, model_facts, model_sha256
 from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
 from bitloss.quantize.types import type_of_file
 from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
@@ -183,7 +184,7 @@ def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
 def _described(base: _Base, stopped: Stopped | None, forced: tuple[str, ...]) -> Described:
     model = base.model
     facts = model_facts(model, model)
-    sha256 = sha256_file(model)
+    sha256 = model_sha256(model)
     return Described(
         model=Model(
             name=facts.name,
@@ -196,7 +197,7 @@ def _described(base: _Base, stopped: Stopped | None, forced: tuple[str, ...]) ->
         base=Base(
             name=base.header.model,
             file=base.header.model,
-            bytes=model.stat().st_size,
+            bytes=model_bytes(model),
             sha256=sha256,
             stored_bytes=sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()),
             forced=forced,
@@ -211,13 +212,13 @@ def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
         if not candidate.is_file():
             raise FileProblem("no such candidate", where=candidate, mend="give GGUF files")
         path = candidate.resolve()
-        if names.setdefault(path.stem, path) != path:
+        if names.setdefault(whole_stem(path), path) != path:
             raise UsageError(
                 "two candidates have the same file name",
                 where=candidate,
                 mend="rename one, the table needs names",
             )
-        files[path] = GgufFile.open(path)
+        files[path] = open_model(path)
     return files
 
 
@@ -225,7 +226,7 @@ def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, .
     """Refuse a base that does not fit; returns the differences that ``--force`` accepts."""
     header, wanted = None, Wanted()
     if plan.base.is_file():
-        model, expected = plan.base, vocabulary_sha256(GgufFile.open(plan.base))
+        model, expected = plan.base, vocabulary_sha256(open_model(plan.base))
     else:
         header = read_header(plan.base)
         expected = header.vocabulary_sha256
@@ -272,7 +273,7 @@ def _base_identity(plan: Measuring) -> dict[str, JsonValue]:
         header = read_header(plan.base)
         return {"tokens": header.tokens_sha256, "tensors": header.tensors_sha256, "engine": header.engine}
     texts = _texts(plan).identity()
-    return {"model": sha256_file(plan.base), "ctx": texts.pop("n_ctx"), **texts}
+    return {"model": model_sha256(plan.base), "ctx": texts.pop("n_ctx"), **texts}
 
 
 def _base(plan: Measuring, steps: Stepper) -> _Base:
@@ -282,7 +283,7 @@ def _base(plan: Measuring, steps: Stepper) -> _Base:
         return _Base(plan.base.resolve(), header, sha256_file(plan.base / "base.json"), model)
     step = BaseStep(
         source=plan.base.resolve(),
-        source_sha256=sha256_file(plan.base),
+        source_sha256=model_sha256(plan.base),
         texts=_texts(plan),
         engine=plan.engine,
         out=(plan.out / "base").resolve(),
@@ -330,7 +331,9 @@ def _measure(
         first.setdefault(_computed(file), path)
     todo = [
         Measurement(
-            _measure_step(plan, path, computed, base, part), part_label(f"measure {path.stem}", part), None
+            _measure_step(plan, path, computed, base, part),
+            part_label(f"measure {whole_stem(path)}", part),
+            None,
         )
         for computed, path in first.items()
     ]
@@ -376,7 +379,7 @@ def _until(
         done = _measure(plan, files, base, steps, part)
         return MeasuredBlock(base.header.n_chunks, {key: tokens for key, (tokens, _) in done.items()})
 
-    stopped = measure_until(stop, {path.stem: key for path, key in computed.items()}, block)
+    stopped = measure_until(stop, {whole_stem(path): key for path, key in computed.items()}, block)
     (plan.out / "tokens").mkdir(exist_ok=True)
     for key, path in {key: path for path, key in reversed(computed.items())}.items():
         write_tokens(stopped.tables[key], _tokens(plan, key), {"candidate": path.name})
@@ -385,14 +388,14 @@ def _until(
 
 def _measured_file(path: Path, file: GgufFile, tokens: Path) -> MeasuredFile:
     return MeasuredFile(
-        name=path.stem,
+        name=whole_stem(path),
         type=type_of_file(file),
         weights_from=None,
         imatrix_from=None,
         file=path.name,
-        bytes=path.stat().st_size,
+        bytes=file.size,
         bits_per_weight=file.bits_per_weight(),
-        sha256=sha256_file(path),
+        sha256=model_sha256(path),
         tensors_sha256=file.tensors_sha256(),
         tokens=tokens,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bitloss.display import size
 from bitloss.engine.memory import available_bytes, engine_bytes
 from bitloss.errors import UsageError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model
 from bitloss.run.stepping import Measurement, Stepper
 from bitloss.run.steps import engine_options
 from bitloss.spec import EngineSpec
@@ -45,7 +45,7 @@ def measure_in_passes(
     if left:
         engine = todo[left[0]].step.engine
         needed = [
-            engine_bytes(GgufFile.open(todo[i].step.candidate), engine_options(engine), n_ctx=n_ctx)
+            engine_bytes(open_model(todo[i].step.candidate), engine_options(engine), n_ctx=n_ctx)
             for i in left
         ]
         limit = _limit(engine)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bitloss.model.gguf_split import whole_stem
 from bitloss.run.stepping import Quantization, Stepper
 from bitloss.run.steps import QuantizeStep
 from bitloss.spec import ExperimentSpec
@@ -118,7 +119,7 @@ class _Recipe(NamedTuple):
 
     @property
     def file(self) -> str:
-        return f"{self.source.file.stem}-{self.kind}{self._crossed}.gguf"
+        return f"{whole_stem(self.source.file)}-{self.kind}{self._crossed}.gguf"
 
     @property
     def route(self) -> str | None:
@@ -167,7 +168,7 @@ def quantize_in_passes(steps: Stepper, todo: Sequence[Quantization]) -> list[Ste
             label = (
                 missing[0].label
                 if len(missing) == 1
-                else f"quantize {len(missing)} files/{missing[0].step.source.stem}"
+                else f"quantize {len(missing)} files/{whole_stem(missing[0].step.source)}"
             )
             records |= dict(zip(_outs(missing), steps.quantize(missing, label), strict=True))
     return [record for each in todo if (record := records[each.step.out]) is not None]

@@ -16,7 +16,7 @@ from bitloss.divergence.statistics import summarize
 from bitloss.divergence.stopping import compare_all_anytime, same_files, table_size
 from bitloss.errors import RecordError
 from bitloss.explain.findings import findings
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf_split import open_model
 from bitloss.records import (
     Audit,
     Base,
@@ -256,7 +256,7 @@ def _keys_differ(file: MeasuredFile, twin: MeasuredFile) -> tuple[KeyDifference,
     """Metadata keys whose bytes differ, in the order of the file, then those only the twin has."""
     if file.path is None or twin.path is None:
         return None
-    own, other = GgufFile.open(file.path), GgufFile.open(twin.path)
+    own, other = open_model(file.path), open_model(twin.path)
     found = []
     for key in dict.fromkeys([*own.metadata, *other.metadata]):
         mine = own.key_bytes(key) if key in own.metadata else b""

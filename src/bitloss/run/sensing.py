@@ -15,7 +15,8 @@ from bitloss.divergence.comparison import Pair
 from bitloss.errors import EngineError, FileProblem, UsageError
 from bitloss.explain.sensitivity import Plan, sensitivity
 from bitloss.model.gguf import GgufFile
-from bitloss.model.source import precision
+from bitloss.model.gguf_split import open_model, whole_stem
+from bitloss.model.source import model_sha256, precision
 from bitloss.quantize.groups import Group, tensor_groups
 from bitloss.quantize.types import parse_quant_type
 from bitloss.records import Cost, Results
@@ -69,7 +70,7 @@ def sense(sensing: Sensing, *, executor: Executor, progress: RunProgress) -> Res
     kind, source, groups = _checked(sensing)
     out = sensing.measuring.out
     folder = (out / "candidates").resolve()
-    stem = f"{sensing.source.stem}-{kind}"
+    stem = f"{whole_stem(sensing.source)}-{kind}"
     wanted = [_Wanted(None, folder / f"{stem}.gguf")]
     wanted += [_Wanted(group, folder / f"{stem}+{group.tag}.gguf") for group in groups]
     costs = _make(sensing, kind, source, wanted, executor, progress)
@@ -107,7 +108,7 @@ def _checked(sensing: Sensing) -> tuple[str, GgufFile, list[Group]]:
         )
     if sensing.imatrix is not None and not sensing.imatrix.is_file():
         raise FileProblem("no such importance matrix", where=sensing.imatrix)
-    source = GgufFile.open(sensing.source)
+    source = open_model(sensing.source)
     precision(source)
     groups = tensor_groups(source, per_layer=sensing.per_layer)
     if not groups:
@@ -124,7 +125,7 @@ def _make(
     executor: Executor,
     progress: RunProgress,
 ) -> list[Cost]:
-    source_sha256 = sha256_file(sensing.source)
+    source_sha256 = model_sha256(sensing.source)
     imatrix_sha256 = sha256_file(sensing.imatrix) if sensing.imatrix else None
     todo = []
     for each in wanted:
@@ -157,7 +158,7 @@ def _make(
 
 def _raised(plain: Path, group: Group, file: Path) -> int:
     """Tensors that are of another type than in the plain file; all of them must be of the group."""
-    before, after = GgufFile.open(plain).tensors, GgufFile.open(file).tensors
+    before, after = open_model(plain).tensors, open_model(file).tensors
     changed = [name for name, info in after.items() if info.ggml_type != before[name].ggml_type]
     if others := [name for name in changed if name not in group.tensors]:
         raise EngineError(

@@ -95,11 +95,11 @@ class EvaluationTexts(BaseModel):
         """Cut every text with the engine's vocabulary; raises as `bitloss.engine.texts.cut_texts`."""
         from bitloss.engine.texts import TextRule, cut_texts
         from bitloss.model.chat_template import ChatTemplate
-        from bitloss.model.gguf import GgufFile
+        from bitloss.model.gguf_split import open_model
 
         if self.chat_template:
             rule = TextRule(self.n_ctx, self.chunks, DocumentRule(Splitting.CONVERSATIONS))
-            return cut_texts(engine, self.paths, rule, ChatTemplate.of(GgufFile.open(engine.path)))
+            return cut_texts(engine, self.paths, rule, ChatTemplate.of(open_model(engine.path)))
         how = DocumentRule.parse(self.documents) if self.documents else None
         return cut_texts(engine, self.paths, TextRule(self.n_ctx, self.chunks, how))
 
