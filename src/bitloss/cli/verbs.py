@@ -100,7 +100,9 @@ def convert(
     converter: Annotated[
         Path | None,
         typer.Option(
-            "--converter", help="Let llama.cpp's convert_hf_to_gguf.py make the files, and prove them."
+            "--converter",
+            help="Let llama.cpp's convert_hf_to_gguf.py, or a script called in the same way (MODEL --outtype TYPE "
+            "--outfile FILE), make the files, and prove them.",
         ),
     ] = None,
     converter_python: Annotated[
@@ -114,8 +116,8 @@ def convert(
 ) -> None:
     """Convert a model to GGUF at F32, F16, BF16, in one read, and prove the files.
 
-    conversion.json tells what was checked: every tensor accounted for, the stored bytes, the tokens of a text in many
-    scripts against the model's own tokenizer, finite logits from llama.cpp.
+    conversion.json tells what was checked of the last conversion into the folder: every tensor accounted for, the
+    stored bytes, the tokens of a text in many scripts against the model's own tokenizer, finite logits from llama.cpp.
     """
     from bitloss.quantize.request import parse_size
 
