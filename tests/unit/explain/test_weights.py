@@ -187,7 +187,9 @@ def runs(of: list[int], length: int = 128) -> npt.NDArray[np.uint32]:
 
 def many(of: list[int], seed: int, length: int = 128) -> npt.NDArray[np.uint32]:
     """Return runs, and then all of them at random."""
-    return np.concatenate([runs(of, length), np.random.default_rng(seed).choice(np.array(of, np.uint32), 704)])
+    return np.concatenate(
+        [runs(of, length), np.random.default_rng(seed).choice(np.array(of, np.uint32), 704)]
+    )
 
 
 # F16: the last three bits are what BF16 cuts off.
