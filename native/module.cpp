@@ -6,6 +6,7 @@ NB_MODULE(_native, m) {
     register_divergence(m);
     register_squares(m);
     register_codecs(m);
+    register_guarded(m);
     register_strings(m);
     register_audit(m);
     register_compare(m);

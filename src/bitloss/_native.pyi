@@ -57,6 +57,19 @@ def decode_rows(
 ) -> None:
     """Decode data [n_rows, row_bytes] into out [n_rows, n_per_row]; ``bitloss.quantize.codec.decode`` calls it."""
 
+def encode_chunk(
+    quantize_chunk: int,
+    set_abort_callback: int,
+    kind: int,
+    rows: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32] | None,
+    out: npt.NDArray[np.uint8],
+) -> str | None:
+    """Call ``ggml_quantize_chunk`` at that address for rows [n_rows, n_per_row]; what ggml said where it gave up.
+
+    ``out`` [n_rows, row_bytes] has undefined bytes then. ``bitloss.quantize.codec.encode_into`` is the caller.
+    """
+
 def find_strings(
     data: npt.NDArray[np.uint8], at: int, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
 ) -> tuple[int, int]:

@@ -315,3 +315,11 @@ def test_no_local_path_in_what_is_made(cli: Cli, inputs: Inputs, tmp_path: Path)
         .text("quantize.imatrix.file")
         .startswith("tiny.imatrix.gguf (")
     )
+
+
+def test_what_was_read_back_is_said(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    asked = ("quantize", inputs.source, "--types", "Q8_0", "-o", tmp_path / "out", "-q")
+    assert "(8." in lines(cli(*asked))[0]
+    assert "(already made, kept; verified; 8." in lines(cli(*asked, "--verify"))[0]
+    assert [each["verified"] for each in document(cli(*asked, "--json"))] == [False]
+    assert "(verified; 8." in lines(cli(*asked, "--encoder", "llama.cpp"))[0]  # always

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import bitloss
 from bitloss.convert.convert import SourceType, convert, source_path
-from bitloss.errors import BitlossError
+from bitloss.errors import BitlossError, UnsupportedError
 from bitloss.imatrix.file import Imatrix, ImatrixEntry, write_imatrix
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
-from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.model.random_model import RandomShape, RandomType, random_gguf
 from bitloss.quantize import onepass
 from bitloss.quantize.quantize import How, Quantized, QuantizeSpec, plan_candidates, quantize, quantize_all
 from bitloss.quantize.types import QUANT_TYPES
@@ -205,3 +206,86 @@ def test_parts_of_a_largest_size(dense: Case, tmp_path: Path, llama_tool: Tool) 
         theirs = tmp_path / part.path.name.replace("ours", "theirs")
         assert part.path.read_bytes() == theirs.read_bytes()
     assert made.tensors_sha256 == plain.tensors_sha256
+
+
+def adversarial(path: Path, dtype: RandomType, sizes: tuple[float, ...]) -> Path:
+    """A dense model whose matrices have rows of every kind: zeros, a spike, constant, denormal, alternating, mixed."""
+    random_gguf(path, SHAPES["dense"], dtype=dtype)
+    rng = np.random.default_rng(5)
+    kind = np.dtype(np.float32 if dtype == "f32" else ml_dtypes.bfloat16)
+    for info in list(GgufFile.open(path).tensors.values()):
+        if len(info.shape) < 2 or "gate_inp" in info.name:
+            continue
+        n_in, n_rows = info.shape
+        values = np.empty((n_rows, n_in), np.float32)
+        for row in range(n_rows):
+            size, spike = sizes[row // 8 % len(sizes)], np.zeros(n_in)
+            spike[rng.integers(n_in)] = size
+            normal = rng.standard_normal(n_in) * size
+            values[row] = (
+                np.zeros(n_in),
+                np.full(n_in, -0.0),
+                spike,
+                np.full(n_in, size),
+                rng.integers(-3, 4, n_in) * 1.4e-45,
+                normal * 1e-38,
+                np.where(np.arange(n_in) % 2, size, -size),
+                normal * np.exp(rng.uniform(-12, 0, n_in // 16).repeat(16)),
+            )[row % 8]
+        with path.open("r+b") as file:
+            file.seek(info.offset)
+            file.write(values.astype(kind).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "matrix"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_adversarial_blocks(tmp_path: Path, llama_tool: Tool, dtype: RandomType, weighted: bool) -> None:
+    model = adversarial(tmp_path / f"model-{dtype}.gguf", dtype, (0.02, 3.0))
+    write_imatrix(made_up_matrix(model), tmp_path / "m.gguf")
+    imatrix = tmp_path / "m.gguf" if weighted else None
+    asked = [QuantizeSpec(model, kind, tmp_path / f"{kind}.gguf", imatrix=imatrix) for kind in QUANT_TYPES]
+    specs = possible(asked)
+    assert {spec.type for spec in asked} - {spec.type for spec in specs} <= (
+        set() if weighted else NEED_WEIGHTS
+    )
+    quantize_all(specs, how=How(threads=2))
+    theirs, called = tmp_path / "theirs.gguf", tmp_path / "called.gguf"
+    for spec in specs:
+        quantize(replace(spec, out=called), how=How("llama.cpp", threads=2))
+        assert called.read_bytes() == spec.out.read_bytes(), spec.type
+        if spec.type not in SLOW_START and not weighted:
+            llama_tool("llama-quantize", model, theirs, spec.type, 2)
+            assert theirs.read_bytes() == spec.out.read_bytes(), spec.type
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "matrix"])
+def test_blocks_that_llama_cpp_gives_up_on(tmp_path: Path, llama_tool: Tool, weighted: bool) -> None:
+    """1e30 has no half for a scale, and ends the tool's process in the codebook types: no file of it or of ours."""
+    model = adversarial(tmp_path / "model-f32.gguf", "f32", (0.02, 1e30))
+    write_imatrix(made_up_matrix(model), tmp_path / "m.gguf")
+    imatrix = tmp_path / "m.gguf" if weighted else None
+    specs = possible(
+        [QuantizeSpec(model, kind, tmp_path / f"{kind}.gguf", imatrix=imatrix) for kind in QUANT_TYPES]
+    )
+    with pytest.raises(
+        UnsupportedError, match=r"cannot hold this tensor.*; failed likewise: .*; finished: "
+    ) as caught:
+        quantize_all(specs, how=How(threads=2))
+    made = {spec.type for spec in specs if spec.out.exists()}
+    assert {"F32", "BF16"} <= made
+    assert not made & {"F16", "Q8_0", "Q4_K_M", "IQ3_S"}
+    assert all(f"{spec.type}.gguf" in str(caught.value) for spec in specs)
+    flags = ("--imatrix", imatrix) if imatrix else ()
+    for spec in specs:
+        if spec.type in SLOW_START - {"IQ2_XS"}:
+            continue
+        theirs = tmp_path / f"theirs-{spec.type}.gguf"
+        llama_tool("llama-quantize", *flags, model, theirs, spec.type, 2, check=False)
+        if spec.type in made:
+            assert GgufFile.open(theirs).tensors_sha256() == GgufFile.open(spec.out).tensors_sha256(), (
+                spec.type
+            )
+        else:
+            with pytest.raises(BitlossError):
+                GgufFile.open(theirs)

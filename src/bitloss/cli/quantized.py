@@ -19,6 +19,7 @@ def say_made(folder: Path, made: Sequence[dict[str, Any]]) -> None:
     """Print a line for each file (`bitloss.quantize.request.Quantized.as_json`), then errors where they are told."""
     for each in made:
         facts = ["already made, kept"] if each["reused"] else []
+        facts += ["verified"] if each["verified"] else []
         facts += [f"{each['bits_per_weight']:.2f} bits per weight", size(each["bytes"]), _types(each)]
         _say(f"{folder / each['out']}  ({'; '.join([*facts, *_notes(each)])})")
     told = [each for each in made if each["errors"] is not None]

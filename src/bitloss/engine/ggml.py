@@ -103,6 +103,7 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
         "ggml_validate_row_data": (ct.c_bool, [ct.c_int, ct.c_void_p, ct.c_size_t]),
         "ggml_get_type_traits": (ct.POINTER(TypeTraits), [ct.c_int]),
         "ggml_quantize_init": (None, [ct.c_int]),
+        "ggml_set_abort_callback": (ct.c_void_p, [ct.c_void_p]),
         "ggml_quantize_chunk": (
             ct.c_size_t,
             [ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_int64, ct.c_int64, ct.c_int64, ct.c_void_p],

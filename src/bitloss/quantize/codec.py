@@ -14,10 +14,12 @@ Source: ggml/src/ggml.c (ggml_quantize_chunk) and ggml/include/ggml.h (struct gg
 
 from __future__ import annotations
 
+import ctypes as ct
 import functools
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +66,8 @@ def encode(
 
     Raises:
         MismatchError: shapes or types do not belong together, or this machine lacks ``isa``.
-        UnsupportedError: libggml does not encode to that type, or not without weights.
+        UnsupportedError: libggml does not encode to that type, or not without weights, or gives up on the values: where
+            their squares leave float32's range, the encoders of the codebook types fail an assertion.
     """
     _check_kind(kind)
     _check_matrix(rows, np.float32, "rows")
@@ -105,16 +108,17 @@ def encode_into(
     library = ggml()
     library.ggml_quantize_init(int(kind))  # tables of the codebook types, made once
 
+    call, catch = (_address(f) for f in (library.ggml_quantize_chunk, library.ggml_set_abort_callback))
+
     def encode_range(first: int, end: int) -> None:
-        library.ggml_quantize_chunk(
-            int(kind),
-            rows[first:end].ctypes.data,
-            out[first:end].ctypes.data,
-            0,
-            end - first,
-            n_per_row,
-            None if weights is None else weights.ctypes.data,
-        )
+        said = _native.encode_chunk(call, catch, int(kind), rows[first:end], weights, out[first:end])
+        if said is not None:
+            raise UnsupportedError(
+                "ggml gives up on these values",
+                where=kind.name,
+                found=said.rpartition("/")[2],  # its file by the path where it was compiled
+                mend="a value, or its importance, is too large for the type; choose another one",
+            )
 
     if n_per_row:
         _share_out(n_rows, threads, encode_range)
@@ -171,6 +175,10 @@ def row_bytes(kind: TensorType, n_per_row: int) -> int:
     if n_per_row < 0 or n_per_row % block:
         raise MismatchError(f"row length of {kind.name}", expected=f"a multiple of {block}", found=n_per_row)
     return n_per_row // block * size
+
+
+def _address(function: Any) -> int:
+    return ct.cast(function, ct.c_void_p).value or 0
 
 
 def _share_out(n_rows: int, threads: int, work: Callable[[int, int], None]) -> None:

@@ -127,9 +127,9 @@ class _Encoding:
         kind: its type.
         weights: importance [n_mat, n_in], None without.
         users: indices of the candidates that want it.
-        block: rows of a piece.
         digest: of its bytes so far.
         sums: of squares: error, source, weighted error, weighted source.
+        fault: why the tensor cannot be encoded so; None as long as it can.
     """
 
     kind: TensorType
@@ -137,7 +137,7 @@ class _Encoding:
     users: list[int]
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
-    valid: bool = True
+    fault: str | None = None
 
 
 class _Piece(NamedTuple):
@@ -320,20 +320,24 @@ class _Pass:
             block, size = block_of(encoding.kind)
             out = np.empty((len(piece.raw), piece.values.shape[1] // block * size), np.uint8)
             weights = None if encoding.weights is None else encoding.weights[piece.expert]
-            codec.encode_into(encoding.kind, piece.values, weights, out, threads=self.threads)
+            try:
+                codec.encode_into(encoding.kind, piece.values, weights, out, threads=self.threads)
+            except UnsupportedError as error:
+                encoding.fault = f"{error.what} ({error.found})"
             done.append((encoding, out))
         self._each(lambda item: self._look(info, piece, *item), done)
-        for encoding in [encoding for encoding in encodings if not encoding.valid]:
+        for encoding in [encoding for encoding in encodings if encoding.fault]:
             self._give_up(info, encoding)
             encodings.remove(encoding)
-        self._append(info.name, [item for item in done if item[0].valid], (piece.raw, own))
+        self._append(info.name, [item for item in done if not item[0].fault], (piece.raw, own))
 
     def _look(self, info: TensorInfo, piece: _Piece, encoding: _Encoding, out: npt.NDArray[np.uint8]) -> None:
         """See that scales are finite, and how large the error is."""
         if encoding.kind == info.ggml_type or piece.values is None:
             return
-        encoding.valid = is_valid(encoding.kind, out)
-        if not self.errors or not encoding.valid:
+        if not encoding.fault and not is_valid(encoding.kind, out):
+            encoding.fault = "a scale is not finite"
+        if not self.errors or encoding.fault:
             return
         difference = codec.decode(encoding.kind, out, piece.values.shape[1], threads=1)
         difference -= piece.values
@@ -367,9 +371,11 @@ class _Pass:
         for index in encoding.users:
             path = self.wanted[index].files[0].path
             error = UnsupportedError(
-                f"{type_name(encoding.kind)} cannot hold this tensor: a scale is not finite",
+                f"{type_name(encoding.kind)} cannot hold this tensor: {encoding.fault}",
                 where=f"{path}[{info.name}]",
-                mend="a value is too large for the type; choose another one",
+                mend="a value, or its importance, is too large for the type; choose another one"
+                if encoding.weights is not None
+                else "a value is too large for the type; choose another one",
             )
             self.failed[index] = error
             self._drop(index, error)

@@ -147,7 +147,13 @@ def _verify(candidate: Candidate, result: Written, progress: ProgressCallback) -
     hashes |= {one.path: (one.sha256, sha256_file(one.path, progress)) for one in result.files}
     for path, (expected, found) in hashes.items():
         if found != expected:
-            raise EngineError("read back otherwise than written", where=path, expected=expected, found=found)
+            raise EngineError(
+                "read back otherwise than written",
+                where=path,
+                expected=expected,
+                found=found,
+                mend="disk or memory changed bytes: make the file again, at best on another disk",
+            )
 
 
 def _told(candidate: Candidate, result: Written, how: How, seconds: float) -> Quantized:
@@ -170,4 +176,5 @@ def _told(candidate: Candidate, result: Written, how: How, seconds: float) -> Qu
         error=mean_error(candidate.kind.name, result.errors, sizes) if how.errors else None,
         encoder=how.encoder,
         seconds=seconds,
+        verified=how.verify or how.encoder == "llama.cpp",
     )

@@ -175,6 +175,7 @@ class Quantized:
         encoder: what encoded it.
         seconds: wall time, of all candidates made together.
         reused: it was there already, made of the same inputs.
+        verified: it was read back and compared with what was written.
     """
 
     out: Path
@@ -193,6 +194,7 @@ class Quantized:
     encoder: Encoder
     seconds: float
     reused: bool = False
+    verified: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON holds it; paths are file names."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -221,11 +225,64 @@ def test_input_that_does_not_fit_is_refused() -> None:
         encode(GGMLQuantizationType.Q8_K, x, None)
 
 
+CODEBOOKS = [TENSOR_TYPES[f"IQ{kind}"] for kind in ("1_S", "1_M", "2_XXS", "2_XS", "2_S", "3_XXS", "3_S")]
+
+
+@pytest.mark.parametrize("kind", CODEBOOKS, ids=name)
+def test_values_on_which_ggml_ends_the_process(kind: GGMLQuantizationType) -> None:
+    """Its failed assertions end the call: an error, on any thread, and the next call is as good as ever."""
+    good, weights = rows("normal"), column_weights("random")
+    bad = good.copy()
+    bad[3:6] = [np.where(np.arange(N) % 2, 1e30, -1e30), good[4] * 5e31, np.full(N, 1e30)]
+    expected = libggml_encode(kind, good, weights)
+    for threads in (1, 2, 5):
+        with pytest.raises(UnsupportedError) as caught:
+            encode(kind, bad, weights, threads=threads)
+        assert re.fullmatch(
+            rf"{kind.name}: ggml gives up on these values: found ggml-quants\.c:\d+: .*\. A value, or its importance, "
+            "is too large for the type; choose another one",
+            str(caught.value),
+        )
+        assert_same(encode(kind, good, weights, threads=threads), expected, f"{threads} threads")
+
+
+def test_importance_can_be_too_large_too() -> None:
+    with pytest.raises(UnsupportedError, match="IQ3_S: ggml gives up"):
+        encode(TENSOR_TYPES["IQ3_S"], rows("normal") * np.float32(1e10), np.full(N, 1e30, np.float32))
+
+
+def test_other_callers_of_ggml_still_end(tmp_path: Path) -> None:
+    """Nobody else waits to be told: the process ends, and says why."""
+    script = """
+import numpy as np
+from bitloss.engine.ggml import ggml
+from bitloss.errors import UnsupportedError
+from bitloss.quantize.codec import encode
+from bitloss.quantize.types import TENSOR_TYPES
+kind, rows = TENSOR_TYPES["IQ3_S"], np.full((1, 256), 1e30, np.float32)
+try:
+    encode(kind, rows, None)
+except UnsupportedError:
+    print("caught", flush=True)
+out = np.empty(110, np.uint8)
+ggml().ggml_quantize_chunk(int(kind), rows.ctypes.data, out.ctypes.data, 0, 1, 256, None)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGABRT
+    assert done.stdout == "caught\n"
+    assert "GGML_ASSERT" in done.stderr
+
+
 def test_the_native_functions_check_sizes_themselves() -> None:
     x = np.zeros((2, 32), np.float32)
     with pytest.raises(ValueError, match="shapes do not fit"):
         _native.encode_rows(int(Q8_0), x, None, np.empty((2, 33), np.uint8), 1, "auto")
     with pytest.raises(ValueError, match="shapes do not fit"):
         _native.decode_rows(int(Q8_0), np.empty((2, 33), np.uint8), x, 1, "auto")
+    for out, weights in ((np.empty((3, 34), np.uint8), None), (np.empty((2, 34), np.uint8), x[0, :16])):
+        with pytest.raises(ValueError, match="encode_chunk: shapes do not fit"):
+            _native.encode_chunk(0, 0, int(Q8_0), x, weights, out)
     with pytest.raises(ValueError, match="no kernel for type 99"):
         _native.encode_rows(99, x, None, np.empty((2, 34), np.uint8), 1, "auto")

@@ -11,6 +11,7 @@ import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from bitloss.model.gguf import GgufFile, GgufType, GgufValue
 from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.model.random_model import RandomShape, random_gguf
 from bitloss.progress import Progress
+from bitloss.quantize import quantize as module
 from bitloss.quantize.call import QuantizeCall, TypeRules
 from bitloss.quantize.candidate import plan_candidates
 from bitloss.quantize.plan import type_plan
@@ -572,3 +574,78 @@ def test_a_dry_run_tells_of_odd_importance(source: Path, tmp_path: Path) -> None
     assert [made[key] for key in ("zero_weights", "unused_experts")] == [
         told[key] for key in ("zero_weights", "unused_experts")
     ]
+
+
+@pytest.mark.parametrize("place", ["tensor", "key", "cut"])
+def test_verify_finds_what_the_disk_changed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A byte that ggml takes for valid, in a tensor or in the header, or an end that is missing."""
+    write = module._write
+
+    def faulty(*args: Any) -> Any:
+        written: list[Any] = [*write(*args)]
+        path = written[0].files[0].path
+        content = bytearray(path.read_bytes())
+        at = (
+            GgufFile.open(path).tensors["blk.0.ffn_up.weight"].offset + 20
+            if place == "tensor"
+            else content.index(b"random ")
+        )
+        content[at] ^= 1
+        path.write_bytes(content[:-64] if place == "cut" else content)
+        return written
+
+    spec = QuantizeSpec(source, "Q8_0", tmp_path / "a.gguf")
+    made = quantize(spec, how=How(verify=True))
+    assert made.verified
+    assert not quantize(spec).verified
+    monkeypatch.setattr(module, "_write", faulty)
+    words = (
+        "a damaged file was written"
+        if place == "cut"
+        else "read back otherwise than written: expected [0-9a-f]{64}"
+    )
+    with pytest.raises(EngineError, match=rf"a\.gguf: {words}"):
+        quantize(spec, how=How(verify=True))
+    quantize(spec)  # not looked at
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from bitloss.quantize.quantize import How, QuantizeSpec, quantize_all
+from bitloss.run.child import peak_bytes
+small, large, out, *types = sys.argv[1:]
+def made(source):
+    quantize_all([QuantizeSpec(Path(source), kind, Path(out) / f"{kind}.gguf") for kind in types], how=How(threads=2))
+made(small)
+before = peak_bytes()
+made(large)
+print(peak_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak in /proc")
+def test_memory_does_not_grow_with_the_model(source: Path, tmp_path: Path) -> None:
+    """One tensor's pages and pieces of 2 million weights, whatever the number of tensors and types."""
+    peaks = {}
+    for layers in (2, 8):
+        shape = RandomShape(n_embd=1024, n_head=4, n_head_kv=1, head_dim=256, n_ff=4096, n_layer=layers)
+        large = random_gguf(tmp_path / f"large-{layers}.gguf", shape, dtype="f32")
+        command = [
+            sys.executable,
+            "-c",
+            MEMORY,
+            *map(str, (source, large, tmp_path)),
+            "Q8_0",
+            "Q4_0",
+            "F16",
+            "BF16",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[layers] = int(done.stdout)
+        tensor, whole = 4096 * 1024 * 4, large.stat().st_size
+        assert peaks[layers] < tensor + 80_000_000, (peaks, whole)
+        large.unlink()
+    assert peaks[8] < 1.3 * peaks[2] + 10_000_000  # a file four times as large

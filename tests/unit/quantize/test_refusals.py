@@ -195,6 +195,23 @@ def test_two_failures_are_named_together(plain: Path, tmp_path: Path) -> None:
     assert only(tmp_path) == ["BF16.gguf", "big.gguf"]
 
 
+def test_values_that_a_codebook_cannot_take_cost_only_its_file(plain: Path, tmp_path: Path) -> None:
+    """ggml would end the process: the others of the pass are finished, and the tensor is named."""
+    big = _with_values(plain, tmp_path / "big.gguf", {256 * 200 + 3: 1e30})
+    write_imatrix(matrix(plain), tmp_path / "m.gguf")
+    with pytest.raises(UnsupportedError) as caught:
+        quantize_all(specs(big, tmp_path, "IQ3_S", "BF16", "IQ2_XS", imatrix=tmp_path / "m.gguf"))
+    line = str(caught.value)
+    assert (
+        f"{tmp_path / 'IQ3_S.gguf'}[blk.0.ffn_up.weight]: IQ3_S cannot hold this tensor: ggml gives up on these"
+        in line
+    )
+    assert "A value, or its importance, is too large for the type; choose another one" in line
+    assert f"failed likewise: {tmp_path / 'IQ2_XS.gguf'}[blk.0.ffn_up.weight] (IQ2_XS cannot hold" in line
+    assert line.endswith("; finished: BF16.gguf")
+    assert only(tmp_path) == ["BF16.gguf", "big.gguf", "m.gguf"]
+
+
 @pytest.mark.parametrize("where", ["file", "file/deeper/still"])
 def test_a_file_in_the_way_of_the_folder(plain: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
