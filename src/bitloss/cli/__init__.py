@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
-        return _fail("interrupted; finished steps are kept", _INTERRUPTED)
+        return _fail(
+            "interrupted; finished steps are kept, the same command goes on from there", _INTERRUPTED
+        )
     return code if isinstance(code, int) else 0
 
 
