@@ -12,8 +12,6 @@ namespace bitloss {
 namespace {
 namespace audit {
 
-BITLOSS_INLINE Ints add(const Ints& count, const Mask& m) { return count - as_ints(m); }
-
 BITLOSS_INLINE std::uint64_t sum(const Ints& x) {
     std::int32_t each[lanes];
     store(each, x);
@@ -50,7 +48,7 @@ BITLOSS_INLINE void store_low_bytes(std::uint8_t* to, const Ints (&x)[4]) {
 BITLOSS_INLINE void add_cast(const Ints& size, const Floats& rounded, std::int32_t overflow, CastTally& into) {
     const Floats x = from_bits(size);
     const Mask over = all(overflow - 1) < size;
-    into.changed += sum(add(all(0), (x != rounded) | over));
+    into.changed += sum(add_one(all(0), (x != rounded) | over));
     const Floats by = select(over, all(0.0F), absolute(x - rounded));
     if (any(all(into.error) < by)) into.error = largest(by);
     // Division is slow, and few values come near the largest share; the product may be off by its last bit, and by
@@ -84,7 +82,7 @@ BITLOSS_INLINE void add_cast(const Ints& size, const Floats& rounded, std::int32
     const Mask zero = raw == all(0);
     if (any((all(rule_high) < raw) | ((raw < all(f16_zero + 1)) & !zero))) count_ends(x, tally);
     const Ints size = select(raw < all(infinity), raw, all(0));
-    tally.below += sum(add(all(0), (raw < all(rule_low)) & !zero));
+    tally.below += sum(add_one(all(0), (raw < all(rule_low)) & !zero));
     if (any(all(tally.largest) < size)) {
         std::int32_t each[lanes];
         store(each, size);
@@ -167,9 +165,9 @@ BITLOSS_INLINE bool count_small(const Ints& size, const Bounds& bounds, Changed&
                (bf16 <= bounds.bf16_error) & (f16 * wider <= bounds.f16_relative * x) &
                (bf16 * wider <= bounds.bf16_relative * x)))
         return false;
-    changed.f16 = add(changed.f16, all(0.0F) < f16);
-    changed.bf16 = add(changed.bf16, all(0.0F) < bf16);
-    changed.below = add(changed.below, there < all(rule_low - 1));
+    changed.f16 = add_one(changed.f16, all(0.0F) < f16);
+    changed.bf16 = add_one(changed.bf16, all(0.0F) < bf16);
+    changed.below = add_one(changed.below, there < all(rule_low - 1));
     return true;
 }
 

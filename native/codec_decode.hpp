@@ -101,15 +101,25 @@ BITLOSS_INLINE void iq4_xs(const Byte* block, float* y) {
 
 // --- blocks of 256 -----------------------------------------------------------------------------------
 
+// Bytes side by side: quants are put together before they are widened.
+typedef Byte Bytes32 __attribute__((vector_size(32)));
+
+BITLOSS_INLINE void get(Bytes32& to, const Byte* from) { __builtin_memcpy(&to, from, 32); }
+BITLOSS_INLINE void put(Byte* to, const Bytes32& from) { __builtin_memcpy(to, &from, 32); }
+
 // 16 scale bytes (scale low, minimum high), 64 of quants, half d, half m.
 BITLOSS_INLINE void q2_k(const Byte* block, float* y) {
     const float d = half(block + 80), m = half(block + 82);
-    for (int g = 0; g < 16; ++g, y += 16) {
+    Byte q[256];
+    for (int g = 0; g < 8; ++g) {
+        Bytes32 four;
+        get(four, block + 16 + g / 4 * 32);
+        put(q + 32 * g, (four >> static_cast<Byte>(g % 4 * 2)) & 3);
+    }
+    for (int g = 0; g < 16; ++g) {
         const Floats scale = all(d * static_cast<float>(block[g] & 15));
         const Floats low = all(m * static_cast<float>(block[g] >> 4));
-        const Byte* q = block + 16 + g / 8 * 32 + g % 2 * 16;
-        for (int j = 0; j < 16; j += lanes)
-            store(y + j, scale * to_floats((load_unsigned(q + j) >> (g % 8 / 2 * 2)) & all(3)) - low);
+        for (int j = 16 * g; j < 16 * g + 16; j += lanes) store(y + j, scale * to_floats(load_unsigned(q + j)) - low);
     }
 }
 
@@ -117,56 +127,110 @@ BITLOSS_INLINE void q2_k(const Byte* block, float* y) {
 BITLOSS_INLINE void q3_k(const Byte* block, float* y) {
     const float d = half(block + 108);
     const Byte* packed = block + 96;
-    for (int g = 0; g < 16; ++g, y += 16) {
+    Byte q[256];
+    Bytes32 third;
+    get(third, block);
+    for (int g = 0; g < 8; ++g) {
+        Bytes32 four;
+        get(four, block + 32 + g / 4 * 32);
+        put(q + 32 * g, (((four >> static_cast<Byte>(g % 4 * 2)) & 3) | (((third >> static_cast<Byte>(g)) & 1) << 2)) - 4);
+    }
+    for (int g = 0; g < 16; ++g) {
         const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4, high = packed[8 + g % 4] >> g / 4 * 2 & 3;
         const Floats scale = all(d * static_cast<float>((low | high << 4) - 32));
-        const Byte *q = block + 32 + g / 8 * 32 + g % 2 * 16, *third = block + g % 2 * 16;
-        for (int j = 0; j < 16; j += lanes) {
-            const Ints two = (load_unsigned(q + j) >> (g % 8 / 2 * 2)) & all(3);
-            const Ints four = ((load_unsigned(third + j) >> (g / 2)) & all(1)) << 2;
-            store(y + j, scale * to_floats((two | four) - all(4)));
+        for (int j = 16 * g; j < 16 * g + 16; j += lanes) store(y + j, scale * to_floats(load_bytes(q + j)));
+    }
+}
+
+// Scales and minima (six bits each) of the eight groups of Q4_K and Q5_K, of 12 bytes; as bytes of four words.
+struct SixBits {
+    std::uint32_t word[4];
+
+    BITLOSS_INLINE explicit SixBits(const Byte* packed) {
+        std::uint32_t first, second, third;
+        __builtin_memcpy(&first, packed, 4);
+        __builtin_memcpy(&second, packed + 4, 4);
+        __builtin_memcpy(&third, packed + 8, 4);
+        word[0] = first & 0x3f3f3f3fU;
+        word[1] = (third & 0x0f0f0f0fU) | (first >> 6 & 0x03030303U) << 4;
+        word[2] = second & 0x3f3f3f3fU;
+        word[3] = (third >> 4 & 0x0f0f0f0fU) | (second >> 6 & 0x03030303U) << 4;
+    }
+    BITLOSS_INLINE float scale(int group) const { return at(group); }
+    BITLOSS_INLINE float low(int group) const { return at(group + 8); }
+
+  private:
+    BITLOSS_INLINE float at(int i) const { return static_cast<float>(word[i / 4] >> i % 4 * 8 & 63); }
+};
+
+// What the 16 quants of a group of Q4_K stand for.
+struct Sixteen {
+#if BITLOSS_VECTOR_BYTES == 64 && BITLOSS_LANES == 16
+    machine::Floats table;
+
+    BITLOSS_INLINE Sixteen(float scale, float low) {
+        const machine::Floats q = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        table = scale * q - low;
+    }
+    BITLOSS_INLINE Floats of(const Ints& q) const { return lookup(table, q); }  // the last four bits
+#else
+    Floats scale, low;
+
+    BITLOSS_INLINE Sixteen(float scale_, float low_) : scale(all(scale_)), low(all(low_)) {}
+    BITLOSS_INLINE Floats of(const Ints& q) const { return scale * to_floats(q & all(15)) - low; }
+#endif
+};
+
+// half d, half m, 12 bytes of scales, 128 of quants.
+BITLOSS_INLINE void q4_k(const Byte* block, float* y) {
+    const float d = half(block), m = half(block + 2);
+    const SixBits six(block + 4);
+    for (int g = 0; g < 8; g += 2, y += 64) {
+        const Sixteen first(d * six.scale(g), m * six.low(g)), second(d * six.scale(g + 1), m * six.low(g + 1));
+        for (int j = 0; j < 32; j += lanes) {
+            const Ints both = load_unsigned(block + 16 + 16 * g + j);
+            store(y + j, first.of(both));
+            store(y + 32 + j, second.of(both >> 4));
         }
     }
 }
 
-// Scale and minimum (six bits each) of group g of Q4_K and Q5_K, of 12 bytes.
-struct SixBits {
-    int scale, low;
-
-    BITLOSS_INLINE SixBits(const Byte* packed, int g)
-        : scale(g < 4 ? packed[g] & 63 : (packed[g + 4] & 15) | packed[g - 4] >> 6 << 4),
-          low(g < 4 ? packed[g + 4] & 63 : packed[g + 4] >> 4 | packed[g] >> 6 << 4) {}
-};
-
-// half d, half m, 12 bytes of scales, [Q5_K: 32 of fifth bits,] 128 of quants.
-template <bool HasFifth>
-BITLOSS_INLINE void q45_k(const Byte* block, float* y) {
+// half d, half m, 12 bytes of scales, 32 of fifth bits, 128 of quants.
+BITLOSS_INLINE void q5_k(const Byte* block, float* y) {
     const float d = half(block), m = half(block + 2);
-    const Byte *fifth = block + 16, *quants = block + (HasFifth ? 48 : 16);
-    for (int g = 0; g < 8; ++g, y += 32) {
-        const SixBits six(block + 4, g);
-        const Floats scale = all(d * static_cast<float>(six.scale)), low = all(m * static_cast<float>(six.low));
-        const Byte* q = quants + g / 2 * 32;
-        for (int j = 0; j < 32; j += lanes) {
-            Ints value = (load_unsigned(q + j) >> (g % 2 * 4)) & all(15);
-            if constexpr (HasFifth) value = value | ((load_unsigned(fifth + j) >> g) & all(1)) << 4;
-            store(y + j, scale * to_floats(value) - low);
-        }
+    const SixBits six(block + 4);
+    Byte q[256];
+    Bytes32 fifth;
+    get(fifth, block + 16);
+    for (int g = 0; g < 8; g += 2) {
+        Bytes32 both;
+        get(both, block + 48 + 16 * g);
+        put(q + 32 * g, (both & 15) | (((fifth >> static_cast<Byte>(g)) & 1) << 4));
+        put(q + 32 * g + 32, (both >> 4) | (((fifth >> static_cast<Byte>(g + 1)) & 1) << 4));
+    }
+    for (int g = 0; g < 8; ++g) {
+        const Floats scale = all(d * six.scale(g)), low = all(m * six.low(g));
+        for (int j = 32 * g; j < 32 * g + 32; j += lanes) store(y + j, scale * to_floats(load_unsigned(q + j)) - low);
     }
 }
 
 // 128 bytes of low bits, 64 of high ones, 16 signed scales, half d.
 BITLOSS_INLINE void q6_k(const Byte* block, float* y) {
     const float d = half(block + 208);
-    for (int g = 0; g < 16; ++g, y += 16) {
+    Byte q[256];
+    for (int at = 0; at < 2; ++at) {
+        Bytes32 first, second, high;
+        get(first, block + 64 * at);
+        get(second, block + 64 * at + 32);
+        get(high, block + 128 + 32 * at);
+        put(q + 128 * at, ((first & 15) | ((high & 3) << 4)) - 32);
+        put(q + 128 * at + 32, ((second & 15) | (((high >> 2) & 3) << 4)) - 32);
+        put(q + 128 * at + 64, ((first >> 4) | (((high >> 4) & 3) << 4)) - 32);
+        put(q + 128 * at + 96, ((second >> 4) | ((high >> 6) << 4)) - 32);
+    }
+    for (int g = 0; g < 16; ++g) {
         const Floats scale = all(d * static_cast<float>(static_cast<std::int8_t>(block[192 + g])));
-        const Byte* low = block + g / 8 * 64 + g % 4 * 16;
-        const Byte* high = block + 128 + g / 8 * 32 + g % 2 * 16;
-        for (int j = 0; j < 16; j += lanes) {
-            const Ints four = (load_unsigned(low + j) >> (g % 8 / 4 * 4)) & all(15);
-            const Ints two = ((load_unsigned(high + j) >> (g % 8 / 2 * 2)) & all(3)) << 4;
-            store(y + j, scale * to_floats((four | two) - all(32)));
-        }
+        for (int j = 16 * g; j < 16 * g + 16; j += lanes) store(y + j, scale * to_floats(load_bytes(q + j)));
     }
 }
 

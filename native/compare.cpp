@@ -31,7 +31,7 @@ using Marks = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::c
 
 constexpr std::size_t most_bytes = 1U << 16;  // compared at once: what is equal is seen at the speed of memory
 constexpr std::size_t most_values = 1U << 16;
-constexpr std::size_t few_values = 1U << 12;  // decoded at once: 16 kB of each file stay in the first-level cache
+constexpr std::size_t few_values = 1U << 11;  // decoded at once: both files' stay in the first-level cache
 
 struct Kernels {
     CompareKernels compare;
@@ -218,8 +218,11 @@ void compare_blocks(const std::uint8_t* a, const std::uint8_t* b, std::size_t n,
         into.blocks += kernels.words(a, b, n, bytes);
         return;
     }
+    if (format != nullptr) {
+        into.blocks += format->count(a, b, n, into.quants, into.scales);
+        return;
+    }
     for (std::size_t i = 0; i < n; ++i) into.blocks += std::memcmp(a + i * bytes, b + i * bytes, bytes) != 0;
-    if (format != nullptr) format->count(a, b, n, into.quants, into.scales);
 }
 
 // Compares as many values of each; of one type those in equal pieces are passed over. Returns (differing blocks, quants

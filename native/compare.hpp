@@ -23,9 +23,9 @@ struct Distance {
 struct FieldFormat {
     int kind;  // enum ggml_type
     std::size_t bytes;
-    // Adds how many quants and scales of n blocks differ.
-    void (*count)(const std::uint8_t* a, const std::uint8_t* b, std::size_t n, std::uint64_t& quants,
-                  std::uint64_t& scales);
+    // Adds how many quants and scales of n blocks differ; returns how many blocks do.
+    std::uint64_t (*count)(const std::uint8_t* a, const std::uint8_t* b, std::size_t n, std::uint64_t& quants,
+                           std::uint64_t& scales);
 };
 
 struct CompareKernels {

@@ -11,20 +11,46 @@ namespace compare {
 constexpr std::int32_t infinity = 0x7f800000;
 
 typedef double Doubles __attribute__((vector_size(BITLOSS_VECTOR_BYTES)));
-constexpr int pieces = 2 * parts, width = lanes / pieces;
 
-// By intrinsics: __builtin_convertvector takes them apart one by one (GCC 12).
-BITLOSS_INLINE Doubles widen(const float* from) {
+// Σ x², in float64: products of two float32 are exact there.
+struct Squares {
+    Doubles low[parts] = {}, high[parts] = {};
+
+    BITLOSS_INLINE static void add_to(Doubles& sum, Doubles x) {
 #if BITLOSS_VECTOR_BYTES == 64
-    return (Doubles)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from));
-#elif BITLOSS_VECTOR_BYTES == 32
-    return (Doubles)_mm256_cvtps_pd(_mm_loadu_ps(from));
-#elif defined(__SSE2__)
-    return (Doubles)_mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(from))));
+        sum = (Doubles)_mm512_fmadd_pd((__m512d)x, (__m512d)x, (__m512d)sum);
 #else
-    return Doubles{from[0], from[1]};
+        sum += x * x;
 #endif
-}
+    }
+    // By intrinsics: __builtin_convertvector takes vectors apart one by one (GCC 12).
+    BITLOSS_INLINE void add(const Floats& x) {
+        for (int p = 0; p < parts; ++p) {
+#if BITLOSS_VECTOR_BYTES == 64
+            const __m512 v = (__m512)x.part[p];
+            add_to(low[p], (Doubles)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 0)));
+            add_to(high[p], (Doubles)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 1)));
+#elif BITLOSS_VECTOR_BYTES == 32
+            const __m256 v = (__m256)x.part[p];
+            add_to(low[p], (Doubles)_mm256_cvtps_pd(_mm256_castps256_ps128(v)));
+            add_to(high[p], (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
+#elif defined(__SSE2__)
+            const __m128 v = (__m128)x.part[p];
+            add_to(low[p], (Doubles)_mm_cvtps_pd(v));
+            add_to(high[p], (Doubles)_mm_cvtps_pd(_mm_movehl_ps(v, v)));
+#else
+            add_to(low[p], Doubles{x.part[p][0], x.part[p][1]});
+            add_to(high[p], Doubles{x.part[p][2], x.part[p][3]});
+#endif
+        }
+    }
+    double sum() const {
+        double total = 0.0;
+        for (int p = 0; p < parts; ++p)
+            for (int i = 0; i < BITLOSS_VECTOR_BYTES / 8; ++i) total += low[p][i] + high[p][i];
+        return total;
+    }
+};
 
 void count_odd(float x, Odd& odd) {
     std::uint32_t raw;
@@ -34,52 +60,56 @@ void count_odd(float x, Odd& odd) {
     if (size == static_cast<std::uint32_t>(infinity)) ++(raw >> 31 ? odd.down : odd.up);
 }
 
-BITLOSS_INLINE float largest_of(const Floats& x) { return largest(x); }
-
-// Pairs of which one is not finite, or whose difference a float32 cannot hold: one by one, they are few.
-[[gnu::noinline]] void few(const float* a, const float* b, Distance& into) {
-    for (int i = 0; i < lanes; ++i) {
-        const double by = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-        if (by - by != 0.0) {
-            count_odd(a[i], into.a);
-            count_odd(b[i], into.b);
-            ++into.left_out;
-        } else {
-            into.squares += by * by;
-            const double size = __builtin_fabs(by);
-            into.largest = into.largest > size ? into.largest : size;
-        }
+// A pair, whatever it is.
+BITLOSS_INLINE void one_pair(float a, float b, Distance& into) {
+    const double by = static_cast<double>(a) - static_cast<double>(b);
+    into.differing += a != b && (a == a || b == b);
+    if (by - by != 0.0) {
+        count_odd(a, into.a);
+        count_odd(b, into.b);
+        ++into.left_out;
+    } else {
+        into.squares += by * by;
+        const double size = __builtin_fabs(by);
+        into.largest = into.largest > size ? into.largest : size;
     }
 }
 
+// What pairs of vectors tell while all differences are numbers.
+struct Pairs {
+    Ints differing = all(0), largest = all(0);  // bits of magnitudes: infinity and NaN are the largest
+    Squares squares;
+
+    BITLOSS_INLINE void add(const Floats& a, const Floats& b) {
+        const Floats by = a - b;
+        differing = add_one(differing, by != all(0.0F));
+        largest = larger(largest, bits(by) & all(0x7fffffff));
+        squares.add(by);
+    }
+    // Returns false, and adds nothing, where a difference is no number: a value is not, or float32 cannot hold it.
+    BITLOSS_INLINE bool add_to(Distance& into) const {
+        if (any(all(infinity - 1) < largest)) return false;
+        std::int32_t each[lanes];
+        store(each, differing);
+        for (int i = 0; i < lanes; ++i) into.differing += static_cast<std::uint32_t>(each[i]);
+        const double top = static_cast<double>(::bitloss::largest(from_bits(largest)));
+        into.squares += squares.sum();
+        into.largest = into.largest > top ? into.largest : top;
+        return true;
+    }
+};
+
+constexpr std::size_t together = 1024;  // pairs: few enough to look at them one by one if they have to be
+
 // n pairs, a multiple of the lanes.
 void whole(const float* a, const float* b, std::size_t n, Distance& into) {
-    Ints differing = all(0);
-    Floats largest = all(0.0F);
-    Doubles squares[pieces] = {};
-    for (std::size_t at = 0; at < n; at += lanes) {
-        const Floats x = load<Floats>(a + at), y = load<Floats>(b + at);
-        differing = differing - as_ints((x != y) & !((x != x) & (y != y)));
-        Floats by = x - y;
-        if (any(all(infinity - 1) < bits(absolute(by)))) {
-            few(a + at, b + at, into);
-            by = all(0.0F);
-        }
-        largest = larger(largest, absolute(by));
-        float each[lanes];
-        store(each, by);
-        for (int p = 0; p < pieces; ++p) {
-            const Doubles wide = widen(each + p * width);
-            squares[p] += wide * wide;
-        }
+    for (std::size_t at = 0; at < n; at += together) {
+        const std::size_t end = n - at < together ? n : at + together;
+        Pairs pairs;
+        for (std::size_t i = at; i < end; i += lanes) pairs.add(load<Floats>(a + i), load<Floats>(b + i));
+        if (pairs.add_to(into)) continue;
+        for (std::size_t i = at; i < end; ++i) one_pair(a[i], b[i], into);
     }
-    std::int32_t each[lanes];
-    store(each, differing);
-    for (int i = 0; i < lanes; ++i) into.differing += static_cast<std::uint32_t>(each[i]);
-    for (int p = 0; p < pieces; ++p)
-        for (int i = 0; i < width; ++i) into.squares += squares[p][i];
-    const double top = static_cast<double>(largest_of(largest));
-    into.largest = into.largest > top ? into.largest : top;
 }
 
 void distance(const float* a, const float* b, std::size_t n, Distance& into) {

@@ -45,6 +45,9 @@ BITLOSS_INLINE Ints select(Mask m, Ints a, Ints b) {
 BITLOSS_INLINE bool any(Mask m) { return m != 0; }
 BITLOSS_INLINE bool every(Mask m) { return m == 0xffff; }
 BITLOSS_INLINE Ints as_ints(Mask m) { return (Ints)_mm512_movm_epi32(m); }
+BITLOSS_INLINE Ints add_one(Ints count, Mask m) {
+    return (Ints)_mm512_mask_add_epi32((__m512i)count, m, (__m512i)count, _mm512_set1_epi32(1));
+}
 BITLOSS_INLINE Floats lookup(Floats table, Ints k) { return _mm512_maskz_permutexvar_ps(0xffff, (__m512i)k, table); }
 BITLOSS_INLINE Floats root(Floats x) { return _mm512_maskz_sqrt_ps(0xffff, x); }
 BITLOSS_INLINE Floats smaller(Floats a, Floats b) { return _mm512_maskz_min_ps(0xffff, a, b); }
@@ -62,6 +65,7 @@ BITLOSS_INLINE Mask invert(Mask m) { return ~m; }
 BITLOSS_INLINE Mask both(Mask a, Mask b) { return a & b; }
 BITLOSS_INLINE Mask either(Mask a, Mask b) { return a | b; }
 BITLOSS_INLINE Ints as_ints(Mask m) { return m; }
+BITLOSS_INLINE Ints add_one(Ints count, Mask m) { return count - m; }
 #if BITLOSS_VECTOR_BYTES == 32
 // Intrinsics: of ?: on vectors the compiler makes two or three instructions, as it has to be careful with NaN.
 BITLOSS_INLINE Floats select(Mask m, Floats a, Floats b) { return _mm256_blendv_ps(b, a, (__m256)m); }
@@ -279,6 +283,13 @@ BITLOSS_INLINE Lanes<Of> select(const Mask& m, const Lanes<Of>& a, const Lanes<O
 BITLOSS_INLINE Ints as_ints(const Mask& m) {
     Ints out;
     for (int p = 0; p < parts; ++p) out.part[p] = machine::as_ints(m.part[p]);
+    return out;
+}
+
+// count + 1 where set.
+BITLOSS_INLINE Ints add_one(const Ints& count, const Mask& m) {
+    Ints out;
+    for (int p = 0; p < parts; ++p) out.part[p] = machine::add_one(count.part[p], m.part[p]);
     return out;
 }
 
