@@ -4,14 +4,14 @@ The difference a - b is taken token by token, so that what the text contributes 
 error is clustered by chunk (formula in ``statistics``), its test Student's t with G - 1 degrees of
 freedom for G chunks (Cameron & Miller 2015, section VI). Verdicts speak of a:
 
-* ``identical``: every value of every token is equal; nothing is tested;
+* ``identical``: every value of every token is equal, and none is at fault; nothing is tested;
 * ``tie``: the p-value, adjusted over the whole table by Holm (1979), is above 0.05;
 * ``better``, ``worse``: it is not, and the difference has that sign (lower KLD or ln PPL, more same
   tops).
 
 With fewer than 10 chunks the difference is given, but no interval, p-value or verdict. Where a token of
 either side has no finite value, or the difference is the same in every chunk, nothing can be tested
-either.
+either: two columns of NaN are not called identical, whatever their bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from bitloss.divergence.metrics import NONFINITE_BASE, NONFINITE_CANDIDATE
 from bitloss.divergence.statistics import ChunkIds, mean_with_errors, same_top_share
 from bitloss.errors import MismatchError
 from bitloss.records import Verdict
@@ -113,14 +114,16 @@ def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metri
     """
     if len(a) != len(b):
         raise MismatchError("candidates were scored on different tokens", expected=len(a), found=len(b))
-    if a.equals(b) and len(a):
+    faults = _faults(a, b)
+    if len(a) and not faults and a.equals(b):
         return Comparison(
             metric, 0.0, verdict=Verdict.IDENTICAL, reason="every token is equal: nothing to test"
         )
     with np.errstate(invalid="ignore"):
         difference = mean_with_errors(column(a, metric) - column(b, metric), chunk_ids)
     if difference.value is None or difference.se_clustered is None:
-        return Comparison(metric, difference.value, reason=difference.reason)
+        reason = (difference.reason or "") + (faults if difference.value is None else "")
+        return Comparison(metric, difference.value, reason=reason or None)
     value, se = difference.value, difference.se_clustered
     if se <= _ROUNDING * abs(value):
         tie = value == 0.0
@@ -136,6 +139,15 @@ def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metri
     p_value = float(2.0 * special.stdtr(degrees, -abs(value) / se))
     found = Comparison(metric, value, se, (value - margin, value + margin), p_value)
     return judge(found, p_value)
+
+
+def _faults(a: TokenMetrics, b: TokenMetrics) -> str:
+    """Whose logits are at fault, to follow the reason of what cannot be compared; empty where none are."""
+    base = np.count_nonzero((a.nonfinite | b.nonfinite) & NONFINITE_BASE)
+    of_a, of_b = (np.count_nonzero(each.nonfinite & NONFINITE_CANDIDATE) for each in (a, b))
+    if not (base or of_a or of_b):
+        return ""
+    return f" (logits NaN or infinite: A in {of_a}, B in {of_b}, base in {base} tokens)"
 
 
 def compare_all(

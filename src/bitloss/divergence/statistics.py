@@ -26,6 +26,7 @@ correlation are plain numbers (a Δp of -0.01 is what llama-perplexity prints as
 | top5_overlap        | (ours)                         | mean top5_overlap                          | both   |
 | top10_overlap       | (ours)                         | mean top10_overlap                         | both   |
 | nonfinite_tokens    | (ours)                         | tokens with a fault (flag 1 or 2)          | -      |
+| nonfinite_base      | (ours)                         | those of them where the base is at fault   | -      |
 
 (*) llama-perplexity prints the correlation without an error.
 
@@ -135,6 +136,7 @@ def summarize(tokens: TokenMetrics, chunk_ids: ChunkIds) -> dict[str, Figure]:
     figures |= _quantiles("dp", dp, DP_QUANTILES, fault)
     faults = tokens.nonfinite & (NONFINITE_BASE | NONFINITE_CANDIDATE)
     figures["nonfinite_tokens"] = Figure(value=float(np.count_nonzero(faults)))
+    figures["nonfinite_base"] = Figure(value=float(np.count_nonzero(faults & NONFINITE_BASE)))
     return figures
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from bitloss.display import percent, visible
+from bitloss.explain.diff_text import plural
 from bitloss.records import Base, Candidate, Confidence, Finding, Results
 
 if TYPE_CHECKING:
@@ -77,22 +78,34 @@ def base_of_something_else(base: Base) -> Finding | None:
 
 
 def not_finite(candidates: Sequence[Candidate]) -> Finding | None:
-    """Name the candidates with NaN or infinite logits; fires when there are any."""
-    counts: dict[str, JsonValue] = {
-        each.name: int(figure.value)
-        for each in candidates
-        if (figure := each.metrics.get("nonfinite_tokens")) is not None and figure.value
+    """Name the candidates, and the base, with NaN or infinite logits; fires when there are any."""
+    counts: dict[str, int] = {
+        each.name: count for each in candidates if (count := _count(each, "nonfinite_tokens"))
     }
     if not counts:
         return None
-    said = ", ".join(f"{name} ({count} tokens)" for name, count in counts.items())
+    base: int = max(_count(each, "nonfinite_base") for each in candidates)
+    said = ", ".join(f"{name} ({plural(count, 'token')})" for name, count in counts.items())
+    whose = (
+        f"Of the base itself in {plural(base, 'token')}: against those nothing can be measured. "
+        if base
+        else ""
+    )
     return Finding(
         id="logits-not-finite",
-        title="Logits that are NaN or infinite were computed",
-        text=f"{said}. Figures that need these tokens are left out rather than averaged over the others.",
-        evidence={"tokens": counts},
+        title="Logits of the base are NaN or infinite"
+        if base
+        else "Logits that are NaN or infinite were computed",
+        text=f"{whose}{said}. Figures that need these tokens are left out rather than averaged over the others, and "
+        "no verdict rests on them.",
+        evidence={"tokens": dict(counts), "base": base},
         confidence=Confidence.PROVEN,
     )
+
+
+def _count(candidate: Candidate, key: str) -> int:
+    figure = candidate.metrics.get(key)
+    return 0 if figure is None or figure.value is None else int(figure.value)
 
 
 def importance_left_open(candidates: Sequence[Candidate]) -> Finding | None:

@@ -27,6 +27,7 @@ from bitloss.report.missing import NO_AUDIT, NOTHING_TO_SAY, answered, no_candid
 from bitloss.report.sheets import csv_text
 from bitloss.report.svg import Series, shape
 from bitloss.report.tables import (
+    FAULTS,
     FOUNDING,
     TITLES,
     Table,
@@ -214,7 +215,7 @@ def _founding(results: Results, series: Sequence[Series]) -> dict[str, Any]:
     results = without_crossed(results)
     shown = {u: founding_table(results, uncertainty=u) for u in Uncertainty}
     first = shown[Uncertainty.TOKENS]
-    keys = {TITLES[key]: key for key in (*FOUNDING, "nonfinite_tokens")}
+    keys = {TITLES[key]: key for key in (*FOUNDING, *FAULTS)}
     columns = [c.metrics for c in results.candidates]
     columns += [results.noise_floor.metrics] if results.noise_floor else []
     ties = dict(_ties(results.comparisons))
@@ -260,7 +261,7 @@ def _ties(comparisons: Sequence[Comparison]) -> Iterator[tuple[tuple[str, str], 
 def _badges(others: Sequence[tuple[str, Verdict]]) -> list[tuple[str, str, str]]:
     made = []
     for verdict, sign, why in (
-        (Verdict.IDENTICAL, "=", "the same tensors"),
+        (Verdict.IDENTICAL, "=", "every value of every token is equal"),
         (Verdict.TIE, "≈", "a tie: this text shows no difference"),
     ):
         names = [name for name, found in others if found is verdict]

@@ -101,6 +101,7 @@ TITLES: dict[str, str] = {
     "entropy_base": "Mean entropy (base)",
     "entropy": "Mean entropy (Q)",
     "nonfinite_tokens": "Tokens with non-finite logits",
+    "nonfinite_base": "of these in the base",
 }
 FOUNDING = (
     "ppl",
@@ -115,12 +116,15 @@ FOUNDING = (
     "same_top",
 )
 
+FAULTS = ("nonfinite_tokens", "nonfinite_base")
+"""Rows that are shown as soon as one of them is not 0."""
+
 
 def form_of(metric: str) -> Form:
     """Return how a metric is written: fractions in percent, the rest as decimals."""
     if metric == "cor_ln_ppl":
         return Form.CORRELATION
-    if metric == "nonfinite_tokens":
+    if metric in FAULTS:
         return Form.COUNT
     return Form.PERCENT if metric.startswith(("dp_", "same_top", "top5_", "top10_")) else Form.DECIMAL
 
@@ -172,8 +176,8 @@ def founding_table(results: Results, *, uncertainty: Uncertainty | None = None) 
     results = without_crossed(results)
     columns = [*(c.metrics for c in results.candidates)]
     columns += [results.noise_floor.metrics] if results.noise_floor else []
-    faults = any((f := m.get("nonfinite_tokens")) is not None and f.value != 0 for m in columns)
-    metrics = (*FOUNDING, "nonfinite_tokens") if faults else FOUNDING
+    faults = [key for key in FAULTS if any((f := m.get(key)) is not None and f.value != 0 for m in columns)]
+    metrics = (*FOUNDING, *faults)
     table = metrics_table(results, metrics, uncertainty=uncertainty)
     floor = ("",) if results.noise_floor else ()
     files = results.candidates

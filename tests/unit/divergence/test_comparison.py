@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from bitloss.divergence.comparison import Metric, Pair, compare, compare_all, holm
-from bitloss.divergence.metrics import COLUMNS, TokenMetrics
+from bitloss.divergence.metrics import COLUMNS, NONFINITE_BASE, NONFINITE_CANDIDATE, TokenMetrics
 from bitloss.errors import MismatchError
 from bitloss.records import Verdict
 
@@ -119,6 +119,32 @@ def test_nonfinite_tokens_give_no_verdict() -> None:
     assert "1 of 40 tokens" in str(found.reason)
     both = compare(tokens(40, kld=y), tokens(40, kld=y * 2), np.arange(40), Metric.KLD_MEAN)
     assert both.difference is None  # inf - inf
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_equal_tokens_at_fault_are_not_identical(metric: Metric) -> None:
+    n = 40
+    nan, flags = np.full(n, np.nan), np.full(n, NONFINITE_CANDIDATE)
+    floats = dict.fromkeys((c for c, dtype in COLUMNS.items() if np.dtype(dtype).kind == "f"), nan)
+    one, other = (tokens(n, **floats, nonfinite=flags) for _ in range(2))
+    found = compare(one, other, np.arange(n) // 4, metric)
+    assert (found.difference, found.verdict, found.p_value) == (None, None, None)
+    assert found.reason == (
+        "40 of 40 tokens have no finite value (logits NaN or infinite: A in 40, B in 40, base in 0 tokens)"
+    )
+
+
+def test_a_base_at_fault_is_named_and_no_verdict_given() -> None:
+    kld = np.linspace(0, 1, 40)
+    kld[5] = np.nan
+    flags = np.where(np.isnan(kld), NONFINITE_BASE, 0)
+    one, other = (tokens(40, kld=kld, nonfinite=flags) for _ in range(2))
+    found = compare(one, other, np.arange(40) // 4, Metric.KLD_MEAN)
+    assert (found.difference, found.verdict) == (None, None)
+    assert "base in 1 tokens" in str(found.reason)
+    # what the fault does not reach is equal, but no longer called identical
+    same_top = compare(one, other, np.arange(40) // 4, Metric.LN_PPL)
+    assert (same_top.difference, same_top.verdict) == (0.0, Verdict.TIE)
 
 
 def test_no_tokens_no_verdict() -> None:

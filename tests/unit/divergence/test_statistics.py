@@ -185,7 +185,7 @@ def test_undefined_figures_say_why() -> None:
 
 def test_no_tokens() -> None:
     figures = summarize(tokens(0), np.empty(0, int))
-    assert figures.pop("nonfinite_tokens").value == 0
+    assert figures.pop("nonfinite_tokens").value == figures.pop("nonfinite_base").value == 0
     assert {(figure.value, figure.reason) for figure in figures.values()} == {(None, "no tokens")}
 
 
@@ -211,6 +211,7 @@ def test_nonfinite_tokens_are_never_averaged_in_nor_left_out() -> None:
     figures = summarize(TokenMetrics(**bad), np.arange(100) // 5)
     whole = summarize(t, np.arange(100) // 5)
     assert figures.pop("nonfinite_tokens").value == 1
+    assert figures.pop("nonfinite_base").value == 0
     assert figures.pop("ppl_base") == whole["ppl_base"]
     for key, figure in figures.items():
         assert figure.value is figure.se is figure.se_clustered is None, key

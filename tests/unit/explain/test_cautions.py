@@ -94,8 +94,14 @@ def test_logits_that_are_not_finite_are_counted_and_named(sample_results: Result
         assert found is None
         return
     assert found is not None
-    assert found.evidence == {"tokens": {first.name: 3}}
+    assert found.evidence == {"tokens": {first.name: 3}, "base": 0}
     assert f"{first.name} (3 tokens)" in found.text
+    assert "base" not in found.title
+    metrics |= {"nonfinite_base": Figure(value=1)}
+    of_base = not_finite((first.model_copy(update={"metrics": metrics}), *others))
+    assert of_base is not None
+    assert of_base.title == "Logits of the base are NaN or infinite"
+    assert of_base.text.startswith("Of the base itself in 1 token:")
 
 
 def test_what_the_matrix_leaves_open_is_said_with_the_rule(sample_results: Results) -> None:
