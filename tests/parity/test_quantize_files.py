@@ -1,144 +1,27 @@
-"""One pass for all types gives what llama-quantize gives one by one: tensors always, whole files where it may be."""
+"""Sources that are split or quantized, small pieces, adversarial blocks: what llama-quantize gives, byte for byte."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.parity.quantize_cases import NEED_WEIGHTS, SHAPES, SLOW_START, Case, made_up_matrix, possible
 
-import bitloss
-from bitloss.convert.convert import SourceType, convert, source_path
 from bitloss.errors import BitlossError, UnsupportedError
-from bitloss.imatrix.file import Imatrix, ImatrixEntry, write_imatrix
+from bitloss.imatrix.file import write_imatrix
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
-from bitloss.model.random_model import RandomShape, RandomType, random_gguf
+from bitloss.model.random_model import RandomType, random_gguf
 from bitloss.quantize import onepass
-from bitloss.quantize.quantize import How, Quantized, QuantizeSpec, plan_candidates, quantize, quantize_all
+from bitloss.quantize.quantize import How, Quantized, QuantizeSpec, quantize, quantize_all
 from bitloss.quantize.types import QUANT_TYPES
 
 pytestmark = pytest.mark.parity
 Tool = Callable[..., str]
-
-SHAPES = {
-    "dense": RandomShape(n_embd=256, n_head=2, n_head_kv=1, head_dim=128, n_ff=256),
-    # Rows of 288 and 352 are no multiples of 256; rows of 60 (attn_output) no multiple of 32 either.
-    "odd": RandomShape(n_embd=288, n_head=6, n_head_kv=2, head_dim=10, n_ff=352, tied=True),
-    "experts": RandomShape(
-        n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_expert=4, n_expert_used=2, n_layer=1
-    ),
-    # Eight layers and grouped heads: the mixes give some layers more bits.
-    "deep": RandomShape(
-        n_embd=256, n_head=4, n_head_kv=1, head_dim=32, n_ff=256, n_layer=8, n_vocab=300, tied=True
-    ),
-    # Rows of 320 fall back to blocks of 32 in one tensor only; eight experts have rules of their own.
-    "mixed": RandomShape(
-        n_embd=256, n_head=2, n_head_kv=2, head_dim=64, n_ff=320, n_expert=8, n_expert_used=1, n_layer=1
-    ),
-}
-MODELS = (*SHAPES, "demo")
-
-
-@dataclass(frozen=True)
-class Case:
-    model: Path
-    imatrix: Path
-
-
-def made_up_matrix(model: Path) -> Imatrix:
-    """Importance of every layer's inputs, spread over three decades; the last expert of each was never used."""
-    rng = np.random.default_rng(7)
-    entries = {}
-    for name, info in GgufFile.open(model).tensors.items():
-        if name.startswith("blk.") and "norm" not in name and "gate_inp" not in name:
-            n_mat = (*info.shape, 1, 1)[2]
-            sums = 10 ** rng.uniform(-2, 1, (n_mat, info.shape[0])) * 64
-            counts = np.full(n_mat, 64.0)
-            if n_mat > 1:
-                sums[-1], counts[-1] = 0, 0
-            entries[name] = ImatrixEntry(sums, counts)
-    return Imatrix(entries, 2, 32, ("text.txt",))
-
-
-@pytest.fixture(scope="module", params=[(m, d) for m in MODELS for d in ("f32", "bf16")], ids="-".join)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    name, dtype = request.param
-    folder = tmp_path_factory.mktemp(f"{name}-{dtype}")
-    if name == "demo":
-        assets = Path(bitloss.__file__).parent / "assets" / "demo-model"
-        convert(assets, [SourceType(dtype)], folder)
-        model = source_path(folder, "demo-model", dtype)
-    else:
-        model = random_gguf(folder / f"model-{dtype}.gguf", SHAPES[name], dtype=dtype)
-    write_imatrix(made_up_matrix(model), folder / "m.gguf")
-    return Case(model, folder / "m.gguf")
-
-
-def possible(specs: list[QuantizeSpec]) -> list[QuantizeSpec]:
-    """Those of the specs that are not refused."""
-    kept = []
-    for spec in specs:
-        try:
-            plan_candidates([spec])
-        except BitlossError:
-            continue
-        kept.append(spec)
-    return kept
-
-
-def metadata(file: GgufFile) -> dict[str, Any]:
-    """Keys as stored, but for the two that name a local path in the tool's file."""
-    local = {"quantize.imatrix.file", "quantize.imatrix.dataset"}
-    return {key: None if key in local else file.key_bytes(key) for key in file.metadata}
-
-
-NEED_WEIGHTS = {"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M", "Q2_K_S", "IQ3_XXS", "IQ3_XS"}
-# A process that makes one of these first computes tables for up to ten seconds: the tool itself is asked for one
-# model, the function it calls (in this process) for the others.
-SLOW_START = NEED_WEIGHTS - {"Q2_K_S", "IQ3_XS"}
-
-
-def test_every_type(case: Case, tmp_path: Path, llama_tool: Tool) -> None:
-    asked = [QuantizeSpec(case.model, kind, tmp_path / f"{kind}.gguf") for kind in QUANT_TYPES]
-    specs = possible(asked)
-    made = {each.type for each in quantize_all(specs, how=How(threads=2))}
-    theirs = tmp_path / "theirs.gguf"
-    for spec in asked:
-        printed = llama_tool("llama-quantize", case.model, theirs, spec.type, 2, check=False)
-        if spec.type in made:
-            assert theirs.read_bytes() == spec.out.read_bytes(), spec.type
-        else:  # Q1_0 has no fallback for rows that are no multiple of its block
-            assert spec.type in NEED_WEIGHTS | {"Q1_0"}
-            assert "failed to quantize" in printed, printed[-1000:]
-
-
-def test_every_type_with_a_matrix(case: Case, tmp_path: Path, llama_tool: Tool) -> None:
-    kinds = list(QUANT_TYPES)
-    if case.model.parent.name in {"demo-bf160", "deep-bf160", "mixed-bf160"}:
-        # Slow types see float32; that BF16 becomes it rightly the other types and models show.
-        kinds = [kind for kind in kinds if kind not in SLOW_START]
-    asked = [
-        QuantizeSpec(case.model, kind, tmp_path / f"{kind}.gguf", imatrix=case.imatrix) for kind in kinds
-    ]
-    specs = possible(asked)
-    assert {spec.type for spec in asked} - {spec.type for spec in specs} <= {"Q1_0"}
-    theirs, called = tmp_path / "theirs.gguf", tmp_path / "called.gguf"
-    for made, spec in zip(quantize_all(specs, how=How(threads=2)), specs, strict=True):
-        by_call = quantize(replace(spec, out=called), how=How("llama.cpp", threads=2))
-        assert called.read_bytes() == spec.out.read_bytes(), spec.type
-        assert (by_call.sha256, by_call.tensors_sha256) == (made.sha256, made.tensors_sha256)
-        if spec.type in SLOW_START and case.model.parent.name != "dense-f320":
-            continue
-        llama_tool("llama-quantize", "--imatrix", case.imatrix, case.model, theirs, spec.type, 2)
-        a, b = GgufFile.open(spec.out), GgufFile.open(theirs)
-        assert list(a.tensors) == list(b.tensors)
-        assert made.tensors_sha256 == b.tensors_sha256(), spec.type
-        assert list(metadata(a).items()) == list(metadata(b).items()), spec.type
 
 
 @pytest.fixture(scope="module")
