@@ -96,6 +96,17 @@ def same_form(a: TensorInfo, b: TensorInfo) -> bool:
     return (a.ggml_type, a.shape, a.n_bytes) == (b.ggml_type, b.shape, b.n_bytes)
 
 
+def quantized(info: TensorInfo) -> bool:
+    """Whether a tensor is made of blocks of several values: what all shares of blocks are counted over.
+
+    Floats and integers have no blocks but values; a type that is not known here has bytes.
+    """
+    try:
+        return block_of(info.ggml_type).weights > 1
+    except KeyError:
+        return False
+
+
 def block_bytes(info: TensorInfo) -> int:
     """Bytes of a block of a tensor's type; 1 for a type that is not known here."""
     try:

@@ -21,7 +21,7 @@ from pathlib import Path
 from bitloss.engine.llama import usable_cores
 from bitloss.errors import FileProblem
 from bitloss.explain.diff_bytes import account, in_file_order, shares_by_state
-from bitloss.explain.diff_tensors import FLOATS, Found, Job, compare
+from bitloss.explain.diff_tensors import Found, Job, compare
 from bitloss.explain.diff_text import causes, conclude
 from bitloss.explain.distance import Distance, Odd
 from bitloss.explain.fields import Fields
@@ -199,7 +199,7 @@ def _against(found: Found) -> AgainstReference | None:
 
 def _total(compared: list[tuple[TensorDiff, Found]]) -> Total:
     tensors = [row for row, _ in compared]
-    quantized = [found for row, found in compared if row.type_a not in FLOATS]
+    quantized = [found for _, found in compared if found.quantized]
     fields = Fields()
     values, measured = Found(), Found()
     for _, found in compared:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitloss.explain.blocks import block_bytes, marked_pieces, same_form
+from bitloss.explain.blocks import block_bytes, marked_pieces, quantized, same_form
 from bitloss.explain.distance import Distance, Floats, compare_tensors, direct, distance
 from bitloss.explain.fields import SCALES, Fields, compare_fields, told_apart
 from bitloss.model.gguf import GgufFile, TensorInfo
@@ -34,6 +34,7 @@ class Found:
     """What a tensor came to.
 
     Attributes:
+        quantized: whether it is of one quantized type in both.
         blocks: of the type both have; None for two types.
         differing_blocks: of them.
         fields: quants and scales, where they are told apart.
@@ -43,6 +44,7 @@ class Found:
         note: what could not be compared.
     """
 
+    quantized: bool = False
     blocks: int | None = None
     differing_blocks: int | None = None
     fields: Fields | None = None
@@ -76,6 +78,7 @@ def compare(job: Job, a: TensorInfo, b: TensorInfo) -> tuple[TensorState, Found]
     found = Found(elements=a.n_elements)
     decodable = _decodable(a) and _decodable(b)
     if same_form(a, b):
+        found.quantized = quantized(a)
         if decodable and direct(_kind(a)):
             _compare_directly(job, a, found)
         else:

@@ -104,7 +104,7 @@ def why_identical(
         )
         evidence |= {"values_changed": changed, "blocks_changed": n, "blocks": through.blocks}
     square = _square(cross, a, b)
-    if square is not None and square.blocks.whole == square.blocks.undone == 0:
+    if square is not None and all(c.whole == c.undone == 0 for c in (square.blocks, square.values) if c):
         said.append(
             f"Crossed, all four files ({square.file_a}, {square.weights_of_b}, {square.imatrix_of_b}, "
             f"{square.file_b}) have the same tensors: neither the weights' route nor the importance matrix's makes a "

@@ -56,8 +56,9 @@ def _pair(e: Mapping[str, Any]) -> Key | None:
 
 
 def _why_different(e: Mapping[str, Any]) -> Key | None:
-    blocks = e["blocks"]
-    return Key(f"{blocks['whole']:,} of {blocks['total']:,}", "blocks differ")
+    unit = "blocks" if e["blocks"]["whole"] else "values"
+    counts = e[unit]
+    return Key(f"{counts['whole']:,} of {counts['total']:,}", f"{unit} differ")
 
 
 def _imatrix(e: Mapping[str, Any]) -> Key | None:

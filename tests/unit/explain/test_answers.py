@@ -238,6 +238,28 @@ def test_why_different_says_through_what(blocks: Blocks, title: str, says: str) 
     assert sum(float(str(share)) for share in shares.values()) == pytest.approx(1.0)
 
 
+def test_values_without_blocks_are_told_apart_from_blocks() -> None:
+    """Files of F16 differ in values; of quantized files some tensors may be floats."""
+    none, values = Blocks.model_validate(NONE), _blocks(weights=2, weights_with_a=2, weights_with_b=2)
+    floats = CrossedTensor(name="output.weight", type="F16", blocks=values, first=(5,), first_weights=(5,))
+    plain = _attribution("F16", none).model_copy(update={"values": values, "tensors": (floats,)})
+    found = why_different(plain)
+    assert found is not None
+    assert found.title == "F16/f32 and F16/f16 differ through the weights alone"
+    assert "2 of 100 values differ (2.000 %), in 1 tensor (in output.weight 2 (value 5))" in found.text
+    assert "with that of f32 they differ in 2 values" in found.text
+    assert "block" not in found.text
+    assert found.evidence["shares_of_values"] == {"weights": 1.0, "imatrix": 0.0, "both": 0.0}
+    mixed = _attribution("Q4_K_M", _blocks(imatrix=7))
+    mixed = mixed.model_copy(update={"values": values, "tensors": (*mixed.tensors, floats)})
+    found = why_different(mixed)
+    assert found is not None
+    assert "alone" not in found.title
+    assert "7 of 100 blocks differ" in found.text
+    assert "2 of 100 values differ" in found.text
+    assert "they differ in 2 values (Q4_K_M/f32 and Q4_K_M/f16+f32)" in found.text
+
+
 def test_why_different_claims_shares_only_where_the_whole_is_told() -> None:
     base, one, two = np.random.default_rng(5).exponential(1.0, (3, len(CHUNK)))
     tie = why_different(_attribution("Q4_K_M", _blocks(imatrix=7), Cells(one, one, two, two)))

@@ -491,3 +491,14 @@ assert diff(Path({str(a)!r}), Path({str(b)!r})).total.values.differing == 200 <<
 assert peak() - before < 150_000, (before, peak())
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_quantized_types_have_blocks(tmp_path: Path) -> None:
+    """Floats and integers are told of tensor by tensor; shares of blocks are of blocks."""
+    q = libggml_encode(Q8_0, normal(2, 64), None)
+    tensors = {"q": q, "f": normal(8), "i": np.arange(9, dtype=np.int32)}
+    a, b = pair(tmp_path, tensors, tensors | {"i": np.zeros(9, np.int32)}, blocks={"q": (Q8_0, (64, 2))})
+    found = checked(a, b)
+    assert (found.total.blocks, found.total.differing_blocks) == (4, 0)
+    assert {each.name: each.blocks for each in found.tensors} == {"q": 4, "f": 8, "i": 9}
+    assert "block" not in found.text
