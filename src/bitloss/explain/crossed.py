@@ -13,8 +13,8 @@ counts blocks that are equal in the two files, f(a, a) = f(b, b), though f(b, a)
 The four single changes are counted by themselves as well: ``weights_with_a`` is f(a, a) ≠ f(b, a), and so on.
 
 A block is one of the tensor's type (256 weights of Q4_K, 32 of Q8_0). Tensors that are not quantized have none: their
-values are counted in the same way, apart from the blocks. So a share of blocks is that of `bitloss.explain.diff`, of the
-same pair.
+values are counted in the same way, apart from the blocks. So a pair of files has the share of blocks that
+`bitloss.explain.diff` gives it.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Attribution(Record):
     blocks: Blocks
     """What of the files differs, in tensors of quantized types."""
     values: Blocks | None = None
-    """The same of tensors that are not quantized, value by value; null in results that counted them among the blocks."""
+    """The same of tensors that are not quantized, value by value; null in results that took values for blocks."""
     tensors: tuple[CrossedTensor, ...]
     """Tensors in which anything differs; empty where nothing does."""
     kld: Effects

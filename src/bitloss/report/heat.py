@@ -169,7 +169,8 @@ def cross_blocks(look: Look) -> Plot | None:
         "difference-map",
         "Where two routes' files differ",
         "Share of the blocks of each tensor (of one that is not quantized, of its values) that are not the same in the "
-        "files of two routes to one type, on a logarithmic scale. A tensor that is not drawn is equal, and so are files that are not drawn."
+        "files of two routes to one type, on a logarithmic scale. "
+        "A tensor that is not drawn is equal, and so are files that are not drawn."
         f"{_left_out(len(panels))}",
         Table(("Files", "Tensor", "Type", "Blocks that differ"), tuple(rows), right=frozenset({3})),
         "share of blocks that differ (logarithmic)",
