@@ -37,7 +37,10 @@ def _identical(e: Mapping[str, Any]) -> Key | None:
 
 def _why_identical(e: Mapping[str, Any]) -> Key | None:
     if "blocks_changed" in e:
-        return Key(f"{e['blocks_changed']:,} of {e['blocks']:,}", "blocks see what the cast to F16 changes")
+        return Key(
+            f"{e['blocks_changed']:,} of {e['blocks']:,}",
+            f"blocks see what the cast to {e.get('cast', 'F16')} changes",
+        )
     return Key(f"{e['blocks_that_differ']:,}", "blocks differ between the crossed files")
 
 

@@ -12,10 +12,10 @@ from tests.unit.explain.models import BF16, folder, normal
 from bitloss.divergence.factorial import Cells, attribute
 from bitloss.explain.audit import audit
 from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_different
-from bitloss.explain.findings import findings
+from bitloss.explain.findings import findings, pair_not_told
 from bitloss.explain.losses import cast_losses, not_counted
 from bitloss.explain.questions import QUESTIONS, answers
-from bitloss.explain.routes import Twin, route_costs, routes_only
+from bitloss.explain.routes import Twin, route_costs, routes_only, twin_verdicts
 from bitloss.explain.sameness import identical_tensors, none_identical, why_identical
 from bitloss.explain.sensitive import most_sensitive
 from bitloss.records import (
@@ -157,6 +157,12 @@ def test_none_identical_is_said_where_routes_were_compared(sample_results: Resul
     assert found is not None
     assert found.question == 1
     assert none_identical(sample_results.model_copy(update={"candidates": q4[:1]})) is None
+    crossed = q4[0].model_copy(
+        update={"name": "Q4_K_M/f32+f16", "imatrix_from": "f16", "identical_to": q4[0].name}
+    )
+    found = none_identical(sample_results.model_copy(update={"candidates": (*q4, crossed)}))
+    assert found is not None  # whole files differ, whatever a crossed one repeats
+    assert found.evidence["files"] == 2
 
 
 # ------------------------------------------------------------------------------------------------ question 3
@@ -380,6 +386,53 @@ def test_which_route_to_take() -> None:
     unknown = route_costs(_costs(100, 62), [], base="f32", sources=SIZES)
     assert unknown is not None
     assert "were not compared, so nothing is recommended" in unknown.text
+
+
+def test_what_was_not_tested_recommends_nothing() -> None:
+    """A text too short to test: that the other type is the same says nothing of this one."""
+    pair = frozenset({"f32", "f16"})
+    twins = [Twin(pair, Verdict.IDENTICAL, "Q8_0"), Twin(pair, None, "Q4_K_M"), Twin(pair, None, "Q4_K_M")]
+    found = route_costs(_costs(100, 62), twins, base="f32", sources=SIZES)
+    assert found is not None
+    assert "the same tensors (Q8_0), not decided (Q4_K_M)" in found.title
+    assert "show a difference: 0 of 3, and 2 could not be tested." in found.text
+    assert found.text.endswith(
+        "Whether the files of f32 and f16 differ could not be tested for Q4_K_M, so nothing is recommended."
+    )
+    partly = route_costs(_costs(100, 62), [*twins, Twin(pair, Verdict.TIE, "Q4_K_M")], base="f32")
+    assert partly is not None  # one metric was tested, and is a tie
+    assert "a tie (Q4_K_M)" in partly.title
+
+
+def test_equal_scores_are_not_equal_tensors(sample_results: Results) -> None:
+    """Tensors that differ where this text does not look score alike on every token."""
+    a, b = (sample_results.candidate(name) for name in ("Q4_K_M/f32", "Q4_K_M/f16"))
+    same = [
+        c.model_copy(update={"verdict": Verdict.IDENTICAL, "p_holm": None, "p_value": None, "ci95": None})
+        for c in sample_results.comparisons
+        if (c.a, c.b) == (a.name, b.name)
+    ]
+    assert same
+    (twin, *_) = twin_verdicts({a.name: a, b.name: b}, same)
+    assert twin.verdict is Verdict.TIE
+    found = pair_not_told(a, b, same, 100)
+    assert found is not None
+    assert found.title == "Q4_K_M/f32 and Q4_K_M/f16: the same on every token"
+    assert "Their tensors differ. On these 100 tokens they scored the same" in found.text
+    reason = "no clustered standard error: 1 chunk, at least 10 needed"
+    short = [c.model_copy(update={"verdict": None, "reason": reason}) for c in same]
+    found = pair_not_told(a, b, short, 100)
+    assert found is not None
+    assert found.title.endswith("not decided")
+    assert (
+        f"was not tested: {reason}. Their figures differ, but whether beyond chance is not known."
+        in found.text
+    )
+    assert pair_not_told(a, a, short, 100) is None
+    assert (
+        pair_not_told(a, b, [c for c in sample_results.comparisons if c.a == a.name and c.b == b.name], 9)
+        is None
+    )
 
 
 def test_files_made_to_be_crossed_are_no_cost_of_a_route() -> None:
