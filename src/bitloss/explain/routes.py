@@ -2,7 +2,8 @@
 
 A route is a precision by way of which files are made. Beside the cost stands what was found of the routes' files, type
 by type: the same tensors, a tie by every metric that was tested, a difference, or that none was tested. A
-recommendation is only made where every type that two routes share is one of the first two; where time and disk speak for different routes, both are said.
+recommendation is only made where every type that two routes share is one of the first two; where time and disk speak
+for different routes, both are said.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.explain.models import BF16, folder, normal
+from tests.unit.explain.models import BF16, folder, gguf, normal, unknown
 
 from bitloss.divergence.factorial import Cells, attribute
 from bitloss.explain.audit import audit
@@ -67,14 +67,50 @@ def test_what_loses_nothing_is_lossless(tmp_path: Path) -> None:
     assert found[0].question == 2
 
 
+def test_what_was_not_counted_or_is_not_finite_stands_in_the_title(tmp_path: Path) -> None:
+    """ "Lossless" is said of the finite values that were counted, and of no others."""
+    values = normal(4, 256)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    found = audit(
+        unknown(tmp_path / "m.gguf", {"odd": normal(2, 32), "w": values, "z": np.zeros((2, 32), "f4")})
+    )
+    (finding,) = cast_losses(found, "F32", ("f32", "f16"))
+    assert finding.title == (
+        "F32 to F16 is lossless, but for 1 NaN, 1 +infinity, 1 -infinity and tensors that were not counted"
+    )
+    assert "All finite ones of 1,088 weights of matrices are 0 or inside" in finding.text
+    assert "every finite weight comes back from F16 as it was" in finding.text
+    assert (
+        "Not finite already: 1 NaN, 1 +infinity, 1 -infinity. What is not finite lies in w." in finding.text
+    )
+    assert "1 tensor is zero throughout: z." in finding.text
+    assert "Not counted, so not in these figures: odd." in finding.text
+    opaque = audit(unknown(tmp_path / "o.gguf", {"odd": normal(2, 32), "n": normal(8)}))
+    assert cast_losses(opaque, "F32", ("f32", "f16")) == []
+    said = not_counted(opaque, ("f32", "f16"))
+    assert said is not None
+    assert said.text == "No matrix of the model is of a type whose values are counted: odd."
+
+
+def test_types_that_take_a_matrix_are_counted_without_and_that_is_said(tmp_path: Path) -> None:
+    found = audit(gguf(tmp_path / "m.gguf", {"w": normal(4, 256)}), formats=("Q8_0", "Q4_K"))
+    (finding,) = cast_losses(found, "F32", ("f32", "f16"))
+    assert (
+        "Of 4 Q4_K blocks none would come out different by way of F16 (without an importance matrix)."
+        in finding.text
+    )
+    assert "Of 32 Q8_0 blocks none would come out different by way of F16." in finding.text
+
+
 def test_a_weight_of_70000_overflows(tmp_path: Path) -> None:
     (found,) = cast_losses(_audit(tmp_path, w=_with([70000.0])), "F32", ("f32", "f16"))
     assert found.title == "F16 cannot hold 1 weight: the largest is 70000"
     assert "1 comes back from F16 different, 1 of them infinite" in found.text
     assert (
-        "Of 32 Q8_0 blocks 1 would come out different by way of F16, 1 because they hold an overflow"
+        "Of 32 Q8_0 blocks 1 would come out different by way of F16, 1 because it holds an overflow"
         in found.text
     )
+    assert "Too large are values of w." in found.text
     assert found.evidence["overflowed"] == 1
     assert found.evidence["above"] == 1
 
