@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,10 +102,15 @@ def quantized(info: TensorInfo) -> bool:
 
     Floats and integers have no blocks but values; a type that is not known here has bytes.
     """
+    return unit(info) == "block"
+
+
+def unit(info: TensorInfo) -> Literal["block", "value", "byte"]:
+    """What a tensor is counted in where its bytes are compared."""
     try:
-        return block_of(info.ggml_type).weights > 1
+        return "block" if block_of(info.ggml_type).weights > 1 else "value"
     except KeyError:
-        return False
+        return "byte"
 
 
 def block_bytes(info: TensorInfo) -> int:

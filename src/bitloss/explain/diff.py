@@ -31,6 +31,7 @@ from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.records.diff import (
     AgainstReference,
     Diff,
+    DifferingBlock,
     NotFinite,
     Side,
     TensorDiff,
@@ -151,7 +152,9 @@ def _tensor(job: Job, name: str) -> tuple[TensorDiff, Found]:
         bytes_a=0 if a is None else a.n_bytes,
         bytes_b=0 if b is None else b.n_bytes,
         blocks=found.blocks,
+        unit=found.unit,
         differing_blocks=found.differing_blocks,
+        first=tuple(DifferingBlock(block=place, bits=bits) for place, bits in found.first),
         quants=None if fields is None else fields.quants,
         differing_quants=None if fields is None else fields.differing_quants,
         scales=None if fields is None else fields.scales,
