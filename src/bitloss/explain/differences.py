@@ -186,7 +186,10 @@ def _divergence(found: Attribution) -> str:
         p_value = probability(kld.whole.p_value)
         said += f" The whole cannot be told from 0 (p = {p_value}), so shares of it mean nothing."
     else:
-        said += " Shares: " + ", ".join(f"{name} {_share(part)}" for name, part in parts) + "."
+        said += " Shares: " + ", ".join(f"{name} {_share(part)}" for name, part in parts)
+        said += (
+            f" (the whole is not 0 by a test of its own, p = {probability(kld.whole.p_value)}, not Holm's)."
+        )
     if kld.weights.scatter is not None:
         said += " Of the token-by-token difference: " + ", ".join(
             f"{name} {_percent(part.scatter, part.scatter_se)}" for name, part in parts
@@ -270,7 +273,7 @@ def imatrix_route(pair: ImatrixPair, halves: Sequence[ImatrixHalves]) -> Finding
         )
     text += "."
     if like.left_out:
-        text += f" {like.left_out:,} columns that are 0 in one of them are left out."
+        text += f" {like.left_out:,} columns that are 0 in one of them or in both are left out."
     evidence: dict[str, JsonValue] = {"route": like.model_dump(mode="json")}
     names = f"the importance matrices of {sources_of(pair.a, pair.b)}"
     if like.spread == 0:

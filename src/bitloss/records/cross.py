@@ -150,7 +150,7 @@ class Likeness(Record):
     columns: Count
     """Columns compared: all of all weights whose mean square is above 0 in both."""
     left_out: Count
-    """Columns with a mean square of 0 in one of them."""
+    """Columns with a mean square of 0 in one of them or in both."""
     correlation_lowest: float | None
     """Lowest Pearson correlation of the mean squares of one weight; null where no weight varies."""
     correlation_lowest_at: str | None

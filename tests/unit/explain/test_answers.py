@@ -316,6 +316,8 @@ def test_why_different_claims_shares_only_where_the_whole_is_told() -> None:
     )
     assert shifted is not None
     assert "Shares: weights 0.0" in shifted.text
+    assert "(the whole is not 0 by a test of its own, p = " in shifted.text
+    assert "-0.0 " not in shifted.text
     attributed = _attribution("Q4_K_M", _blocks(imatrix=7))
     few = attributed.model_copy(update={"kld": attribute(Cells(one, one, two, two), CHUNK % 3)})
     said = why_different(few)
