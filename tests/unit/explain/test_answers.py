@@ -517,6 +517,14 @@ def test_the_most_sensitive_group() -> None:
     assert nothing is not None
     assert nothing.title == "No group of Q4_K_M gains anything that this text can show"
     assert "For a bit spent" not in nothing.text
+    reason = "no clustered standard error: 3 chunks, at least 10 needed"
+    short = most_sensitive(
+        _sensitivity(_raised("output", 0.02, None).model_copy(update={"se": None, "reason": reason}))
+    )
+    assert short is not None  # large or not: it was not tested
+    assert short.title == "Which group of Q4_K_M gains beyond chance was not tested"
+    assert f"Whether any of this is beyond chance was not tested: {reason}." in short.text
+    assert "Beyond chance (" not in short.text
     assert most_sensitive(None) is None
     assert most_sensitive(_sensitivity(_raised("output", None, None))) is None
 
