@@ -35,7 +35,7 @@ def test_conclusion_first_then_causes_and_tables(cli: Cli, files: tuple[Path, Pa
         "different weights: 1 of 2 tensors differs, 1 of 256 values (0.391 %) changed, "
     )
     assert "- metadata key general.name is only in B (38 bytes)" in lines
-    assert "- 1 tensor holds other weights: w" in lines
+    assert "- 1 tensor holds other weights: w (value 131, 9 bits)" in lines
     size = [f"{path.stat().st_size:,}" for path in files]
     assert next(line for line in lines if line.startswith("all ")).split()[1:3] == size
     assert next(line for line in lines if line.startswith("general.name")).split()[1:] == ["(none)", "second"]
@@ -48,7 +48,7 @@ def test_conclusion_first_then_causes_and_tables(cli: Cli, files: tuple[Path, Pa
 def test_all_and_summary(cli: Cli, files: tuple[Path, Path]) -> None:
     assert any(line.startswith("n ") for line in cli("diff", *files, "--all").out.splitlines())
     done = cli("diff", *files, "--summary")
-    assert "- 1 tensor holds other weights: w\n" in done.out
+    assert "- 1 tensor holds other weights: w (value 131, 9 bits)\n" in done.out
     assert "Where the bytes are" not in done.out
 
 

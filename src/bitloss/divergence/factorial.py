@@ -107,7 +107,7 @@ class _Whole:
         share = scatter = share_se = scatter_se = None
         reasons = [figure.reason] if figure.reason else []
         if self.has_shares:
-            share = float(np.mean(part)) / self.mean
+            share = float(np.mean(part)) / self.mean + 0.0  # no -0
             share_se = self._error((part - share * self.values) / self.mean)
         else:
             reasons.append(_NOTHING)

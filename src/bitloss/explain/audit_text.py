@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+from bitloss.display import visible
 from bitloss.records.audit import Audit, BlockLoss, CastLoss, TensorAudit, Weights
 
 _BAR = 60
-TABLE_HEAD = ("tensor", "type", "values", "zeros", "smallest", "largest", "F16", "BF16")
+BLIND = {"Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"}
+"""Types that no importance matrix changes."""
+_NAMED = 3
+TABLE_HEAD = ("tensor", "type", "values", "zeros", "outside", "smallest", "largest", "F16", "BF16")
 
 
 def verdict(loss: CastLoss) -> str:
-    """``lossless``, ``lossless except 413 values (largest error 2.98e-08)``, ``overflows: 1 value``."""
+    """``lossless``, ``lossless except 413 values (largest error 2.98e-08)``, ``overflows: 1 value``.
+
+    It speaks of the finite values that were counted; `not_finite` and `opaque` tell of the others.
+    """
     if loss.verdict == "lossless":
         return "lossless"
     if loss.verdict == "overflows":
         rest = loss.changed - loss.overflowed
-        return f"overflows: {_values(loss.overflowed)}" + (
-            f" ({_values(rest)} changed besides)" if rest else ""
+        besides = (
+            f" ({_values(rest)} changed besides, largest error {loss.largest_error:.3g})" if rest else ""
         )
+        return f"overflows: {_values(loss.overflowed)}{besides}"
     return f"lossless except {_values(loss.changed)} (largest error {loss.largest_error:.3g})"
 
 
@@ -40,6 +50,7 @@ def _table_row(tensor: TensorAudit, kinds: list[str]) -> tuple[str, ...]:
             "",
             "",
             "",
+            "",
             f"opaque: {tensor.opaque}",
             "",
             *("" for _ in kinds),
@@ -48,14 +59,21 @@ def _table_row(tensor: TensorAudit, kinds: list[str]) -> tuple[str, ...]:
     return (
         tensor.name,
         f"{tensor.type} (decoded)" if tensor.decoded else tensor.type,
-        f"{w.values:,}",
-        f"{w.zeros:,}",
+        f"{w.values:,}" + (f" ({odd})" if (odd := not_finite(w)) else ""),
+        f"{w.zeros:,}" + (" (all)" if w.zeros == w.values > 0 else ""),
+        f"{w.below + w.above:,}",
         _size(w.smallest),
         _size(w.largest),
-        verdict(w.f16),
-        verdict(w.bf16),
+        _cell(w, w.f16),
+        _cell(w, w.bf16),
         *(_through(by_type[kind]) if kind in by_type else "" for kind in kinds),
     )
+
+
+def _cell(w: Weights, loss: CastLoss) -> str:
+    if not w.values:
+        return ""
+    return verdict(loss) + (f", {loss.zeroed:,} to zero" if loss.zeroed else "")
 
 
 def block_heads(audit: Audit) -> list[str]:
@@ -68,21 +86,28 @@ def _through(blocks: BlockLoss) -> str:
 
 
 def _size(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    """Six digits: with four, 65519 (which F16 holds) would read as 65520 (which it does not)."""
+    return "" if value is None else f"{value:.6g}"
 
 
 def summary(audit: Audit) -> list[str]:
     """The model in a few lines."""
     w = audit.total
     lines = [
-        f"{audit.model}: {len(audit.tensors):,} tensors, {w.values:,} values, {w.zeros:,} zeros"
-        + (f", magnitudes {w.smallest:.4g} to {w.largest:.4g}" if w.largest is not None else "")
+        f"{audit.model}: {_plural(len(audit.tensors), 'tensor')}, {_values(w.values)}, {_plural(w.zeros, 'zero')}"
+        + (f", magnitudes {_size(w.smallest)} to {_size(w.largest)}" if w.largest is not None else "")
     ]
     if audit.opaque:
-        some = ", ".join(audit.opaque[:3]) + (", ..." if len(audit.opaque) > 3 else "")
-        lines.append(f"not counted: {len(audit.opaque)} opaque tensor(s): {some}")
-    if odd := _not_finite(w):
-        lines.append(f"not finite: {odd}")
+        many = _plural(len(audit.opaque), "opaque tensor")
+        lines.append(f"not counted: {many}: {some(audit.opaque)}; what follows is of the others")
+    if not w.values:
+        return [*lines, "no value was counted, so nothing is known of what a cast would lose"]
+    if odd := not_finite(w):
+        lines.append(
+            f"not finite: {odd}, in {some(_named(audit, not_finite))}; what follows is of the other values"
+        )
+    if zeros := zero_tensors(audit):
+        lines.append(f"all zero: {_plural(len(zeros), 'tensor')}: {some(zeros)}")
     outside = w.below + w.above
     lines.append(
         f"outside [6e-05, 65504]: {outside:,} ({w.below:,} below, {w.above:,} above); a rule of thumb only, exactly:"
@@ -100,21 +125,45 @@ def summary(audit: Audit) -> list[str]:
     return lines
 
 
-def _not_finite(w: Weights) -> str:
+def _named(audit: Audit, of: Callable[[Weights], object]) -> list[str]:
+    return [each.name for each in audit.tensors if each.weights is not None and of(each.weights)]
+
+
+def zero_tensors(audit: Audit) -> list[str]:
+    """Names of the tensors all of whose values are zero."""
+    return _named(audit, lambda w: w.zeros == w.values > 0)
+
+
+def some(names: Sequence[str]) -> str:
+    """``a, b, c and 4 more``."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(visible(name) for name in names[:_NAMED]) + more
+
+
+def _plural(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def not_finite(w: Weights) -> str:
+    """``1 NaN, 2 -infinity``; empty without one."""
     counts = ((w.nan, "NaN"), (w.positive_infinities, "+infinity"), (w.negative_infinities, "-infinity"))
     return ", ".join(f"{n:,} {name}" for n, name in counts if n)
 
 
 def block_sentence(blocks: BlockLoss) -> str:
     """What the casts change in blocks of one type."""
+    if not blocks.blocks and not blocks.not_finite:
+        return f"{blocks.type} blocks: no matrix that was counted has any"
     parts = []
     for name, through in (("F16", blocks.f16), ("BF16", blocks.bf16)):
         part = f"{through.changed:,} of {blocks.blocks:,} would change by way of {name}"
         if through.overflowed:
-            part += f" ({through.overflowed:,} hold an overflow)"
+            part += f" ({through.overflowed:,} hold{'s' if through.overflowed == 1 else ''} an overflow)"
         parts.append(part)
-    left_out = f" ({blocks.not_finite:,} blocks hold a value that is not finite)" if blocks.not_finite else ""
-    return f"{blocks.type} blocks: {', '.join(parts)}{left_out}"
+    n = blocks.not_finite
+    left_out = f"; {_plural(n, 'block')} left out: a value there is not finite" if n else ""
+    without = "" if blocks.type in BLIND else "; without an importance matrix, with one it may be others"
+    return f"{blocks.type} blocks: {', '.join(parts)}{left_out}{without}"
 
 
 def histogram(w: Weights) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,22 @@ def comparable(a: GgufFile, b: GgufFile) -> list[str]:
 def same_form(a: TensorInfo, b: TensorInfo) -> bool:
     """Whether two tensors have the same type, shape and so many bytes."""
     return (a.ggml_type, a.shape, a.n_bytes) == (b.ggml_type, b.shape, b.n_bytes)
+
+
+def quantized(info: TensorInfo) -> bool:
+    """Whether a tensor is made of blocks of several values: what all shares of blocks are counted over.
+
+    Floats and integers have no blocks but values; a type that is not known here has bytes.
+    """
+    return unit(info) == "block"
+
+
+def unit(info: TensorInfo) -> Literal["block", "value", "byte"]:
+    """What a tensor is counted in where its bytes are compared."""
+    try:
+        return "block" if block_of(info.ggml_type).weights > 1 else "value"
+    except KeyError:
+        return "byte"
 
 
 def block_bytes(info: TensorInfo) -> int:

@@ -12,7 +12,9 @@ counts blocks that are equal in the two files, f(a, a) = f(b, b), though f(b, a)
 
 The four single changes are counted by themselves as well: ``weights_with_a`` is f(a, a) ≠ f(b, a), and so on.
 
-A block is one of the tensor's type (256 weights of Q4_K, 32 of Q8_0); in tensors that are not quantized, one value.
+A block is one of the tensor's type (256 weights of Q4_K, 32 of Q8_0). Tensors that are not quantized have none: their
+values are counted in the same way, apart from the blocks. So a pair of files has the share of blocks that
+`bitloss.explain.diff` gives it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitloss.errors import MismatchError
-from bitloss.explain.blocks import block_bytes, block_marks
+from bitloss.explain.blocks import block_bytes, block_marks, quantized
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
 from bitloss.progress import Progress, ProgressCallback, silent
@@ -46,9 +48,10 @@ class Files(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Blocks of all tensors together, and of those tensors in which anything differs."""
+    """Blocks of all tensors together, values of those without blocks, and the tensors in which anything differs."""
 
     blocks: Blocks
+    values: Blocks
     tensors: tuple[CrossedTensor, ...]
 
 
@@ -76,7 +79,12 @@ def compare_blocks(files: Files, progress: ProgressCallback = silent) -> Found:
         if more := [name for name in cell.tensors if name not in cells[0].tensors]:
             raise MismatchError("files of a cross with other tensors", where=cell.path, found=more[0])
     differing = tuple(each for each in tensors if each.blocks.whole or each.blocks.undone)
-    return Found(sum_blocks(each.blocks for each in tensors), differing)
+    in_blocks = {name for name in names if quantized(cells[0].info(name))}
+    return Found(
+        sum_blocks(each.blocks for each in tensors if each.name in in_blocks),
+        sum_blocks(each.blocks for each in tensors if each.name not in in_blocks),
+        differing,
+    )
 
 
 def sum_blocks(parts: Iterable[Blocks]) -> Blocks:
@@ -85,11 +93,14 @@ def sum_blocks(parts: Iterable[Blocks]) -> Blocks:
     return Blocks(**{name: sum(getattr(each, name) for each in every) for name in Blocks.model_fields})
 
 
-def no_blocks(file: Path) -> Blocks:
-    """The counts of four files with equal tensors: all blocks, none that differs."""
-    found = open_model(file)
-    total = sum(info.n_bytes // block_bytes(info) for info in found.tensors.values())
-    return Blocks.model_validate(dict.fromkeys(Blocks.model_fields, 0) | {"total": total})
+def nothing_differs(file: Path) -> Found:
+    """What four files with equal tensors come to: all blocks and values, none that differs."""
+    totals = {True: 0, False: 0}
+    for info in open_model(file).tensors.values():
+        totals[quantized(info)] += info.n_bytes // block_bytes(info)
+    none = dict.fromkeys(Blocks.model_fields, 0)
+    blocks, values = (Blocks.model_validate(none | {"total": totals[which]}) for which in (True, False))
+    return Found(blocks, values, ())
 
 
 def _tensor(cells: list[GgufFile], name: str) -> CrossedTensor:

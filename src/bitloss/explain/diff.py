@@ -21,7 +21,7 @@ from pathlib import Path
 from bitloss.engine.llama import usable_cores
 from bitloss.errors import FileProblem
 from bitloss.explain.diff_bytes import account, in_file_order, shares_by_state
-from bitloss.explain.diff_tensors import FLOATS, Found, Job, compare
+from bitloss.explain.diff_tensors import Found, Job, compare
 from bitloss.explain.diff_text import causes, conclude
 from bitloss.explain.distance import Distance, Odd
 from bitloss.explain.fields import Fields
@@ -31,6 +31,7 @@ from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.records.diff import (
     AgainstReference,
     Diff,
+    DifferingBlock,
     NotFinite,
     Side,
     TensorDiff,
@@ -151,7 +152,9 @@ def _tensor(job: Job, name: str) -> tuple[TensorDiff, Found]:
         bytes_a=0 if a is None else a.n_bytes,
         bytes_b=0 if b is None else b.n_bytes,
         blocks=found.blocks,
+        unit=found.unit,
         differing_blocks=found.differing_blocks,
+        first=tuple(DifferingBlock(block=place, bits=bits) for place, bits in found.first),
         quants=None if fields is None else fields.quants,
         differing_quants=None if fields is None else fields.differing_quants,
         scales=None if fields is None else fields.scales,
@@ -199,7 +202,7 @@ def _against(found: Found) -> AgainstReference | None:
 
 def _total(compared: list[tuple[TensorDiff, Found]]) -> Total:
     tensors = [row for row, _ in compared]
-    quantized = [found for row, found in compared if row.type_a not in FLOATS]
+    quantized = [found for _, found in compared if found.quantized]
     fields = Fields()
     values, measured = Found(), Found()
     for _, found in compared:

@@ -9,12 +9,13 @@ decoded is compared as bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bitloss.explain.blocks import block_bytes, marked_pieces, same_form
+from bitloss.explain.blocks import block_bytes, mark, marked_pieces, quantized, same_form, unit
 from bitloss.explain.distance import Distance, Floats, compare_tensors, direct, distance
 from bitloss.explain.fields import SCALES, Fields, compare_fields, told_apart
 from bitloss.model.gguf import GgufFile, TensorInfo
@@ -24,6 +25,8 @@ from bitloss.quantize.types import TENSOR_TYPES
 from bitloss.records.diff import TensorState
 
 Bytes = npt.NDArray[np.uint8]
+_FIRST = 8  # differing blocks that are named
+_LOOKED_AT = 1 << 16  # bytes at a time while they are looked for
 FLOATS = ("F32", "F16", "BF16")
 _VALUES = 1 << 23  # looked at before pages are given back; a multiple of every block
 _DECODED = 1 << 20  # decoded at a time by libggml
@@ -34,8 +37,11 @@ class Found:
     """What a tensor came to.
 
     Attributes:
+        quantized: whether it is of one quantized type in both.
         blocks: of the type both have; None for two types.
         differing_blocks: of them.
+        unit: what these blocks are.
+        first: the first that differ, as (place, bits that differ).
         fields: quants and scales, where they are told apart.
         distance: of the values; None where they were not compared.
         elements: how many values.
@@ -43,8 +49,11 @@ class Found:
         note: what could not be compared.
     """
 
+    quantized: bool = False
     blocks: int | None = None
     differing_blocks: int | None = None
+    unit: Literal["block", "value", "byte"] | None = None
+    first: list[tuple[int, int]] = field(default_factory=list)
     fields: Fields | None = None
     distance: Distance | None = None
     elements: int = 0
@@ -76,6 +85,7 @@ def compare(job: Job, a: TensorInfo, b: TensorInfo) -> tuple[TensorState, Found]
     found = Found(elements=a.n_elements)
     decodable = _decodable(a) and _decodable(b)
     if same_form(a, b):
+        found.quantized, found.unit = quantized(a), unit(a)
         if decodable and direct(_kind(a)):
             _compare_directly(job, a, found)
         else:
@@ -127,12 +137,27 @@ def _compare_directly(job: Job, a: TensorInfo, found: Found) -> None:
         one = compare_tensors((kind, kind), left[at:end], right[at:end], threads=job.threads)
         total += one.distance
         differing, quants, scales = differing + one.blocks, quants + one.quants, scales + one.scales
+        if one.blocks and len(found.first) < _FIRST:
+            _name_first(found, at // size, (left[at:end], right[at:end]), size)
         job.a.forget(a.name, end)
         job.b.forget(a.name, end)
         job.told(a.name, 2 * (end - at))
     found.blocks, found.differing_blocks, found.distance = a.n_bytes // size, differing, total
     if a.type_name not in FLOATS:
         found.fields = Fields(a.n_elements, found.blocks * len(SCALES[kind]), quants, scales)
+
+
+def _name_first(found: Found, first: int, pair: tuple[Bytes, Bytes], size: int) -> None:
+    """Add the places of differing blocks of a piece that begins with block `first`, until there are enough."""
+    a, b = pair
+    step = size * max(1, _LOOKED_AT // size)
+    for at in range(0, a.size, step):
+        for where in np.flatnonzero(mark(a[at : at + step], b[at : at + step], size)):
+            begin = at + int(where) * size
+            bits = np.bitwise_count(a[begin : begin + size] ^ b[begin : begin + size]).sum()
+            found.first.append((first + begin // size, int(bits)))
+            if len(found.first) == _FIRST:
+                return
 
 
 def _compare_blocks(job: Job, a: TensorInfo, found: Found, *, decodable: bool) -> None:
@@ -144,6 +169,9 @@ def _compare_blocks(job: Job, a: TensorInfo, found: Found, *, decodable: bool) -
     for first, marks in marked_pieces(job.a, job.b, a.name, threads=job.threads):
         which = np.flatnonzero(marks)
         found.differing_blocks += which.size
+        if which.size and len(found.first) < _FIRST:
+            piece = slice(first * size, (first + marks.size) * size)
+            _name_first(found, first, (left[piece], right[piece]), size)
         if decodable:
             step = _DECODED // _sizes(a)[0]
             for at in range(0, which.size, step):

@@ -60,7 +60,7 @@ def causes(sides: Sides, found: Account, tensors: Sequence[TensorDiff]) -> list[
         told.append("the tensors come in another order")
     if a.alignment != b.alignment:
         told.append(f"tensors begin at multiples of {a.alignment:,} bytes in A, of {b.alignment:,} in B")
-    told += _tensor_causes(tensors)
+    told += _tensor_causes(tensors) + _retyped(tensors)
     for share in found.shares:
         if share.section in ("padding", "trailing bytes") and not share.equal:
             where = f"{share.section} {share.what}"
@@ -90,19 +90,46 @@ def _tensor_causes(tensors: Sequence[TensorDiff]) -> list[str]:
     told = []
     for state, words in (
         ("different", "holds other weights"),
+        ("opaque", "holds other bytes of a type that is not decoded"),
         ("equal values", "holds equal values in other bytes"),
         ("reshaped", "has another shape"),
         ("only in a", "is only in A"),
         ("only in b", "is only in B"),
     ):
-        some = [each for each in tensors if each.state == state]
+        some = [each for each in tensors if _state(each) == state]
         if not some:
             continue
-        names = ", ".join(visible(each.name, _KEY) for each in some[:_NAMED])
+        names = ", ".join(visible(each.name, _KEY) + _where(each) for each in some[:_NAMED])
         more = f" and {len(some) - _NAMED:,} more" if len(some) > _NAMED else ""
         verb = words if len(some) == 1 else _of_many(words)
         told.append(f"{plural(len(some), 'tensor')} {verb}: {names}{more}")
     return told
+
+
+def _state(each: TensorDiff) -> str:
+    return "opaque" if each.state == "different" and each.values is None else each.state
+
+
+def _where(each: TensorDiff) -> str:
+    """`` (block 1, 4 bits; block 7, 1 bit)`` where all that differs can be named."""
+    if not 0 < len(each.first) == (each.differing_blocks or 0) <= _NAMED:
+        return ""
+    named = [f"{each.unit} {of.block:,}, {plural(of.bits, 'bit')}" for of in each.first]
+    return f" ({'; '.join(named)})"
+
+
+def _retyped(tensors: Sequence[TensorDiff]) -> list[str]:
+    """Of each pair of types, the tensors that are of one in A and of the other in B."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for each in tensors:
+        if each.type_a and each.type_b and each.type_a != each.type_b:
+            found.setdefault((each.type_a, each.type_b), []).append(visible(each.name, _KEY))
+    return [
+        f"{plural(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} {a} in A and {b} in B: "
+        + ", ".join(names[:_NAMED])
+        + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+        for (a, b), names in found.items()
+    ]
 
 
 def _of_many(words: str) -> str:
@@ -161,6 +188,8 @@ def _equal_values(total: Total) -> str:
 def _different(total: Total) -> str:
     all_of = total.identical + total.equal_values + total.different
     told = [f"{total.different:,} of {plural(all_of, 'tensor')} differ{'s' if total.different == 1 else ''}"]
+    if total.retyped:
+        told.append(f"{total.retyped:,} {'is' if total.retyped == 1 else 'are'} of another type")
     if total.differing_blocks:
         told.append(f"in {share_of(total.differing_blocks, total.blocks, 'block')}")
     if total.quants:
@@ -170,21 +199,36 @@ def _different(total: Total) -> str:
         )
     values = total.values
     if values is not None:
-        if total.retyped or not total.quants:
+        if values.values > total.quants:  # else quants tell more
             told.append(f"{share_of(values.differing, values.values, 'value')} changed")
-        if values.rms is not None:
+        if values.rms is not None and (values.largest or not values.left_out):
             told.append(f"RMS difference {values.rms:.3g}, largest {values.largest:.3g}")
+        told += _odd(values)
     if total.opaque:
         told.append(f"{plural(total.opaque, 'tensor')} compared as bytes only")
     text = ", ".join(told)
     return text + (f"; {_against(total.reference)}" if total.reference is not None else "")
 
 
+def _odd(values: Values) -> list[str]:
+    """Values that are in no RMS, by kind."""
+    told = [
+        f"{kinds} in {name}"
+        for name, kinds in (("A", not_finite(values.a_not_finite)), ("B", not_finite(values.b_not_finite)))
+        if kinds
+    ]
+    return (
+        [f"values that are not finite are in no error: {' and '.join(told)}"]
+        if values.left_out and told
+        else []
+    )
+
+
 def _against(of: AgainstReference) -> str:
     if of.ratio is None:
         return "neither is away from the reference"
     errors = f"{_number(of.a_rms)} in A, {_number(of.b_rms)} in B"
-    return f"that is {of.ratio:.3g} of the distance to the reference (RMS {errors})"
+    return f"that is {of.ratio:.3g} times the distance to the reference (RMS {errors})"
 
 
 def _size_sentence(sides: Sides, found: Account, total: Total) -> str:
@@ -260,7 +304,7 @@ def _tensor_row(each: TensorDiff, *, with_reference: bool) -> tuple[str, ...]:
         visible(each.name, _KEY),
         " / ".join(dict.fromkeys(kinds)),
         outcome,
-        _of(each.differing_blocks, each.blocks),
+        _of(each.differing_blocks, each.blocks) + ("" if each.unit in (None, "block") else f" {each.unit}s"),
         _of(each.differing_quants, each.quants),
         _of(each.differing_scales, each.scales),
         _value_cell(values),

@@ -9,6 +9,7 @@ from bitloss.display import decimal, percent, probability, rough_percent, visibl
 from bitloss.explain.sameness import sources_of
 from bitloss.records import (
     Attribution,
+    Blocks,
     Candidate,
     Comparison,
     Confidence,
@@ -56,28 +57,26 @@ def ties(comparisons: Sequence[Comparison]) -> Finding | None:
 def why_different(found: Attribution) -> Finding | None:
     """Attribute the difference between the files of two routes.
 
-    Fires when some block differs between the two files.
+    Fires when some block differs between the two files, or some value of a tensor that has no blocks.
     """
-    blocks = found.blocks
-    if not blocks.whole:
+    blocks, values = found.blocks, found.values
+    counted = [(blocks, "block")] if blocks.whole else []
+    counted += [(values, "value")] if values is not None and values.whole else []
+    if not counted:
         return None
-    text = (
-        f"{blocks.whole:,} of {blocks.total:,} blocks differ ({percent(blocks.whole / blocks.total)}), in "
-        f"{_tensors(found.tensors)}. Of these only the weights matter to {blocks.weights:,}, only the importance "
-        f"matrix to {blocks.imatrix:,}, and {blocks.both:,} take{'s' if blocks.both == 1 else ''} both."
-    )
-    if blocks.undone:
-        text += f" {blocks.undone:,} more change with one alone, and are the same in the two files."
+    text = " ".join(_counted(counts, unit, found.tensors) for counts, unit in counted)
     text += f" {_one_matrix(found)} {_divergence(found)}"
+    first, unit = counted[0]
     return Finding(
         id="why-different",
-        title=_title(found),
+        title=_title(found, first, unit),
         text=text,
         evidence={
             "candidates": [found.file_a, found.file_b],
             "blocks": blocks.model_dump(mode="json"),
-            "shares_of_blocks": {
-                name: getattr(blocks, name) / blocks.whole for name in ("weights", "imatrix", "both")
+            "values": None if values is None else values.model_dump(mode="json"),
+            f"shares_of_{unit}s": {
+                name: getattr(first, name) / first.whole for name in ("weights", "imatrix", "both")
             },
             "kld": {
                 name: getattr(found.kld, name).model_dump(mode="json", exclude_none=True)
@@ -90,32 +89,53 @@ def why_different(found: Attribution) -> Finding | None:
     )
 
 
-def _title(found: Attribution) -> str:
+def _counted(counts: Blocks, unit: str, tensors: Sequence[CrossedTensor]) -> str:
+    """How many blocks (or values) differ, and to how many of them what matters."""
+    text = (
+        f"{counts.whole:,} of {counts.total:,} {unit}s {'differs' if counts.whole == 1 else 'differ'} "
+        f"({percent(counts.whole / counts.total)}), in {_tensors(tensors, unit)}. Of these only the weights matter to "
+        f"{counts.weights:,}, only the importance matrix to {counts.imatrix:,}, and {counts.both:,} "
+        f"take{'s' if counts.both == 1 else ''} both."
+    )
+    if counts.undone:
+        text += (
+            f" {counts.undone:,} more change{'s' if counts.undone == 1 else ''} with one alone, and "
+            f"{'is' if counts.undone == 1 else 'are'} the same in the two files."
+        )
+    return text
+
+
+def _title(found: Attribution, counts: Blocks, unit: str) -> str:
     files = f"{found.file_a} and {found.file_b}"
-    blocks = found.blocks
-    if blocks.whole == blocks.imatrix:
+    everything = [each for each in (found.blocks, found.values) if each is not None]
+    if all(each.whole == each.imatrix for each in everything):
         return f"{files} differ through the importance matrix alone"
-    if blocks.whole == blocks.weights:
+    if all(each.whole == each.weights for each in everything):
         return f"{files} differ through the weights alone"
     shares = ", ".join(
-        f"{percent(count / blocks.whole, digits=1)} through {what}"
+        f"{percent(count / counts.whole, digits=1)} through {what}"
         for count, what in (
-            (blocks.weights, "the weights"),
-            (blocks.imatrix, "the importance matrix"),
-            (blocks.both, "both"),
+            (counts.weights, "the weights"),
+            (counts.imatrix, "the importance matrix"),
+            (counts.both, "both"),
         )
         if count
     )
-    return f"{files} differ in {blocks.whole:,} blocks: {shares}"
+    return f"{files} differ in {_plural(counts.whole, unit)}: {shares}"
 
 
-def _tensors(tensors: Sequence[CrossedTensor]) -> str:
-    differing = sorted((t for t in tensors if t.blocks.whole), key=lambda t: -t.blocks.whole)
+def _plural(n: int, unit: str) -> str:
+    return f"{n:,} {unit}{'' if n == 1 else 's'}"
+
+
+def _tensors(tensors: Sequence[CrossedTensor], unit: str) -> str:
+    differing = [t for t in tensors if t.blocks.whole and t.unit == unit]
+    differing.sort(key=lambda t: -t.blocks.whole)
     many = f"{len(differing)} tensor{'' if len(differing) == 1 else 's'}"
     shown = [
         f"{each.name} {each.blocks.whole:,}"
         + (
-            f" (block {', '.join(map(str, each.first[:_NAMED]))}{', …' if each.blocks.whole > _NAMED else ''})"
+            f" ({unit} {', '.join(map(str, each.first[:_NAMED]))}{', …' if each.blocks.whole > _NAMED else ''})"
         )
         for each in differing[:_NAMED]
     ]
@@ -125,19 +145,18 @@ def _tensors(tensors: Sequence[CrossedTensor]) -> str:
 def _one_matrix(found: Attribution) -> str:
     """What weights alone do: the plain answer to "is it the weights?"."""
     pairs = (
-        (found.a, found.blocks.weights_with_a, f"{found.file_a} and {found.weights_of_b}"),
-        (found.b, found.blocks.weights_with_b, f"{found.imatrix_of_b} and {found.file_b}"),
+        (found.a, "weights_with_a", f"{found.file_a} and {found.weights_of_b}"),
+        (found.b, "weights_with_b", f"{found.imatrix_of_b} and {found.file_b}"),
     )
-    said = [
-        f"with that of {matrix} "
-        + (
-            f"they differ in {count:,} block{'' if count == 1 else 's'}"
-            if count
-            else "they give the same bytes"
-        )
-        + f" ({files})"
-        for matrix, count, files in pairs
-    ]
+    said = []
+    for matrix, which, files in pairs:
+        counted = [
+            _plural(getattr(counts, which), unit)
+            for counts, unit in ((found.blocks, "block"), (found.values, "value"))
+            if counts is not None and getattr(counts, which)
+        ]
+        told = f"they differ in {' and '.join(counted)}" if counted else "they give the same bytes"
+        said.append(f"with that of {matrix} {told} ({files})")
     return (
         f"With one importance matrix for both, {found.type} from weights of {found.a} and {found.b}: "
         f"{', '.join(said)}.{_where_weights(found.tensors)}"
@@ -146,7 +165,7 @@ def _one_matrix(found: Attribution) -> str:
 
 def _where_weights(tensors: Sequence[CrossedTensor]) -> str:
     """The first blocks that weights alone change, with either matrix."""
-    blocks = [f"{each.name} block {index}" for each in tensors for index in each.first_weights]
+    blocks = [f"{each.name} {each.unit} {index}" for each in tensors for index in each.first_weights]
     shown = ", ".join(blocks[:_NAMED])
     return f" Changed by the weights: {shown}{', …' if len(blocks) > _NAMED else ''}." if shown else ""
 
@@ -167,7 +186,10 @@ def _divergence(found: Attribution) -> str:
         p_value = probability(kld.whole.p_value)
         said += f" The whole cannot be told from 0 (p = {p_value}), so shares of it mean nothing."
     else:
-        said += " Shares: " + ", ".join(f"{name} {_share(part)}" for name, part in parts) + "."
+        said += " Shares: " + ", ".join(f"{name} {_share(part)}" for name, part in parts)
+        said += (
+            f" (the whole is not 0 by a test of its own, p = {probability(kld.whole.p_value)}, not Holm's)."
+        )
     if kld.weights.scatter is not None:
         said += " Of the token-by-token difference: " + ", ".join(
             f"{name} {_percent(part.scatter, part.scatter_se)}" for name, part in parts
@@ -251,7 +273,7 @@ def imatrix_route(pair: ImatrixPair, halves: Sequence[ImatrixHalves]) -> Finding
         )
     text += "."
     if like.left_out:
-        text += f" {like.left_out:,} columns that are 0 in one of them are left out."
+        text += f" {like.left_out:,} columns that are 0 in one of them or in both are left out."
     evidence: dict[str, JsonValue] = {"route": like.model_dump(mode="json")}
     names = f"the importance matrices of {sources_of(pair.a, pair.b)}"
     if like.spread == 0:

@@ -95,6 +95,7 @@ def _different(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[F
     for (a, b), group in pairs.items():
         if is_whole(by_name[a]) and is_whole(by_name[b]):
             yield same_type_pair(by_name[a], by_name[b], group, results.text.scored_tokens)
+            yield pair_not_told(by_name[a], by_name[b], group, results.text.scored_tokens)
     for attribution in results.cross.attributions if results.cross else ():
         yield why_different(attribution)
     for pair in results.cross.imatrices if results.cross else ():
@@ -172,6 +173,40 @@ def same_type_pair(a: Candidate, b: Candidate, group: Sequence[Comparison], toke
             "candidates": [a.name, b.name],
             "tokens": tokens,
             "comparisons": [c.model_dump(mode="json", include=_EVIDENCE) for c in tested],
+        },
+        confidence=Confidence.MEASURED,
+        question=3,
+        rows=(a.name, b.name, "#comparisons"),
+    )
+
+
+def pair_not_told(a: Candidate, b: Candidate, group: Sequence[Comparison], tokens: int) -> Finding | None:
+    """Say that two files of one type along different routes, with different tensors, could not be told apart or tested.
+
+    Fires where `same_type_pair` has nothing to rest on: no comparison was tested. Either the text was too short, or
+    every token scored the same although the tensors differ.
+    """
+    routes_differ = (a.weights_from, a.imatrix_from) != (b.weights_from, b.imatrix_from)
+    tested = any(c.verdict not in {None, Verdict.IDENTICAL} for c in group)
+    if a.type != b.type or not routes_differ or a.tensors_sha256 == b.tensors_sha256 or tested:
+        return None
+    equal = all(c.verdict is Verdict.IDENTICAL for c in group)
+    reasons = list(dict.fromkeys(c.reason for c in group if c.verdict is None and c.reason))
+    text = f"{_what_differs(a, b)} Their tensors differ. "
+    text += (
+        f"On these {tokens} tokens they scored the same, token by token: what differs does not show on this text."
+        if equal
+        else f"Which is nearer to the base was not tested: {'; '.join(reasons) or 'no reason was kept'}. Their figures "
+        "differ, but whether beyond chance is not known."
+    )
+    return Finding(
+        id="pair-not-told",
+        title=f"{a.name} and {b.name}: {'the same on every token' if equal else 'not decided'}",
+        text=text,
+        evidence={
+            "candidates": [a.name, b.name],
+            "tokens": tokens,
+            "comparisons": [c.model_dump(mode="json", include={*_EVIDENCE, "reason"}) for c in group],
         },
         confidence=Confidence.MEASURED,
         question=3,

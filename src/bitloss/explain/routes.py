@@ -1,8 +1,9 @@
 """Rules for question 4: what each route took in time and on the disk, beside what it bought.
 
 A route is a precision by way of which files are made. Beside the cost stands what was found of the routes' files, type
-by type: the same tensors, a tie by every metric compared, or a difference. A recommendation is only made where every
-type that two routes share is one of the first two; where time and disk speak for different routes, both are said.
+by type: the same tensors, a tie by every metric that was tested, a difference, or that none was tested. A
+recommendation is only made where every type that two routes share is one of the first two; where time and disk speak
+for different routes, both are said.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _CLOSE = 0.02
 
 
 class Twin(NamedTuple):
-    """The same type from two routes, and what a comparison said of them."""
+    """The same type from two routes, and what a comparison said of them; None where it could not be tested."""
 
     routes: frozenset[str]
-    verdict: Verdict
+    verdict: Verdict | None
     type: str = ""
 
 
@@ -57,14 +58,20 @@ def routes_only(results: Results) -> Results:
 
 
 def twin_verdicts(by_name: Mapping[str, Candidate], comparisons: Sequence[Comparison]) -> tuple[Twin, ...]:
-    """Collect the verdicts on files of one type that were each made wholly from one source."""
+    """Collect the verdicts on files of one type that were each made wholly from one source.
+
+    Files that scored alike on every token are the same only if their tensors are: else that is a tie of this text.
+    """
     twins = []
     for comparison in comparisons:
         a, b = by_name[comparison.a], by_name[comparison.b]
-        if a.type != b.type or comparison.verdict is None or not (is_whole(a) and is_whole(b)):
+        if a.type != b.type or not (is_whole(a) and is_whole(b)):
             continue
+        verdict = comparison.verdict
+        if verdict is Verdict.IDENTICAL and a.tensors_sha256 != b.tensors_sha256:
+            verdict = Verdict.TIE
         if a.weights_from and b.weights_from and a.weights_from != b.weights_from:
-            twins.append(Twin(frozenset({a.weights_from, b.weights_from}), comparison.verdict, a.type))
+            twins.append(Twin(frozenset({a.weights_from, b.weights_from}), verdict, a.type))
     return tuple(twins)
 
 
@@ -94,9 +101,11 @@ def route_costs(
     routes = _Routes(seconds, n_bytes, {source.name: source.bytes for source in sources})
     shared = [twin for twin in twins if twin.routes <= seconds.keys()]
     told = sum(twin.verdict in _TOLD for twin in shared)
+    open_ = sum(twin.verdict is None for twin in shared)
     text = _took(routes, making, base)
     if shared:
-        text += f" Comparisons of the routes' files that show a difference: {told} of {len(shared)}."
+        text += f" Comparisons of the routes' files that show a difference: {told} of {len(shared)}"
+        text += f", and {open_} could not be tested." if open_ else "."
     text += _recommendation(routes, shared)
     evidence: dict[str, JsonValue] = {
         "seconds": dict(seconds),
@@ -104,6 +113,7 @@ def route_costs(
         "source_bytes": dict(routes.sources),
         "comparisons": len(shared),
         "comparisons_with_a_difference": told,
+        "comparisons_not_tested": open_,
         "types": dict(_by_type(shared)),
     }
     return Finding(
@@ -139,14 +149,16 @@ def _took(routes: _Routes, making: Sequence[Cost], base: str) -> str:
 
 
 def _by_type(twins: Sequence[Twin]) -> dict[str, str]:
-    """Of each type: ``the same tensors``, ``a tie``, or ``a difference``."""
-    found: dict[str, set[Verdict]] = defaultdict(set)
+    """Of each type: ``the same tensors``, ``a tie``, ``a difference``, or ``not decided``."""
+    found: dict[str, set[Verdict | None]] = defaultdict(set)
     for twin in twins:
         found[twin.type].add(twin.verdict)
     said = {}
     for kind, verdicts in found.items():
         if verdicts & _TOLD:
             said[kind] = "a difference"
+        elif None in verdicts and Verdict.TIE not in verdicts:
+            said[kind] = "not decided"
         else:
             said[kind] = "the same tensors" if verdicts == {Verdict.IDENTICAL} else "a tie"
     return said
@@ -165,7 +177,7 @@ def _title(routes: _Routes, twins: Sequence[Twin]) -> str:
     parts: list[str] = []
     mine = [twin for twin in twins if twin.routes == {dear, cheap}]
     by_type = _by_type(mine)
-    for words in ("the same tensors", "a tie", "a difference"):
+    for words in ("the same tensors", "a tie", "a difference", "not decided"):
         kinds = [kind for kind, said in by_type.items() if said == words]
         if kinds:
             parts.append(f"{words} ({', '.join(kinds)})" if any(kinds) else words)
@@ -190,7 +202,15 @@ def _recommendation(routes: _Routes, twins: Sequence[Twin]) -> str:
     mine = [twin for twin in twins if twin.routes == {dear, cheap}]
     if not mine:
         return f" Files of {dear} and {cheap} were not compared, so nothing is recommended."
-    told = [kind for kind, said in _by_type(mine).items() if said == "a difference"]
+    by_type = _by_type(mine)
+    told, undecided = (
+        [kind for kind, said in by_type.items() if said == words] for words in ("a difference", "not decided")
+    )
+    if undecided and not told:
+        return (
+            f" Whether the files of {dear} and {cheap} differ could not be tested for {', '.join(undecided) or 'all'}, "
+            "so nothing is recommended."
+        )
     if told:
         return f" There is a difference ({', '.join(told) or 'see the comparisons'}): what it is worth is yours to say."
     quicker = routes.seconds[cheap] < routes.seconds[dear] * (1 + _CLOSE)

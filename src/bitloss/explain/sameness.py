@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bitloss.explain.routes import is_whole
 from bitloss.records import Audit, Candidate, Confidence, Cross, Finding, Results
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def why_identical(
 
     Args:
         pair: files of one type with equal tensors.
-        audit: what a cast to F16 changes, and which blocks see it.
+        audit: what a cast to F16 (or BF16) changes, and which blocks see it.
         cross: whether the importance matrix matters for this type.
 
     Fires when the files' weights come from two sources and the audit counted blocks of the type, or the cross has it.
@@ -94,17 +95,22 @@ def why_identical(
     said: list[str] = []
     evidence: dict[str, JsonValue] = {"candidates": [a.name, b.name]}
     through = next((each for each in audit.blocks if each.type == a.type), None) if audit else None
-    if audit is not None and through is not None and "f16" in {a.weights_from, b.weights_from}:
-        changed, n = audit.matrices.f16.changed, through.f16.changed
+    route = next((name for name in ("f16", "bf16") if name in {a.weights_from, b.weights_from}), None)
+    if audit is not None and through is not None and route is not None:
+        to, changed, n = (
+            route.upper(),
+            getattr(audit.matrices, route).changed,
+            getattr(through, route).changed,
+        )
         said.append(
-            f"Rounding to F16 changes {changed:,} of {audit.matrices.values:,} weights, and "
+            f"Rounding to {to} changes {changed:,} of {audit.matrices.values:,} weights, and "
             f"{n:,} of {through.blocks:,} {a.type} blocks would come out with other bytes (every block counted, "
             "without an importance matrix)."
-            + (" What F16 loses, a block of this type does not see." if changed and not n else "")
+            + (f" What {to} loses, a block of this type does not see." if changed and not n else "")
         )
-        evidence |= {"values_changed": changed, "blocks_changed": n, "blocks": through.blocks}
+        evidence |= {"cast": to, "values_changed": changed, "blocks_changed": n, "blocks": through.blocks}
     square = _square(cross, a, b)
-    if square is not None and square.blocks.whole == square.blocks.undone == 0:
+    if square is not None and all(c.whole == c.undone == 0 for c in (square.blocks, square.values) if c):
         said.append(
             f"Crossed, all four files ({square.file_a}, {square.weights_of_b}, {square.imatrix_of_b}, "
             f"{square.file_b}) have the same tensors: neither the weights' route nor the importance matrix's makes a "
@@ -132,12 +138,16 @@ def _square(cross: Cross | None, a: Candidate, b: Candidate) -> Attribution | No
 
 
 def none_identical(results: Results) -> Finding | None:
-    """Say that no two files hold the same weights; fires when files of several routes were measured and none do."""
-    routes = [(each.type, each.weights_from) for each in results.candidates if each.weights_from]
+    """Say that no two files hold the same weights; fires when files of several routes were measured and none do.
+
+    Files that were made to be crossed are not counted.
+    """
+    whole = [each for each in results.candidates if is_whole(each)]
+    routes = [(each.type, each.weights_from) for each in whole if each.weights_from]
     several = len(set(routes)) > len({kind for kind, _ in routes})
-    if not several or any(each.identical_to for each in results.candidates):
+    hashes: Sequence[str] = [each.tensors_sha256 for each in whole]
+    if not several or len(set(hashes)) < len(hashes):
         return None
-    hashes: Sequence[str] = [each.tensors_sha256 for each in results.candidates]
     return Finding(
         id="none-identical",
         title="No two files of this run hold the same weights",

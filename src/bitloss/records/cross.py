@@ -60,11 +60,14 @@ class Effects(Record):
         return self
 
 
+_WITHOUT_BLOCKS = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"}
+
+
 class Blocks(Record):
     """Blocks of two files that differ, by what they differ through; ``whole = weights + imatrix + both``."""
 
     total: Count
-    """Blocks compared; of a tensor that is not quantized, every value is one."""
+    """Blocks compared; of a tensor that is not quantized, values."""
     whole: Count
     """Blocks that differ between the file of route a and that of route b."""
     weights: Count
@@ -95,7 +98,7 @@ class Blocks(Record):
 
 
 class CrossedTensor(Record):
-    """The blocks of one tensor."""
+    """The blocks of one tensor; of one that is not quantized, its values."""
 
     name: str
     """Its name."""
@@ -107,6 +110,11 @@ class CrossedTensor(Record):
     """Indices of the first blocks that differ, in the order of the file; at most 8."""
     first_weights: tuple[Count, ...]
     """Indices of the first blocks in which weights of a and b differ with the same importance matrix; at most 8."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted: ``block``, or ``value`` of a type that has none."""
+        return "value" if self.type in _WITHOUT_BLOCKS else "block"
 
 
 class Attribution(Record):
@@ -127,7 +135,9 @@ class Attribution(Record):
     imatrix_of_b: str
     """Candidate with weights from a, importance matrix from b."""
     blocks: Blocks
-    """What of the files differs."""
+    """What of the files differs, in tensors of quantized types."""
+    values: Blocks | None = None
+    """The same of tensors that are not quantized, value by value; null in results that took values for blocks."""
     tensors: tuple[CrossedTensor, ...]
     """Tensors in which anything differs; empty where nothing does."""
     kld: Effects
@@ -140,7 +150,7 @@ class Likeness(Record):
     columns: Count
     """Columns compared: all of all weights whose mean square is above 0 in both."""
     left_out: Count
-    """Columns with a mean square of 0 in one of them."""
+    """Columns with a mean square of 0 in one of them or in both."""
     correlation_lowest: float | None
     """Lowest Pearson correlation of the mean squares of one weight; null where no weight varies."""
     correlation_lowest_at: str | None

@@ -106,6 +106,15 @@ class AgainstReference(Record):
     """RMS of the difference over the larger of the two; null where both are 0."""
 
 
+class DifferingBlock(Record):
+    """A block that is not the same in both."""
+
+    block: Count
+    """Its place in the tensor, from 0."""
+    bits: int = Field(ge=1)
+    """How many of its bits differ."""
+
+
 class TensorDiff(Record):
     """One tensor."""
 
@@ -126,9 +135,13 @@ class TensorDiff(Record):
     bytes_b: Count
     """Bytes in B."""
     blocks: Count | None = None
-    """Blocks of the type both have (a value each for floats); null where types or shapes differ."""
+    """Blocks of the type both have, as `unit` says; null where types or shapes differ."""
+    unit: Literal["block", "value", "byte"] | None = None
+    """What is counted: blocks of a quantized type, values of any other, bytes of a type that is not known here."""
     differing_blocks: Count | None = None
     """Those whose bytes differ."""
+    first: tuple[DifferingBlock, ...] = ()
+    """The first of them; at most 8."""
     quants: Count | None = None
     """Quants; null where the type has none, or they are not told apart."""
     differing_quants: Count | None = None

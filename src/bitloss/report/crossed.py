@@ -64,7 +64,7 @@ def tensors_table(results: Results) -> Table:
             f"{each.file_b} and {each.file_a}",
             tensor.name,
             tensor.type,
-            f"{tensor.blocks.total:,}",
+            f"{tensor.blocks.total:,}{'' if tensor.unit == 'block' else ' values'}",
             *(
                 f"{getattr(tensor.blocks, part):,}"
                 for part in ("whole", "weights", "imatrix", "both", "undone")

@@ -160,7 +160,7 @@ def cross_blocks(look: Look) -> Plot | None:
         for tensor in each.tensors:
             share = tensor.blocks.whole / max(tensor.blocks.total, 1)
             kind, layer = place(tensor.name)
-            count = f"{tensor.blocks.whole:,} of {tensor.blocks.total:,} blocks, {percent(share)}"
+            count = f"{tensor.blocks.whole:,} of {tensor.blocks.total:,} {tensor.unit}s, {percent(share)}"
             cells.append(Cell(kind, layer, share, f"{tensor.name}, {tensor.type}\n{count} differ"))
             rows.append((f"{each.file_a} and {each.file_b}", tensor.name, tensor.type, percent(share)))
         if cells:
@@ -168,8 +168,9 @@ def cross_blocks(look: Look) -> Plot | None:
     told = _Told(
         "difference-map",
         "Where two routes' files differ",
-        "Share of the blocks of each tensor that are not the same in the files of two routes to one type, on a "
-        "logarithmic scale. A tensor that is not drawn is equal, and so are files that are not drawn."
+        "Share of the blocks of each tensor (of one that is not quantized, of its values) that are not the same in the "
+        "files of two routes to one type, on a logarithmic scale. "
+        "A tensor that is not drawn is equal, and so are files that are not drawn."
         f"{_left_out(len(panels))}",
         Table(("Files", "Tensor", "Type", "Blocks that differ"), tuple(rows), right=frozenset({3})),
         "share of blocks that differ (logarithmic)",

@@ -37,7 +37,10 @@ def _identical(e: Mapping[str, Any]) -> Key | None:
 
 def _why_identical(e: Mapping[str, Any]) -> Key | None:
     if "blocks_changed" in e:
-        return Key(f"{e['blocks_changed']:,} of {e['blocks']:,}", "blocks see what the cast to F16 changes")
+        return Key(
+            f"{e['blocks_changed']:,} of {e['blocks']:,}",
+            f"blocks see what the cast to {e.get('cast', 'F16')} changes",
+        )
     return Key(f"{e['blocks_that_differ']:,}", "blocks differ between the crossed files")
 
 
@@ -56,8 +59,9 @@ def _pair(e: Mapping[str, Any]) -> Key | None:
 
 
 def _why_different(e: Mapping[str, Any]) -> Key | None:
-    blocks = e["blocks"]
-    return Key(f"{blocks['whole']:,} of {blocks['total']:,}", "blocks differ")
+    unit = "blocks" if e["blocks"]["whole"] else "values"
+    counts = e[unit]
+    return Key(f"{counts['whole']:,} of {counts['total']:,}", f"{unit} differ")
 
 
 def _imatrix(e: Mapping[str, Any]) -> Key | None:

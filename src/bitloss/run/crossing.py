@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bitloss.divergence.factorial import Cells, attribute
 from bitloss.divergence.measure import TokenTable, read_tokens
-from bitloss.explain.crossed import no_blocks
+from bitloss.explain.crossed import nothing_differs
 from bitloss.imatrix.file import read_imatrix
 from bitloss.imatrix.likeness import likeness
 from bitloss.records.cross import (
@@ -37,10 +37,11 @@ class Square(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A square, and the blocks in which its files differ."""
+    """A square, and the blocks and values in which its files differ."""
 
     square: Square
     blocks: Blocks
+    values: Blocks
     tensors: tuple[CrossedTensor, ...]
 
 
@@ -67,7 +68,7 @@ def compare_squares(candidates: Sequence[CandidateFile], folder: Path, steps: St
     for square in squares(candidates):
         hashes = [str(each.made["tensors_sha256"]) for each in square]
         if len(set(hashes)) == 1:
-            compared.append(Compared(square, no_blocks(square.aa.file), ()))
+            compared.append(Compared(square, *nothing_differs(square.aa.file)))
             continue
         a, b = square.aa.source.name, square.bb.source.name
         step = BlocksStep(
@@ -83,6 +84,7 @@ def compare_squares(candidates: Sequence[CandidateFile], folder: Path, steps: St
             Compared(
                 square,
                 Blocks.model_validate(told["blocks"]),
+                Blocks.model_validate(told["values"]),
                 tuple(CrossedTensor.model_validate(each) for each in tensors),
             )
         )
@@ -128,6 +130,7 @@ def cross_record(
                 weights_of_b=square.ba.name,
                 imatrix_of_b=square.ab.name,
                 blocks=each.blocks,
+                values=each.values,
                 tensors=each.tensors,
                 kld=attribute(cells, table(square.aa).chunk),
             )

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.explain.models import BF16, folder, normal
+from tests.unit.explain.models import BF16, folder, gguf, normal, unknown
 
 from bitloss.divergence.factorial import Cells, attribute
 from bitloss.explain.audit import audit
 from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_different
-from bitloss.explain.findings import findings
+from bitloss.explain.findings import findings, pair_not_told
 from bitloss.explain.losses import cast_losses, not_counted
 from bitloss.explain.questions import QUESTIONS, answers
-from bitloss.explain.routes import Twin, route_costs, routes_only
+from bitloss.explain.routes import Twin, route_costs, routes_only, twin_verdicts
 from bitloss.explain.sameness import identical_tensors, none_identical, why_identical
 from bitloss.explain.sensitive import most_sensitive
 from bitloss.records import (
@@ -67,14 +67,50 @@ def test_what_loses_nothing_is_lossless(tmp_path: Path) -> None:
     assert found[0].question == 2
 
 
+def test_what_was_not_counted_or_is_not_finite_stands_in_the_title(tmp_path: Path) -> None:
+    """ "Lossless" is said of the finite values that were counted, and of no others."""
+    values = normal(4, 256)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    found = audit(
+        unknown(tmp_path / "m.gguf", {"odd": normal(2, 32), "w": values, "z": np.zeros((2, 32), "f4")})
+    )
+    (finding,) = cast_losses(found, "F32", ("f32", "f16"))
+    assert finding.title == (
+        "F32 to F16 is lossless, but for 1 NaN, 1 +infinity, 1 -infinity and tensors that were not counted"
+    )
+    assert "All finite ones of 1,088 weights of matrices are 0 or inside" in finding.text
+    assert "every finite weight comes back from F16 as it was" in finding.text
+    assert (
+        "Not finite already: 1 NaN, 1 +infinity, 1 -infinity. What is not finite lies in w." in finding.text
+    )
+    assert "1 tensor is zero throughout: z." in finding.text
+    assert "Not counted, so not in these figures: odd." in finding.text
+    opaque = audit(unknown(tmp_path / "o.gguf", {"odd": normal(2, 32), "n": normal(8)}))
+    assert cast_losses(opaque, "F32", ("f32", "f16")) == []
+    said = not_counted(opaque, ("f32", "f16"))
+    assert said is not None
+    assert said.text == "No matrix of the model is of a type whose values are counted: odd."
+
+
+def test_types_that_take_a_matrix_are_counted_without_and_that_is_said(tmp_path: Path) -> None:
+    found = audit(gguf(tmp_path / "m.gguf", {"w": normal(4, 256)}), formats=("Q8_0", "Q4_K"))
+    (finding,) = cast_losses(found, "F32", ("f32", "f16"))
+    assert (
+        "Of 4 Q4_K blocks none would come out different by way of F16 (without an importance matrix)."
+        in finding.text
+    )
+    assert "Of 32 Q8_0 blocks none would come out different by way of F16." in finding.text
+
+
 def test_a_weight_of_70000_overflows(tmp_path: Path) -> None:
     (found,) = cast_losses(_audit(tmp_path, w=_with([70000.0])), "F32", ("f32", "f16"))
     assert found.title == "F16 cannot hold 1 weight: the largest is 70000"
     assert "1 comes back from F16 different, 1 of them infinite" in found.text
     assert (
-        "Of 32 Q8_0 blocks 1 would come out different by way of F16, 1 because they hold an overflow"
+        "Of 32 Q8_0 blocks 1 would come out different by way of F16, 1 because it holds an overflow"
         in found.text
     )
+    assert "Too large are values of w." in found.text
     assert found.evidence["overflowed"] == 1
     assert found.evidence["above"] == 1
 
@@ -157,6 +193,12 @@ def test_none_identical_is_said_where_routes_were_compared(sample_results: Resul
     assert found is not None
     assert found.question == 1
     assert none_identical(sample_results.model_copy(update={"candidates": q4[:1]})) is None
+    crossed = q4[0].model_copy(
+        update={"name": "Q4_K_M/f32+f16", "imatrix_from": "f16", "identical_to": q4[0].name}
+    )
+    found = none_identical(sample_results.model_copy(update={"candidates": (*q4, crossed)}))
+    assert found is not None  # whole files differ, whatever a crossed one repeats
+    assert found.evidence["files"] == 2
 
 
 # ------------------------------------------------------------------------------------------------ question 3
@@ -238,6 +280,28 @@ def test_why_different_says_through_what(blocks: Blocks, title: str, says: str) 
     assert sum(float(str(share)) for share in shares.values()) == pytest.approx(1.0)
 
 
+def test_values_without_blocks_are_told_apart_from_blocks() -> None:
+    """Files of F16 differ in values; of quantized files some tensors may be floats."""
+    none, values = Blocks.model_validate(NONE), _blocks(weights=2, weights_with_a=2, weights_with_b=2)
+    floats = CrossedTensor(name="output.weight", type="F16", blocks=values, first=(5,), first_weights=(5,))
+    plain = _attribution("F16", none).model_copy(update={"values": values, "tensors": (floats,)})
+    found = why_different(plain)
+    assert found is not None
+    assert found.title == "F16/f32 and F16/f16 differ through the weights alone"
+    assert "2 of 100 values differ (2.000 %), in 1 tensor (in output.weight 2 (value 5))" in found.text
+    assert "with that of f32 they differ in 2 values" in found.text
+    assert "block" not in found.text
+    assert found.evidence["shares_of_values"] == {"weights": 1.0, "imatrix": 0.0, "both": 0.0}
+    mixed = _attribution("Q4_K_M", _blocks(imatrix=7))
+    mixed = mixed.model_copy(update={"values": values, "tensors": (*mixed.tensors, floats)})
+    found = why_different(mixed)
+    assert found is not None
+    assert "alone" not in found.title
+    assert "7 of 100 blocks differ" in found.text
+    assert "2 of 100 values differ" in found.text
+    assert "they differ in 2 values (Q4_K_M/f32 and Q4_K_M/f16+f32)" in found.text
+
+
 def test_why_different_claims_shares_only_where_the_whole_is_told() -> None:
     base, one, two = np.random.default_rng(5).exponential(1.0, (3, len(CHUNK)))
     tie = why_different(_attribution("Q4_K_M", _blocks(imatrix=7), Cells(one, one, two, two)))
@@ -252,6 +316,8 @@ def test_why_different_claims_shares_only_where_the_whole_is_told() -> None:
     )
     assert shifted is not None
     assert "Shares: weights 0.0" in shifted.text
+    assert "(the whole is not 0 by a test of its own, p = " in shifted.text
+    assert "-0.0 " not in shifted.text
     attributed = _attribution("Q4_K_M", _blocks(imatrix=7))
     few = attributed.model_copy(update={"kld": attribute(Cells(one, one, two, two), CHUNK % 3)})
     said = why_different(few)
@@ -360,6 +426,53 @@ def test_which_route_to_take() -> None:
     assert "were not compared, so nothing is recommended" in unknown.text
 
 
+def test_what_was_not_tested_recommends_nothing() -> None:
+    """A text too short to test: that the other type is the same says nothing of this one."""
+    pair = frozenset({"f32", "f16"})
+    twins = [Twin(pair, Verdict.IDENTICAL, "Q8_0"), Twin(pair, None, "Q4_K_M"), Twin(pair, None, "Q4_K_M")]
+    found = route_costs(_costs(100, 62), twins, base="f32", sources=SIZES)
+    assert found is not None
+    assert "the same tensors (Q8_0), not decided (Q4_K_M)" in found.title
+    assert "show a difference: 0 of 3, and 2 could not be tested." in found.text
+    assert found.text.endswith(
+        "Whether the files of f32 and f16 differ could not be tested for Q4_K_M, so nothing is recommended."
+    )
+    partly = route_costs(_costs(100, 62), [*twins, Twin(pair, Verdict.TIE, "Q4_K_M")], base="f32")
+    assert partly is not None  # one metric was tested, and is a tie
+    assert "a tie (Q4_K_M)" in partly.title
+
+
+def test_equal_scores_are_not_equal_tensors(sample_results: Results) -> None:
+    """Tensors that differ where this text does not look score alike on every token."""
+    a, b = (sample_results.candidate(name) for name in ("Q4_K_M/f32", "Q4_K_M/f16"))
+    same = [
+        c.model_copy(update={"verdict": Verdict.IDENTICAL, "p_holm": None, "p_value": None, "ci95": None})
+        for c in sample_results.comparisons
+        if (c.a, c.b) == (a.name, b.name)
+    ]
+    assert same
+    (twin, *_) = twin_verdicts({a.name: a, b.name: b}, same)
+    assert twin.verdict is Verdict.TIE
+    found = pair_not_told(a, b, same, 100)
+    assert found is not None
+    assert found.title == "Q4_K_M/f32 and Q4_K_M/f16: the same on every token"
+    assert "Their tensors differ. On these 100 tokens they scored the same" in found.text
+    reason = "no clustered standard error: 1 chunk, at least 10 needed"
+    short = [c.model_copy(update={"verdict": None, "reason": reason}) for c in same]
+    found = pair_not_told(a, b, short, 100)
+    assert found is not None
+    assert found.title.endswith("not decided")
+    assert (
+        f"was not tested: {reason}. Their figures differ, but whether beyond chance is not known."
+        in found.text
+    )
+    assert pair_not_told(a, a, short, 100) is None
+    assert (
+        pair_not_told(a, b, [c for c in sample_results.comparisons if c.a == a.name and c.b == b.name], 9)
+        is None
+    )
+
+
 def test_files_made_to_be_crossed_are_no_cost_of_a_route() -> None:
     crossed = Cost(
         step="quantize Q8_0/f32+f16", kind="quantize", route=None, seconds=9, bytes=9, reused=False
@@ -404,6 +517,14 @@ def test_the_most_sensitive_group() -> None:
     assert nothing is not None
     assert nothing.title == "No group of Q4_K_M gains anything that this text can show"
     assert "For a bit spent" not in nothing.text
+    reason = "no clustered standard error: 3 chunks, at least 10 needed"
+    short = most_sensitive(
+        _sensitivity(_raised("output", 0.02, None).model_copy(update={"se": None, "reason": reason}))
+    )
+    assert short is not None  # large or not: it was not tested
+    assert short.title == "Which group of Q4_K_M gains beyond chance was not tested"
+    assert f"Whether any of this is beyond chance was not tested: {reason}." in short.text
+    assert "Beyond chance (" not in short.text
     assert most_sensitive(None) is None
     assert most_sensitive(_sensitivity(_raised("output", None, None))) is None
 

@@ -16,7 +16,7 @@ from tests.unit.quantize.codec_cases import libggml_decode, libggml_encode
 
 from bitloss.errors import BitlossError, FileProblem, FormatError, UnsupportedError, UsageError
 from bitloss.explain.audit import audit
-from bitloss.explain.audit_text import block_sentence, histogram, summary, table_rows, verdict
+from bitloss.explain.audit_text import TABLE_HEAD, block_sentence, histogram, summary, table_rows, verdict
 from bitloss.explain.weights import as_bf16, as_f16
 from bitloss.model.gguf_split import part_path
 from bitloss.progress import Progress
@@ -131,7 +131,37 @@ def test_nan_and_infinity_are_counted_by_kind(tmp_path: Path) -> None:
     assert (found.total.nan, found.total.positive_infinities, found.total.negative_infinities) == (1, 1, 2)
     assert (found.total.f16.changed, found.total.f16.overflowed) == (1, 1)
     assert (blocks(found).blocks, blocks(found).not_finite, blocks(found).f16.changed) == (2, 2, 1)
-    assert "not finite: 1 NaN, 1 +infinity, 2 -infinity" in summary(found)
+    assert any("not finite: 1 NaN, 1 +infinity, 2 -infinity, in a; what" in line for line in summary(found))
+    assert table_rows(found)[0][2] == "128 (1 NaN, 1 +infinity, 2 -infinity)"
+
+
+def test_what_a_table_says_of_a_tensor(tmp_path: Path) -> None:
+    """65519 is within F16 and must not be shown as 65520; all zeros, and zeros made, are said."""
+    values = normal(4, 32)
+    values[0, :4] = 65519, 1e-8, 70000, 1e-7
+    data = {
+        "a": values,
+        "z": np.zeros((2, 32), np.float32),
+        "v": values[0, :2],
+        "e": np.zeros((0, 32), np.float32),
+    }
+    found = audit(gguf(tmp_path / "m.gguf", data))
+    rows = {row[0]: dict(zip(TABLE_HEAD, row, strict=False)) for row in table_rows(found)}
+    assert rows["v"]["largest"] == "65519"
+    assert rows["a"]["outside"] == "4"
+    error = "15"  # 65519 comes back as 65504
+    assert (
+        rows["a"]["F16"] == f"overflows: 1 value (3 values changed besides, largest error {error}), 1 to zero"
+    )
+    assert (rows["z"]["zeros"], rows["z"]["F16"]) == ("64 (all)", "lossless")
+    assert (rows["e"]["values"], rows["e"]["F16"]) == ("0", "")
+    assert "all zero: 1 tensor: z" in summary(found)
+
+
+def test_nothing_counted_is_not_lossless(tmp_path: Path) -> None:
+    said = summary(audit(gguf(tmp_path / "m.gguf", {"i": np.arange(7, dtype=np.int32)})))
+    assert said[-1] == "no value was counted, so nothing is known of what a cast would lose"
+    assert not any("lossless" in line for line in said)
 
 
 # ------------------------------------------------------------------------- blocks, against libggml
@@ -191,7 +221,7 @@ def test_what_holds_no_weights_is_opaque(tmp_path: Path) -> None:
     assert tensor(found, "d").weights is None
     assert tensor(found, "ids").opaque == "integers"
     assert found.total.values == 64
-    assert any("2 opaque tensor(s): d, ids" in line for line in summary(found))
+    assert any("2 opaque tensors: d, ids" in line for line in summary(found))
     assert len(table_rows(found)) == 3
 
 
@@ -203,7 +233,7 @@ def test_unknown_types_are_named_and_opaque(tmp_path: Path) -> None:
         "type 99",
         "a type that is not known here",
     )
-    assert any("1 opaque tensor(s): odd" in line for line in summary(found))
+    assert any("1 opaque tensor: odd" in line for line in summary(found))
 
 
 def test_a_split_file_is_one_model(tmp_path: Path) -> None:
@@ -319,7 +349,7 @@ def test_sentences_carry_the_numbers(tmp_path: Path) -> None:
     assert "F16: overflows: 1 value (" in said
     assert "the matrices alone (a conversion keeps vectors at F32): overflows: 1 value (" in said
     assert block_sentence(found.blocks[0]) == (
-        "Q8_0 blocks: 2 of 4 would change by way of F16 (1 hold an overflow), "
+        "Q8_0 blocks: 2 of 4 would change by way of F16 (1 holds an overflow), "
         f"{found.blocks[0].bf16.changed} of 4 would change by way of BF16"
     )
     bars = histogram(found.total)

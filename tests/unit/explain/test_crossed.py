@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType
 from tests.unit.explain.models import gguf, normal
 
 from bitloss.errors import MismatchError
-from bitloss.explain.crossed import Files, compare_blocks, no_blocks, sum_blocks
+from bitloss.explain.crossed import Files, compare_blocks, nothing_differs, sum_blocks
+from bitloss.explain.diff import diff
 from bitloss.records import Blocks
 
 N = 64
@@ -18,12 +19,12 @@ ROWS = (GGMLQuantizationType.Q8_0, (32 * N, 1))
 BLOCK = 34
 
 
-def _file(path: Path, changes: dict[int, int], name: str = "blk.0.ffn_up.weight") -> Path:
+def _file(path: Path, changes: dict[int, int], name: str = "blk.0.ffn_up.weight", norm: int = 0) -> Path:
     """A tensor of N blocks of Q8_0, whose block k has the byte ``changes[k]`` in its middle."""
     data = np.zeros((N, BLOCK), np.uint8)
     for block, value in changes.items():
         data[block, 17] = value
-    return gguf(path, {name: data.reshape(-1), "norm": normal(8)}, blocks={name: ROWS})
+    return gguf(path, {name: data.reshape(-1), "norm": normal(8, seed=norm)}, blocks={name: ROWS})
 
 
 def _four(folder: Path, *cells: dict[int, int]) -> Files:
@@ -38,7 +39,7 @@ def test_each_class_has_its_block(tmp_path: Path) -> None:
     bb = {1: 9, 2: 9, 3: 3, 4: 9}
     found = compare_blocks(_four(tmp_path, aa, ba, ab, bb))
     assert found.blocks == Blocks(
-        total=N + 8,
+        total=N,
         whole=4,
         weights=1,
         imatrix=1,
@@ -86,9 +87,21 @@ def test_one_flipped_bit_is_one_block(tmp_path: Path) -> None:
 def test_equal_files_have_no_blocks_that_differ(tmp_path: Path) -> None:
     one = _file(tmp_path / "a.gguf", {3: 3})
     found = compare_blocks(Files(one, one, one, one))
-    assert found.tensors == ()
-    assert found.blocks == no_blocks(one)
-    assert found.blocks.total == N + 8
+    assert found == nothing_differs(one)
+    assert (found.tensors, found.blocks.total, found.values.total) == ((), N, 8)
+
+
+def test_a_pair_has_the_share_of_blocks_that_diff_gives_it(tmp_path: Path) -> None:
+    """The 8 values of the norm are no blocks, whether they differ or not; they are told apart."""
+    a, b = _file(tmp_path / "a.gguf", {}), _file(tmp_path / "b.gguf", {3: 1, 9: 7}, norm=1)
+    crossed, told = compare_blocks(Files(a, b, a, b)), diff(a, b).total
+    assert (crossed.blocks.whole, crossed.blocks.total) == (told.differing_blocks, told.blocks) == (2, N)
+    assert crossed.blocks.weights == 2
+    assert (crossed.values.whole, crossed.values.weights, crossed.values.total) == (8, 8, 8)
+    assert [(each.name, each.unit) for each in crossed.tensors] == [
+        ("blk.0.ffn_up.weight", "block"),
+        ("norm", "value"),
+    ]
 
 
 @pytest.mark.parametrize("where", [1, 3])

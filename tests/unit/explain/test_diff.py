@@ -17,6 +17,7 @@ from tests.unit.quantize.codec_cases import libggml_decode, libggml_encode
 
 from bitloss.errors import BitlossError, FileProblem, FormatError, UsageError
 from bitloss.explain.diff import diff
+from bitloss.explain.diff_text import tensor_rows
 from bitloss.model.gguf import GgufType, GgufValue
 from bitloss.model.gguf_split import part_path
 from bitloss.progress import Progress
@@ -112,7 +113,7 @@ def test_one_flipped_bit_in_one_block(tmp_path: Path) -> None:
     assert each.values.largest == pytest.approx(np.abs(x - y).max(), rel=1e-6)
     assert each.values.rms == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), rel=1e-6)
     assert tensor(found, "n").state == "identical"
-    assert found.causes == ("1 tensor holds other weights: q",)
+    assert found.causes == ("1 tensor holds other weights: q (block 5, 1 bit)",)
     assert found.text.startswith(
         "different weights: 1 of 2 tensors differs, in 1 of 8 blocks (12.5 %), 1 of 2,048 quants (0.0488 %) and "
         "0 of 144 scales changed, RMS difference "
@@ -265,7 +266,7 @@ def test_against_a_reference(tmp_path: Path) -> None:
         assert (each.reference.a_rms, each.reference.b_rms) == pytest.approx(rms[1:], rel=1e-6)
         assert each.reference.ratio == pytest.approx(rms[0] / max(rms[1:]), rel=1e-6)
         assert each.differing_blocks == (data[name] != other[name]).reshape(16, -1).any(axis=1).sum()
-    assert "of the distance to the reference" in found.text
+    assert "times the distance to the reference" in found.text
     bare = gguf(tmp_path / "bare.gguf", {"q": normal(2, 2)})
     assert "reference does not have" in (tensor(checked(a, b, reference=bare), "q").note or "")
 
@@ -491,3 +492,96 @@ assert diff(Path({str(a)!r}), Path({str(b)!r})).total.values.differing == 200 <<
 assert peak() - before < 150_000, (before, peak())
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_quantized_types_have_blocks(tmp_path: Path) -> None:
+    """Floats and integers are told of tensor by tensor; shares of blocks are of blocks."""
+    q = libggml_encode(Q8_0, normal(2, 64), None)
+    tensors = {"q": q, "f": normal(8), "i": np.arange(9, dtype=np.int32)}
+    a, b = pair(tmp_path, tensors, tensors | {"i": np.zeros(9, np.int32)}, blocks={"q": (Q8_0, (64, 2))})
+    found = checked(a, b)
+    assert (found.total.blocks, found.total.differing_blocks) == (4, 0)
+    assert {each.name: each.blocks for each in found.tensors} == {"q": 4, "f": 8, "i": 9}
+    assert "block" not in found.text
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_K, IQ2_S])
+@pytest.mark.parametrize("block", [0, 5, 15])
+def test_one_flipped_bit_is_named_with_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, block: int
+) -> None:
+    rows = 2 if kind == Q8_0 else 16
+    data = libggml_encode(kind, normal(rows, 256), None)
+    other = data.copy().reshape(16, -1)
+    other[block, 11] ^= 4
+    forms = {"q": (kind, (256, rows))}
+    a, b = pair(tmp_path, {"q": data, "n": normal(8)}, {"q": other.reshape(-1), "n": normal(8)}, blocks=forms)
+    for piece in (1 << 23, 1024):
+        monkeypatch.setattr("bitloss.explain.diff_tensors._VALUES", piece)
+        monkeypatch.setattr("bitloss.explain.blocks._PIECE", piece)
+        found = checked(a, b)
+        assert [(each.block, each.bits) for each in found.tensors[0].first] == [(block, 1)]
+        assert found.causes == (f"1 tensor holds other weights: q (block {block}, 1 bit)",)
+        assert "in 1 of 16 blocks" in found.text
+
+
+def test_the_first_eight_blocks_are_named(tmp_path: Path) -> None:
+    data = libggml_encode(Q8_0, normal(4, 256), None)
+    other = data.copy().reshape(32, -1)
+    other[4::2, 20] ^= 129
+    a, b = pair(tmp_path, {"q": data}, {"q": other.reshape(-1)}, blocks={"q": (Q8_0, (256, 4))})
+    (row,) = checked(a, b).tensors
+    assert [(each.block, each.bits) for each in row.first] == [(n, 2) for n in range(4, 20, 2)]
+    assert row.differing_blocks == 14
+    assert "block" not in checked(a, b).causes[0]  # all of them or none
+
+
+def test_another_type_is_a_cause_of_its_own(tmp_path: Path) -> None:
+    x = normal(4, 32)
+    half = x.astype(np.float16)
+    y = x.copy()
+    y[0, 0] = 1e-8
+    a, b = pair(tmp_path, {"same": x, "lost": y}, {"same": half, "lost": y.astype(np.float16)})
+    found = checked(a, b)
+    assert "1 of 2 tensors differs, 2 are of another type, 1 of 256 values (0.391 %) changed" in found.text
+    assert "2 tensors are F32 in A and F16 in B: same, lost" in found.causes
+
+
+def test_what_is_not_finite_is_no_error_of_zero(tmp_path: Path) -> None:
+    x = normal(1, 32)
+    bad = x.copy()
+    bad[0, 3] = np.nan
+    text = checked(*pair(tmp_path, {"w": x}, {"w": bad})).text
+    assert "1 of 32 values (3.12 %) changed, values that are not finite are in no error: 1 NaN in B." in text
+    assert "RMS" not in text
+    bad[0, 9] += 1
+    text = checked(*pair(tmp_path, {"w": x}, {"w": bad})).text
+    assert "RMS difference 0.18, largest 1, values that are not finite are in no error: 1 NaN in B." in text
+
+
+def test_values_beside_blocks_are_told(tmp_path: Path) -> None:
+    """Quants of the one tensor do not hide values of the other."""
+    data = libggml_encode(Q8_0, normal(2, 64), None)
+    other = data.copy().reshape(-1)
+    other[20] ^= 1
+    norm = normal(8)
+    forms = {"q": (Q8_0, (64, 2))}
+    files = pair(tmp_path, {"q": data, "n": norm}, {"q": other, "n": norm + 1}, blocks=forms)
+    text = checked(*files).text
+    assert (
+        "in 1 of 4 blocks (25 %), 1 of 128 quants (0.781 %) and 0 of 4 scales changed, 9 of 136 values"
+        in text
+    )
+
+
+def test_opaque_bytes_are_no_weights(tmp_path: Path) -> None:
+    a = unknown(tmp_path / "a.gguf", {"odd": normal(2, 32)})
+    data = bytearray(a.read_bytes())
+    data[-3] ^= 3
+    b = tmp_path / "b.gguf"
+    b.write_bytes(data)
+    found = checked(a, b)
+    assert found.causes == (
+        "1 tensor holds other bytes of a type that is not decoded: odd (byte 253, 2 bits)",
+    )
+    assert tensor_rows(found, identical=False)[0][3] == "1 of 256 bytes"

@@ -35,7 +35,11 @@ def test_findings_of_a_run(sample_results: Results) -> None:
         (finding("cast-to-f16", changed=413, values=4_718_592), "413 of 4,718,592"),
         (finding("why-identical", blocks_changed=0, blocks=147_456), "0 of 147,456"),
         (finding("why-identical", blocks_that_differ=0), "0"),
-        (finding("why-different", blocks={"whole": 191, "total": 20_736}), "191 of 20,736"),
+        (finding("why-different", blocks={"whole": 191, "total": 18_432}), "191 of 18,432"),
+        (
+            finding("why-different", blocks={"whole": 0, "total": 9}, values={"whole": 2, "total": 8}),
+            "2 of 8",
+        ),
         (finding("imatrix-route", route_over_text=0.000141), "0.0141 %"),
         (finding("imatrix-route", route={"spread": 3e-5}, route_over_text=None), "0.003 %"),
         (finding("ties", ties=[["a", "b"]], pairs=3), "1 of 3"),

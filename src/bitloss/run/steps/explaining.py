@@ -44,7 +44,7 @@ class BlocksStep(StepModel):
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
-        return {"files": list(self.tensors_sha256)}
+        return {"files": list(self.tensors_sha256), "apart": "values that are in no blocks"}
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.explain.crossed.compare_blocks`."""
@@ -56,6 +56,7 @@ class BlocksStep(StepModel):
         found = compare_blocks(Files(*(first[tensors] for tensors in self.tensors_sha256)), progress)
         told: dict[str, JsonValue] = {
             "blocks": found.blocks.model_dump(mode="json"),
+            "values": found.values.model_dump(mode="json"),
             "tensors": [each.model_dump(mode="json") for each in found.tensors],
         }
         atomic_write_text(self.out, json.dumps(told) + "\n")
