@@ -22,6 +22,11 @@ def visible(text: str, limit: int = 80) -> str:
     return shown
 
 
+def many(count: int, noun: str, nouns: str | None = None) -> str:
+    """Format a count with its noun: ``1 token``, ``2 tokens``, ``46,592 rows``; an irregular plural is `nouns`."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from bitloss.errors import FileProblem, UsageError
+from bitloss.errors import UsageError, unreadable
 from bitloss.store import content_key
 
 if TYPE_CHECKING:
@@ -320,7 +320,13 @@ def read_spec(path: Path) -> ExperimentSpec:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise FileProblem(error.strerror or str(error), where=path) from error
+        raise unreadable(
+            error,
+            where=path,
+            what="experiment file",
+            mend="give a TOML file with at least `model` and `text`, or the model itself: "
+            "bitloss run MODEL --text FILE",
+        ) from error
     if len(data) > _MAX_BYTES:
         raise UsageError("too large for an experiment file", where=path, expected="at most 1 MiB")
     try:

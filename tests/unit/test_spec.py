@@ -137,9 +137,11 @@ def test_files_that_are_no_toml(tmp_path: Path, data: bytes) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileProblem, match="No such file"):
+    with pytest.raises(
+        FileProblem, match=r"x\.toml: no such experiment file\. Give a TOML file.*bitloss run MODEL"
+    ):
         read_spec(tmp_path / "x.toml")
-    with pytest.raises(FileProblem, match="directory"):
+    with pytest.raises(FileProblem, match="a folder, not an experiment file"):
         read_spec(tmp_path)
 
 

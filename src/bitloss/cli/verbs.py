@@ -27,6 +27,7 @@ from bitloss.cli.options import (
 )
 from bitloss.cli.remarks import remarks
 from bitloss.cli.show import Screen, print_json
+from bitloss.display import many
 from bitloss.errors import FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
 from bitloss.run.steps import (
@@ -213,7 +214,7 @@ def imatrix(
     if json:
         print_json(facts)
     else:
-        _say([f"{out}  ({facts['entries']} tensors, {facts['chunks']} chunks)"])
+        _say([f"{out}  ({many(facts['entries'], 'tensor')}, {many(facts['chunks'], 'chunk')})"])
 
 
 @app.command(
@@ -366,7 +367,11 @@ def base(
             made = ", ".join(str(name) for name in _rows(result, "repaired"))
             _say([f"made again: {made}" if made else "nothing to make again: every file is as it was"])
         size = sum(path.stat().st_size for path in out.iterdir())
-        _say([f"{out}  ({result['n_chunks']} chunks of {result['n_ctx']} tokens, {size / 2**20:.1f} MiB)"])
+        _say(
+            [
+                f"{out}  ({many(_count(result, 'n_chunks'), 'chunk')} of {result['n_ctx']} tokens, {size / 2**20:.1f} MiB)"
+            ]
+        )
         if kld is not None:
             _say([f"{kld}  ({kld.stat().st_size / 2**20:.1f} MiB, for llama-perplexity)"])
 
@@ -380,6 +385,10 @@ def _list(result: JsonValue) -> list[dict[str, Any]]:
     assert isinstance(result, list)
     rows: list[Any] = result
     return rows
+
+
+def _count(result: dict[str, Any], key: str) -> int:
+    return int(result[key])
 
 
 def _rows(result: JsonValue, key: str) -> list[Any]:

@@ -34,7 +34,7 @@ from bitloss.model.documents import DocumentCounts
 from bitloss.model.gguf import GgufFile, tensor_bytes
 from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
-from bitloss.model.vocabulary import vocabulary_sha256
+from bitloss.model.vocabulary import refuse_other_vocabulary
 from bitloss.store import sha256_file
 
 SCHEMA = "bitloss/base@1"
@@ -258,15 +258,12 @@ def check_vocabulary(base: Base, candidate: Path) -> None:
     Raises:
         MismatchError: size or content of the vocabulary differs.
     """
-    file = open_model(candidate)
-    if vocabulary_sha256(file) != base.header.vocabulary_sha256:
-        raise MismatchError(
-            "vocabulary differs from the base's",
-            where=candidate,
-            expected=f"{base.header.n_vocab} tokens of {base.header.model}",
-            found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
-            mend="candidate and base must be made from the same model",
-        )
+    refuse_other_vocabulary(
+        open_model(candidate),
+        open_model(base.model),
+        vocabulary=base.header.vocabulary_sha256,
+        name=base.header.model,
+    )
 
 
 def read_header(folder: Path) -> BaseHeader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bitloss.display import percent, visible
+from bitloss.display import many, percent, visible
 from bitloss.records import Base, Candidate, Confidence, Finding, Results
 
 if TYPE_CHECKING:
@@ -78,19 +78,19 @@ def base_of_something_else(base: Base) -> Finding | None:
 
 def not_finite(candidates: Sequence[Candidate]) -> Finding | None:
     """Name the candidates with NaN or infinite logits; fires when there are any."""
-    counts: dict[str, JsonValue] = {
+    counts = {
         each.name: int(figure.value)
         for each in candidates
         if (figure := each.metrics.get("nonfinite_tokens")) is not None and figure.value
     }
     if not counts:
         return None
-    said = ", ".join(f"{name} ({count} tokens)" for name, count in counts.items())
+    said = ", ".join(f"{name} ({many(count, 'token')})" for name, count in counts.items())
     return Finding(
         id="logits-not-finite",
         title="Logits that are NaN or infinite were computed",
         text=f"{said}. Figures that need these tokens are left out rather than averaged over the others.",
-        evidence={"tokens": counts},
+        evidence={"tokens": dict[str, JsonValue](counts)},
         confidence=Confidence.PROVEN,
     )
 

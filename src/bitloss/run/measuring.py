@@ -11,12 +11,12 @@ from pydantic import JsonValue
 from bitloss.divergence.basefile import BaseHeader, base_bytes, read_header
 from bitloss.divergence.kldfile import is_kld
 from bitloss.divergence.measure import write_tokens
-from bitloss.errors import FileProblem, MismatchError, UsageError
+from bitloss.errors import FileProblem, UsageError
 from bitloss.model.documents import Splitting
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model, whole_stem
 from bitloss.model.source import model_bytes, model_facts, model_sha256
-from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
+from bitloss.model.vocabulary import graph_sha256, refuse_other_vocabulary, vocabulary_sha256
 from bitloss.quantize.types import type_of_file
 from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
 from bitloss.report.write import write_report
@@ -246,15 +246,8 @@ def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, .
         check_texts(plan.text, documents=plan.documents, chat_template=plan.chat_template)
         split = Splitting.CONVERSATIONS.value if plan.chat_template else plan.documents
         wanted = Wanted(plan.text, plan.n_ctx, split)
-    for path, file in files.items():
-        if vocabulary_sha256(file) != expected:
-            raise MismatchError(
-                "vocabulary differs from the base's",
-                where=path,
-                expected=f"the tokens of {plan.base}",
-                found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
-                mend="candidate and base must be made from the same model",
-            )
+    for file in files.values():
+        refuse_other_vocabulary(file, open_model(model), vocabulary=expected, name=plan.base)
     return check_base(header, model, files, wanted, where=plan.base, force=plan.force)
 
 

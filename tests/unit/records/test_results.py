@@ -133,10 +133,20 @@ def test_damaged_results(
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(FileProblem, match=r"results\.json: No such file"):
+    with pytest.raises(
+        FileProblem, match=r"no results in this folder \(results\.json is missing\)\. Give a run's"
+    ):
         read_results(tmp_path)
-    with pytest.raises(FileProblem, match="gone"):
-        read_results(tmp_path / "gone")
+    for missing in ("gone", "gone.json"):
+        with pytest.raises(
+            FileProblem, match=rf"{missing}: no such run folder or results\. Give .*bitloss run"
+        ):
+            read_results(tmp_path / missing)
+    (tmp_path / "notes.md").write_text("# notes")
+    with pytest.raises(
+        RecordError, match=r"notes\.md: not the results of a run: no JSON\. Give a run's folder"
+    ):
+        read_results(tmp_path / "notes.md")
 
 
 def test_records_are_frozen(sample_results: Results) -> None:
