@@ -155,7 +155,7 @@ def test_documents_are_measured_without_crossing_borders(cli: Cli, inputs: Input
     refused(
         cli("base", inputs.source, "-f", text, "--documents", "jsonl", "--kld", tmp_path / "b.kld",
             "--ctx", 32, "-o", tmp_path / "b2", "-q"),
-        1, "llama-perplexity's file has no place", "--documents",
+        2, "llama-perplexity's file has no place", "--documents",
     )  # fmt: skip
     refused(
         cli("measure", candidate, candidate.rename(tmp_path / "again.gguf"), inputs.source, "--base", base,

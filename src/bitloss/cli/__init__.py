@@ -19,6 +19,7 @@ import typer
 from pydantic import ValidationError
 from typer.exceptions import TyperException
 
+from bitloss.display import plain_fault
 from bitloss.errors import BitlossError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except TyperException as failure:
-        said = getattr(failure, "format_message", lambda: "")()
+        said = _plain(getattr(failure, "format_message", lambda: "")())
         return _fail(f"{said}{_found(failure)} (see bitloss --help)" if said else "see bitloss --help", 2)
     except BrokenPipeError:
         return 1
@@ -100,6 +101,12 @@ def _found(failure: BaseException) -> str:
     if isinstance(cause, ValidationError):
         return f", found {cause.errors()[0]['input']!r}"
     return ""
+
+
+def _plain(said: str) -> str:
+    """What typer says, with what pydantic said inside it in our words."""
+    head, mark, fault = said.partition(": ")
+    return f"{head}: {plain_fault(fault)}" if mark and head.startswith("Invalid value") else said
 
 
 def _fail(line: str, code: int) -> int:

@@ -28,7 +28,7 @@ from bitloss.cli.options import (
 from bitloss.cli.remarks import remarks
 from bitloss.cli.show import Screen, print_json
 from bitloss.display import many
-from bitloss.errors import FileProblem, UsageError
+from bitloss.errors import BitlossError, FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
 from bitloss.run.steps import (
     BaseStep,
@@ -335,11 +335,21 @@ def base(
     quiet: Quiet = False,
 ) -> None:
     """Store a base: the hidden states candidates are measured against."""
-    for path, option in ((None if repair else out, "--out"), (kld, "--kld")):
-        if path is not None and path.exists():
-            raise FileProblem(
-                "already there", where=path, mend=f"choose another {option}, remove it, or --repair a base"
-            )
+    if kld is not None and (documents is not None or chat_template):
+        raise UsageError(
+            "llama-perplexity's file has no place for which tokens are scored",
+            where="--kld",
+            found="--chat-template" if chat_template else "--documents",
+            mend="leave one of the two out",
+        )
+    if not repair and out.exists():
+        raise FileProblem(
+            "already there",
+            where=out,
+            mend="choose another --out, or remove it; where it is a base, --repair makes only what it lacks",
+        )
+    if kld is not None and kld.exists():
+        raise FileProblem("already there", where=kld, mend="choose another --kld, or remove it")
     step = BaseStep(
         source=_file(source, "GGUF file"),
         source_sha256="",
@@ -358,7 +368,13 @@ def base(
     assert isinstance(result, dict)
     if kld is not None:
         also = KldStep(base=step.out, base_key="", threads=engine.threads, out=kld.resolve())
-        _run(also, quiet=quiet)
+        try:
+            _run(also, quiet=quiet)
+        except BitlossError as error:
+            advice = f"{error.mend}. The base" if error.mend else "the base"
+            raise error.amended(
+                f"{advice} itself is made: the same command with --repair writes this file alone"
+            ) from error
         result["kld"] = kld.name
     if json:
         print_json(result)
@@ -367,11 +383,8 @@ def base(
             made = ", ".join(str(name) for name in _rows(result, "repaired"))
             _say([f"made again: {made}" if made else "nothing to make again: every file is as it was"])
         size = sum(path.stat().st_size for path in out.iterdir())
-        _say(
-            [
-                f"{out}  ({many(_count(result, 'n_chunks'), 'chunk')} of {result['n_ctx']} tokens, {size / 2**20:.1f} MiB)"
-            ]
-        )
+        made_of = f"{many(_count(result, 'n_chunks'), 'chunk')} of {result['n_ctx']} tokens"
+        _say([f"{out}  ({made_of}, {size / 2**20:.1f} MiB)"])
         if kld is not None:
             _say([f"{kld}  ({kld.stat().st_size / 2**20:.1f} MiB, for llama-perplexity)"])
 

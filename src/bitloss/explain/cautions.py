@@ -90,7 +90,7 @@ def not_finite(candidates: Sequence[Candidate]) -> Finding | None:
         id="logits-not-finite",
         title="Logits that are NaN or infinite were computed",
         text=f"{said}. Figures that need these tokens are left out rather than averaged over the others.",
-        evidence={"tokens": dict[str, JsonValue](counts)},
+        evidence={"tokens": {**counts}},
         confidence=Confidence.PROVEN,
     )
 

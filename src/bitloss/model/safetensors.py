@@ -23,6 +23,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from bitloss.display import json_kind
 from bitloss.errors import CheckpointError, FileProblem, UnsupportedError, cut_off, unreadable
 
 MAX_HEADER = 100_000_000  # as the safetensors library
@@ -157,7 +158,7 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"not valid JSON ({str(error)[:120]})", where=where) from None
     if not isinstance(value, dict):
-        raise CheckpointError("not a JSON object", where=where, found=type(value).__name__)
+        raise CheckpointError("not a JSON object", where=where, found=json_kind(value))
     return value
 
 

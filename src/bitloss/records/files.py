@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from bitloss.display import plain_fault
 from bitloss.errors import FileProblem, RecordError, unreadable
 from bitloss.records.results import SCHEMA, Results
 from bitloss.store import atomic_write_text
@@ -71,7 +72,7 @@ def _refusal(data: bytes, error: ValidationError, path: Path) -> RecordError:
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"]).lstrip(".")
     shown = fault["input"]
     return RecordError(
-        f"damaged record: {fault['msg'][:200]}",
+        f"damaged record: {plain_fault(fault['msg'])[:200]}",
         where=f"{path}: {place}" if place else path,
         found=repr(shown)[:80] if isinstance(shown, str | int | float | bool) and place else None,
         mend="restore the file, or run again",
