@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,14 @@ def test_pick(cli: Cli, run: Path, inputs: Any) -> None:
     assert document["besides_weights"] > 0
     assert document["told_by"] == inputs.source.name
     assert [each["fits"] for each in document["fits"]] == [False, False, True, True]
+    lying = inputs.folder / read_results(run).candidates[0].file
+    shutil.copy(inputs.source, lying)  # where the command had it
+    results = read_results(run).model_copy(
+        update={"commands": (shlex.join(["bitloss", "measure", str(lying)]),)}
+    )
+    write_results(results, run / "results.json")
+    assert json.loads(cli("pick", run, "--vram", "8GiB", "--json").out)["told_by"] == lying.name
+    lying.unlink()
     shown = cli("pick", run, "--vram", "8GiB", "--model", inputs.source).out
     assert "For 8.00 GiB and a context of 256 tokens: Q4_K_M/f16" in shown
     assert "not known" not in shown

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import signal
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments and arguments[0] in _verbs(verbs.app):
             break  # the rest takes up to half a second to import, and only `--help` shows it
         importlib.import_module(f"bitloss.cli.{others}")
+    _let_help_flow(verbs.app)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -86,6 +88,13 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _verbs(app: typer.Typer) -> set[str]:
     """Names of the verbs an app has so far."""
     return {verb.callback.__name__ for verb in app.registered_commands if verb.callback is not None}
+
+
+def _let_help_flow(app: typer.Typer) -> None:
+    """Join the lines of each paragraph of a docstring, which the help would break where the source does."""
+    for verb in app.registered_commands:
+        text = inspect.getdoc(verb.callback) if verb.callback is not None else None
+        verb.help = "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
 
 
 def _refuse_other_than_utf8(arguments: list[str]) -> None:

@@ -55,6 +55,32 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    from importlib.metadata import version
+
+    from bitloss.run.machine import this_llama_cpp
+
+    engine = this_llama_cpp()
+    sys.stdout.write(
+        f"bitloss {version('bitloss')} (llama.cpp commit {engine.commit}, llama-cpp-python {engine.version})\n"
+    )
+    raise typer.Exit
+
+
+@app.callback()
+def _every_verb(
+    _asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Tell the versions, llama.cpp's as well."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def _file(path: Path, what: str) -> Path:
     """An existing file, as an absolute path (child processes may run elsewhere)."""
     if not path.is_file():

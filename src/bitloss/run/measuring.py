@@ -290,9 +290,10 @@ def _computed(file: GgufFile) -> str:
     return content_key("candidate", {"tensors": file.tensors_sha256(), "graph": graph_sha256(file)})
 
 
-def _tokens(plan: Measuring, computed: str, part: Part | None = None) -> Path:
-    """Files that compute the same share one file of tokens, named by what was measured."""
-    folder, name = ("parts", f"{computed[:16]}-{part.tag}") if part else ("tokens", computed[:16])
+def _tokens(plan: Measuring, path: Path, computed: str, part: Part | None = None) -> Path:
+    """Files that compute the same share one file of tokens, named by the first of them and by what was measured."""
+    name = f"{whole_stem(path)[:150]}-{computed[:8]}"  # files of two folders may have one name
+    folder, name = ("parts", f"{name}-{part.tag}") if part else ("tokens", name)
     return (plan.out / folder / f"{name}.parquet").resolve()
 
 
@@ -307,7 +308,7 @@ def _measure_step(
         base_key=base.sha256 if isinstance(base, KldBase) else base.key,
         part=part,
         engine=plan.engine,
-        out=_tokens(plan, computed, part),
+        out=_tokens(plan, path, computed, part),
     )
 
 
@@ -374,9 +375,10 @@ def _until(
 
     stopped = measure_until(stop, {whole_stem(path): key for path, key in computed.items()}, block)
     (plan.out / "tokens").mkdir(exist_ok=True)
-    for key, path in {key: path for path, key in reversed(computed.items())}.items():
-        write_tokens(stopped.tables[key], _tokens(plan, key), {"candidate": path.name})
-    return stopped, {path: _tokens(plan, key) for path, key in computed.items()}
+    first = {key: path for path, key in reversed(computed.items())}
+    for key, path in first.items():
+        write_tokens(stopped.tables[key], _tokens(plan, path, key), {"candidate": path.name})
+    return stopped, {path: _tokens(plan, first[key], key) for path, key in computed.items()}
 
 
 def _measured_file(path: Path, file: GgufFile, tokens: Path) -> MeasuredFile:
