@@ -9,6 +9,7 @@ called ``99.9% KLD`` and the like have llama-perplexity's names).
 from __future__ import annotations
 
 import math
+import re
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -20,6 +21,50 @@ def visible(text: str, limit: int = 80) -> str:
         half = (limit - 1) // 2
         shown = f"{shown[: limit - 1 - half]}…{shown[-half:]}"
     return shown
+
+
+def many(count: int, noun: str, nouns: str | None = None) -> str:
+    """Format a count with its noun: ``1 token``, ``2 tokens``, ``46,592 rows``; an irregular plural is `nouns`."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def json_kind(value: object) -> str:
+    """Name what a JSON value is, as its author would: ``null``, ``true``, ``a text``, ``a list``, ``an object``."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    kinds: dict[type, str] = {
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return kinds.get(type(value), type(value).__name__)
+
+
+_WORDING = (
+    (r"^(Value error, |Input |Assertion failed, )", ""),
+    (r"^Field required$", "missing"),
+    (r"^Invalid JSON.*", "no JSON"),
+    (r"\bTuple ", "list "),
+    (r"^[Ss]tring should match pattern.*", "should be letters, digits and _, at most 32"),
+    (r"a valid (integer|array|boolean|string|number)\b(, unable to parse string as an? \w+)?",
+     lambda m: {"integer": "a whole number", "array": "a list", "boolean": "true or false", "string": "a text"}.get(
+         m[1], "a number")),
+    (r"an object", "a table"),
+    (r"greater than or equal to", "at least"),
+    (r"less than or equal to", "at most"),
+    (r"\bgreater than\b", "more than"),
+    (r"(?<=should be )(at least|at most|more than|less than) 1048576", r"\1 1,048,576"),
+    (r"\.$", ""),
+)  # fmt: skip
+
+
+def plain_fault(message: str) -> str:
+    """Put what pydantic says of a value in our words, lower case and without a full stop."""
+    for pattern, words in _WORDING:
+        message = re.sub(pattern, words, message)
+    return message[:1].lower() + message[1:]
 
 
 def _escape(character: str) -> str:

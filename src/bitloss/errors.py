@@ -23,7 +23,7 @@ The command line prints ``str(error)`` and exits with ``exit_code``; no tracebac
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class BitlossError(Exception):
@@ -69,6 +69,10 @@ class BitlossError(Exception):
         # One line, whatever a hostile file put into a name.
         return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
 
+    def amended(self, mend: str) -> Self:
+        """Return the same error with other advice."""
+        return type(self)(self.what, where=self.where, expected=self.expected, found=self.found, mend=mend)
+
     def rename(self, old: str, new: str) -> None:
         """Call something by another name: a file that is written beside its place by that of its place."""
         for field in ("what", "where", "expected", "found", "mend"):
@@ -80,6 +84,53 @@ class BitlossError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip from a child process (exceptions with keywords do not by default)."""
         return (_rebuild, (type(self), self.what, self.where, self.expected, self.found, self.mend))
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
+
+
+def unreadable(error: OSError | ValueError, *, where: object, what: str, mend: str) -> FileProblem:
+    """Say that a file could not be opened or read.
+
+    Args:
+        error: what the system said; a ValueError is a path with a null character.
+        where: the file.
+        what: the kind of file that was wanted, without an article ("GGUF file").
+        mend: which file to give, or how one is made.
+    """
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return FileProblem(f"no such {what}", where=where, mend=mend)
+    if isinstance(error, IsADirectoryError):
+        return FileProblem(f"a folder, not {_article(what)} {what}", where=where, mend=mend)
+    reason = error.strerror if isinstance(error, OSError) else None
+    return FileProblem(
+        f"{what} that cannot be read ({reason or error})",
+        where=where,
+        mend=mend if isinstance(error, ValueError) else "see who may read it, or copy it to another place",
+    )
+
+
+def cut_off(
+    kind: type[FormatError], *, where: object, inside: str, expected: int, found: int, least: bool = False
+) -> FormatError:
+    """Say that a file is shorter than its own header tells: a copy or a download that was not finished.
+
+    Args:
+        kind: the error of its format.
+        where: the file, with the place in it.
+        inside: what it ends inside of.
+        expected: bytes a whole file has, or has at least.
+        found: bytes this one has.
+        least: whether a whole file may be longer than `expected`.
+    """
+    return kind(
+        f"the file is cut off: it ends inside {inside}",
+        where=where,
+        expected=f"{'at least ' if least else ''}{expected} bytes",
+        found=f"{found} bytes",
+        mend="copy or fetch it again",
+    )
 
 
 def _rebuild(

@@ -29,7 +29,8 @@ from pydantic import (
     model_validator,
 )
 
-from bitloss.errors import FileProblem, UsageError
+from bitloss.display import plain_fault
+from bitloss.errors import UsageError, unreadable
 from bitloss.store import content_key
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ _SHORT = {
     "n_ctx": "ctx",
     "sources": "from",
     "types": "quants",
+}
+
+
+COMMAND = "bitloss "
+"""How `where` begins when values came from the command line; a fault then names the option."""
+_OPTIONS = {
+    "n_gpu_layers": "--gpu-layers",
+    "batch": "--batch-size",
+    "ubatch": "--ubatch-size",
+    "stop": "--stop-when",
 }
 
 
@@ -320,7 +331,13 @@ def read_spec(path: Path) -> ExperimentSpec:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise FileProblem(error.strerror or str(error), where=path) from error
+        raise unreadable(
+            error,
+            where=path,
+            what="experiment file",
+            mend="give a TOML file with at least `model` and `text`, or the model itself: "
+            "bitloss run MODEL --text FILE",
+        ) from error
     if len(data) > _MAX_BYTES:
         raise UsageError("too large for an experiment file", where=path, expected="at most 1 MiB")
     try:
@@ -353,12 +370,21 @@ def _refusal(error: ValidationError, where: str) -> UsageError:
     key = ".".join(str(p) for p in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return UsageError(f"unknown key {key[:80]!r}", where=where, mend=_hint(fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = (
-        message.replace("Tuple ", "list ").replace("a valid array", "a list").replace("an object", "a table")
-    )
+    message = plain_fault(fault["msg"])
     found = None if fault["type"] == "missing" else json.dumps(fault["input"], default=str)[:80]
-    return UsageError(f"{key}: {message[:1].lower()}{message[1:]}", where=where, found=found)
+    if where.startswith(COMMAND) and (option := _option(fault["loc"])):
+        return UsageError(message, where=option, found=found)
+    if not key:  # of values that do not go together
+        return UsageError(message, where=where)
+    return UsageError(f"{key}: {message}", where=where, found=found)
+
+
+def _option(loc: tuple[int | str, ...]) -> str:
+    """The option of the command line that gives the value at `loc`; empty for the model, which has none."""
+    names = [part for part in loc if isinstance(part, str)]
+    if names[:1] in ([], ["model"]):
+        return ""
+    return _OPTIONS.get(names[-1], f"--{names[-1].replace('_', '-')}")
 
 
 def _hint(loc: tuple[int | str, ...]) -> str:

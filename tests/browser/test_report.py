@@ -165,8 +165,20 @@ def test_a_table_that_goes_on_says_so(browser: Browser, page: Path, ladder: Path
     assert browser.js(f"{tall}.hasAttribute('data-down')")
 
 
+@pytest.mark.parametrize("width", [320, 390, 900, 1280])
+def test_every_section_can_be_gone_to(browser: Browser, page: Path, width: int) -> None:
+    """No link of the navigation lies under the switch of the theme, or outside the window."""
+    browser.open(page, width=width)
+    free = """(() => { const button = document.getElementById('theme').getBoundingClientRect();
+      return [...document.querySelectorAll('nav a')].every((link) => { const at = link.getBoundingClientRect();
+        return at.left >= 0 && at.right <= innerWidth
+          && (at.right <= button.left + 1 || at.bottom <= button.top || at.top >= button.bottom); }); })()"""
+    assert browser.js(free)
+
+
+@pytest.mark.parametrize("width", [1280, 1440])
 def test_the_tables_of_the_demo_fit(
-    browser: Browser, sample_document: dict[str, Any], tmp_path: Path
+    browser: Browser, sample_document: dict[str, Any], tmp_path: Path, width: int
 ) -> None:
     """Five files and the floor, perplexities of 40, and what was crossed."""
     first = sample_document["candidates"][0]
@@ -193,7 +205,7 @@ def test_the_tables_of_the_demo_fit(
     )
     cross = Cross(attributions=(attribution,), imatrices=(), halves=())
     results = Results.model_validate(sample_document).model_copy(update={"cross": cross})
-    browser.open(write_report(results, tmp_path).html)
+    browser.open(write_report(results, tmp_path).html, width=width)
     assert column_titles(browser)[-1] == "noise floor"
     assert len(browser.all("#cross thead th")) == 9 + 6  # the importance matrices' as well
     for section in ("measurements", "cross"):

@@ -58,9 +58,9 @@ def _run(inputs: Inputs, model: Path, out: Path, **other: object) -> tuple[objec
     ("arguments", "word"),
     [
         (("run", "MISSING", "--text", "TEXT"), "no such model"),
-        (("run", "MISSING.toml"), "No such file"),
+        (("run", "MISSING.toml"), "no such experiment file"),
         (("run", "SOURCE", "--text", "MISSING"), "no such text"),
-        (("run", "SOURCE", "--calibration", "MISSING"), "no such file"),
+        (("run", "SOURCE", "--calibration", "MISSING"), "no such text"),
         (("convert", "MISSING"), "no such model"),
         (("imatrix", "MISSING", "--text", "TEXT"), "no such GGUF file"),
         (("imatrix", "SOURCE", "--text", "MISSING"), "no such text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from tests.cli.test_bad_input import refused
 
+from bitloss.errors import DiskFull
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
 
@@ -86,16 +88,46 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("flags", [("--chat-template",), ("--documents", "blank-line")])
+def test_kld_of_documents_is_refused_before_anything_is_computed(
+    cli: Cli, inputs: Inputs, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    out, kld = tmp_path / "b", tmp_path / "b.kld"
+    done = cli("base", inputs.source, "-f", inputs.text, "-o", out, "--kld", kld, *flags, "-q")
+    refused(done, 2, "--kld: llama-perplexity's file", flags[0])
+    assert not out.exists()
+
+
+def test_a_kld_that_fails_tells_how_to_go_on(
+    cli: Cli, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise DiskFull("the disk is full", where="b.kld", mend="free some space")
+
+    words = ("base", inputs.source, "-f", inputs.text, "--ctx", 32, "--chunks", 2, "-o", tmp_path / "b", "-q",
+             "--kld", tmp_path / "b.kld")  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("bitloss.divergence.kldfile.write_kld", full)
+        refused(cli(*words), 1, "Free some space. The base itself is made", "with --repair writes this file")
+    assert cli(*words, "--repair").code == 0
+    assert (tmp_path / "b.kld").is_file()
+
+
 def test_a_damaged_shard_is_named_and_made_again_alone(
     cli: Cli, inputs: Inputs, base: Path, tmp_path: Path
 ) -> None:
     before = _content(base)
+    header = shutil.copy(base / "base.json", tmp_path / "base.json")
     (shard,) = base.glob("hidden-*")
     data = bytearray(shard.read_bytes())
     data[-3] ^= 4
     shard.write_bytes(data)
     measure = ("measure", inputs.source, "--base", base, "-o", tmp_path / "m", "-q")
     refused(cli(*measure), 1, shard.name, "damaged", "--repair")
+    said = cli(*measure).err
+    mending = shlex.split(said[said.index("bitloss base ") :])[1:]  # what the line says works as it stands
+    mending[mending.index("--text") + 1] = str(inputs.text)
+    assert f"made again: {shard.name}" in cli(*mending, "-q").out
     shard.unlink()
     refused(cli(*measure), 1, shard.name, "missing", "--repair")
     words = ("base", inputs.source, "-f", inputs.text, "--ctx", 32, "--chunks", 4, "-o", base)
@@ -111,6 +143,13 @@ def test_a_damaged_shard_is_named_and_made_again_alone(
     for changed, named in ((("--ctx", 16), "n_ctx 32 (now 16)"), (("-ub", 16), "ubatch 512 (now 16)")):
         refused(cli(*words, "--repair", *changed, "-q"), 1, "made from something else", named)
     refused(cli(*words[:-1], tmp_path / "none", "--repair", "-q"), 1, "no base here")
+    (base / "base.json").write_text("{")
+    for command in (measure, (*words, "--repair", "-q")):
+        refused(
+            cli(*command), 1, "base.json: header is damaged: no JSON", "remove the folder and make the base"
+        )
+        assert ": :" not in cli(*command).err
+    shutil.copy(header, base / "base.json")
     _other_engine(base)
     refused(cli(*words, "--repair", "-q"), 1, "engine build 0.0.1 (abcdefg) (now ")
 

@@ -94,10 +94,10 @@ def test_names_and_values_cannot_act_on_the_terminal(cli: Cli, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("damage", "code", "said"),
     [
-        ("missing", 1, "cannot be opened"),
+        ("missing", 1, "no such GGUF file"),
         ("empty", 1, "the file is empty"),
         ("text", 1, "not a GGUF file"),
-        ("cut", 1, "outside the file"),
+        ("cut", 1, "ends inside the tensors"),
         ("folder", 1, "a folder, not a GGUF file"),
     ],
 )

@@ -223,7 +223,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
         "1 weight file(s) of the index are missing: found model-00002-of-00002.safetensors",
     ),
-    "short shard": (_shorten, "the data is not as long as the header says"),
+    "short shard": (_shorten, "the file is cut off: it ends inside the tensors"),
     "listed but absent": (
         lambda f: _index(f, lambda m: m.update({"model.extra.weight": "model-00001-of-00002.safetensors"})),
         "[model.extra.weight]: tensor of the index is not in its file",
@@ -239,7 +239,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "absurd shape": (lambda f: _header(f, [1 << 62, 4], 64), "the shape does not fit the data"),
     "absurd offsets": (
         lambda f: _header(f, [1 << 60], 1 << 62),
-        "the data is not as long as the header says",
+        "the file is cut off: it ends inside the tensors",
     ),
     "header beyond the file": (
         lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(

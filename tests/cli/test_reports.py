@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.tokens import token_table, write_table
 
+from bitloss import report
 from bitloss.records import Results, read_results, write_results
+from bitloss.report.pictures import NAMES
 
 
 @pytest.fixture
@@ -44,12 +47,36 @@ def test_a_report_from_results_and_tokens_alone(cli: Cli, run: Path) -> None:
 
 
 def test_a_damaged_file_of_tokens_costs_its_pictures_only(cli: Cli, run: Path) -> None:
-    (run / "tokens" / "Q8_0-f32.parquet").write_bytes(b"PAR1 and nothing more")
-    assert cli("report", run).code == 0
+    path = run / "tokens" / "Q8_0-f32.parquet"
+    assert cli("report", run).err == ""
+    path.write_bytes(b"PAR1 and nothing more")
+    done = cli("report", run)
+    assert done.code == 0
+    assert [line for line in done.err.splitlines() if not line.startswith("bitloss: warning: ")] == []
+    assert "Q8_0/f32" in done.err
+    assert "pictures of tokens and the worst tokens lack" in done.err
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Per-token results are not here for Q8_0/f32, Q8_0/f16" in page
+    drawn = run / "plots" / "kld-percentiles.svg"
+    own = run / "plots" / "mine.svg"
+    own.write_text("<svg/>")
+    assert drawn.is_file()
     shutil.rmtree(run / "tokens")
+    done = cli("report", run, "--quiet")
+    assert done.code == 0
+    assert "bitloss: warning: Per-token results are not here for" in done.err
+    assert "tokens/*.parquet" in done.err
+    assert not drawn.exists()
+    assert not (run / "tables" / "kld-percentiles.csv").exists()
+    assert not (run / "tables" / "worst-tokens.csv").exists()
+    assert own.is_file()
+
+
+def test_every_picture_has_a_known_name(cli: Cli, run: Path) -> None:
     assert cli("report", run).code == 0
+    assert {path.stem for path in (run / "plots").iterdir()} <= set(NAMES)
+    sources = "".join(path.read_text() for path in Path(report.__file__).parent.glob("*.py"))
+    assert all(sources.count(f'"{name}"') > 1 for name in NAMES)  # here, and where it is drawn
 
 
 def test_side_by_side(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -258,6 +285,14 @@ def test_pick(cli: Cli, run: Path, inputs: Any) -> None:
     assert document["besides_weights"] > 0
     assert document["told_by"] == inputs.source.name
     assert [each["fits"] for each in document["fits"]] == [False, False, True, True]
+    lying = inputs.folder / read_results(run).candidates[0].file
+    shutil.copy(inputs.source, lying)  # where the command had it
+    results = read_results(run).model_copy(
+        update={"commands": (shlex.join(["bitloss", "measure", str(lying)]),)}
+    )
+    write_results(results, run / "results.json")
+    assert json.loads(cli("pick", run, "--vram", "8GiB", "--json").out)["told_by"] == lying.name
+    lying.unlink()
     shown = cli("pick", run, "--vram", "8GiB", "--model", inputs.source).out
     assert "For 8.00 GiB and a context of 256 tokens: Q4_K_M/f16" in shown
     assert "not known" not in shown

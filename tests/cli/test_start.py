@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 
+import llama_cpp
 import pytest
+
+from bitloss.cli import main, verbs
 
 
 def _after(*arguments: str) -> list[str]:
@@ -41,3 +48,27 @@ def test_help_shows_every_verb() -> None:
         "demo",
     ):
         assert verb in done.stdout, verb
+
+
+def test_versions_are_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bitloss", "--version"], capture_output=True, text=True, check=True
+    )
+    own = re.escape(version("bitloss"))
+    told = rf"bitloss {own} \(llama\.cpp commit \w+, llama-cpp-python {llama_cpp.__version__}\)\n"
+    assert re.fullmatch(told, done.stdout)
+    assert done.stderr == ""
+
+
+def test_no_line_of_a_help_ends_where_the_source_does() -> None:
+    import_all()
+    for verb in verbs.app.registered_commands:
+        assert verb.help
+        assert all("\n" not in part for part in verb.help.split("\n\n"))
+
+
+def import_all() -> None:
+    """As ``bitloss --help`` does."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["convert", "--help"]) == 0
+        assert main(["--help"]) == 0

@@ -73,6 +73,12 @@ def test_several_texts_are_measured_each_and_together(
     assert read_results(tmp_path / "both").texts[1].name == "other.txt"
     report = (tmp_path / "both" / "report.md").read_text()
     assert "## Texts" in report
+    words = ("run", inputs.source, "--text", inputs.text, "--text", other, "--chunks", 3, *common)
+    shown = cli(*words, "-o", tmp_path / "both", "-q").out
+    assert shown.index("Mean KLD") < shown.index("Each text by itself") < shown.index("other.txt")
+    assert (
+        "Each text by itself" not in cli(*words[:4], *words[6:], "-o", tmp_path / inputs.text.stem, "-q").out
+    )
     assert "| other.txt | " in report
     assert "## Texts" not in (tmp_path / "other" / "report.md").read_text()
     # a stored base of both holds all their chunks, and measure says the same
@@ -155,7 +161,7 @@ def test_documents_are_measured_without_crossing_borders(cli: Cli, inputs: Input
     refused(
         cli("base", inputs.source, "-f", text, "--documents", "jsonl", "--kld", tmp_path / "b.kld",
             "--ctx", 32, "-o", tmp_path / "b2", "-q"),
-        1, "llama-perplexity's file has no place", "--documents",
+        2, "llama-perplexity's file has no place", "--documents",
     )  # fmt: skip
     refused(
         cli("measure", candidate, candidate.rename(tmp_path / "again.gguf"), inputs.source, "--base", base,

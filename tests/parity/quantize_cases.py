@@ -13,7 +13,7 @@ from bitloss.convert.convert import SourceType, convert, source_path
 from bitloss.errors import BitlossError
 from bitloss.imatrix.file import Imatrix, ImatrixEntry, write_imatrix
 from bitloss.model.gguf import GgufFile
-from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.model.random_model import RandomShape, RandomType, random_gguf
 from bitloss.quantize.quantize import QuantizeSpec, plan_candidates
 
 SHAPES = {
@@ -56,7 +56,7 @@ def made_up_matrix(model: Path) -> Imatrix:
     return Imatrix(entries, 2, 32, ("text.txt",))
 
 
-def model_case(folder: Path, name: str, dtype: str) -> Case:
+def model_case(folder: Path, name: str, dtype: RandomType) -> Case:
     """Make a model of `MODELS` and a matrix for it."""
     if name == "demo":
         assets = Path(bitloss.__file__).parent / "assets" / "demo-model"

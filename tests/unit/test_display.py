@@ -11,7 +11,10 @@ from bitloss.display import (
     correlation,
     decimal,
     duration,
+    json_kind,
+    many,
     percent,
+    plain_fault,
     probability,
     rough_percent,
     size,
@@ -176,3 +179,35 @@ def test_visible(text: str, limit: int) -> None:
 def test_visible_by_hand() -> None:
     assert visible("a\nb\x1b[2J\u202eevil\U000e0001") == r"a\x0ab\x1b[2J\u202eevil\U000e0001"
     assert visible("abcdefghij", 7) == "abc…hij"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("Value error, 'maybe' is not one of 'auto', 'on'.", "'maybe' is not one of 'auto', 'on'"),
+        ("Input should be greater than or equal to 1", "should be at least 1"),
+        ("Input should be a valid integer, unable to parse string as an integer", "should be a whole number"),
+        ("Field required", "missing"),
+        ("Invalid JSON: EOF while parsing at line 1", "no JSON"),
+    ],
+)
+def test_faults_in_our_words(message: str, words: str) -> None:
+    assert plain_fault(message) == words
+
+
+def test_counts_and_kinds() -> None:
+    assert [many(1, "token"), many(0, "token"), many(4096, "token"), many(2, "matrix", "matrices")] == [
+        "1 token",
+        "0 tokens",
+        "4,096 tokens",
+        "2 matrices",
+    ]
+    values: tuple[object, ...] = (None, True, "x", 1.5, [], {})
+    assert [json_kind(value) for value in values] == [
+        "null",
+        "true",
+        "a text",
+        "a number",
+        "a list",
+        "an object",
+    ]

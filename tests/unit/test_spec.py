@@ -17,6 +17,7 @@ from bitloss.spec import (
     dump_toml,
     known_keys,
     make_spec,
+    make_stop,
     read_spec,
 )
 
@@ -90,20 +91,20 @@ GOOD = 'model="m"\ntext="t"\n'
         (GOOD + "xyzzy = 1", "unknown key 'xyzzy'. Known keys: model, from, quants, "),
         (GOOD + "[[tensor_types]]\npatern='x'\ntype='Q8_0'", "Did you mean 'tensor_types.pattern'?"),
         ('modle="m"\ntext="t"', "unknown key 'modle'. Did you mean 'model'?"),
-        ('text="t"', "model: field required"),
-        ('model="m"', "text: field required"),
-        (GOOD + 'ctx = "512"', 'ctx: should be a valid integer: found "512"'),
-        (GOOD + "ctx = 512.5", "ctx: should be a valid integer"),
-        (GOOD + "ctx = true", "ctx: should be a valid integer: found true"),
-        (GOOD + "ctx = 1", "ctx: should be greater than or equal to 8: found 1"),
-        (GOOD + "ctx = 2026-01-01", "ctx: should be a valid integer"),
-        (GOOD + "chunks = 0", "chunks: should be greater than or equal to 1"),
+        ('text="t"', "model: missing"),
+        ('model="m"', "text: missing"),
+        (GOOD + 'ctx = "512"', 'ctx: should be a whole number: found "512"'),
+        (GOOD + "ctx = 512.5", "ctx: should be a whole number"),
+        (GOOD + "ctx = true", "ctx: should be a whole number: found true"),
+        (GOOD + "ctx = 1", "ctx: should be at least 8: found 1"),
+        (GOOD + "ctx = 2026-01-01", "ctx: should be a whole number"),
+        (GOOD + "chunks = 0", "chunks: should be at least 1"),
         (GOOD + 'from = "f32"', 'from: should be a list: found "f32"'),
         (GOOD + 'from = ["f64"]', "from.0: should be 'f32', 'f16' or 'bf16': found \"f64\""),
         (GOOD + "from = []", "from: list should have at least 1 item"),
         (GOOD + 'from = ["f32", "f32"]', "from: f32 is there twice"),
-        (GOOD + 'quants = ["Q8 0"]', "quants.0: string should match pattern"),
-        (GOOD + "pure = 1", "pure: should be a valid boolean"),
+        (GOOD + 'quants = ["Q8 0"]', "quants.0: should be letters, digits and _"),
+        (GOOD + "pure = 1", "pure: should be true or false"),
         (GOOD + '[engine]\nsplit_mode = "rows"', "engine.split_mode: should be 'none', 'layer' or 'row'"),
         (GOOD + "[engine]\ntensor_split = [1, nan]", "engine.tensor_split.1: should be a finite number"),
         (GOOD + "[engine]\ntensor_split = [inf]", "engine.tensor_split.0: should be a finite number"),
@@ -137,9 +138,11 @@ def test_files_that_are_no_toml(tmp_path: Path, data: bytes) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileProblem, match="No such file"):
+    with pytest.raises(
+        FileProblem, match=r"x\.toml: no such experiment file\. Give a TOML file.*bitloss run MODEL"
+    ):
         read_spec(tmp_path / "x.toml")
-    with pytest.raises(FileProblem, match="directory"):
+    with pytest.raises(FileProblem, match="a folder, not an experiment file"):
         read_spec(tmp_path)
 
 
@@ -211,3 +214,24 @@ def test_the_key_knows_content_not_places() -> None:
 def test_known_keys() -> None:
     assert {"from", "engine.threads", "tensor_types.pattern"} <= set(known_keys())
     assert "sources" not in known_keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"from": ["f99"]}, "--from: should be 'f32', 'f16' or 'bf16': found \"f99\""),
+        ({"quants": ["../x"]}, '--quants: should be letters, digits and _, at most 32: found "../x"'),
+        ({"ctx": 1 << 30}, "--ctx: should be at most 1,048,576: found 1073741824"),
+        ({"engine": {"ubatch": 1}}, "--ubatch-size: should be at least 2: found 1"),
+        ({"imatrix_chunks": 0}, "--imatrix-chunks: should be at least 1: found 0"),
+    ],
+)
+def test_values_of_the_command_line_are_named_as_options(values: dict[str, object], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_spec({"model": "m", "text": "t", **values}, where="bitloss run")
+    assert str(caught.value) == line
+
+
+def test_values_that_do_not_go_together_have_no_empty_name() -> None:
+    with pytest.raises(UsageError, match=r"^somewhere: precise needs a precision$"):
+        make_stop({"when": "precise"}, where="somewhere")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import signal
@@ -19,6 +20,7 @@ import typer
 from pydantic import ValidationError
 from typer.exceptions import TyperException
 
+from bitloss.display import plain_fault
 from bitloss.errors import BitlossError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments and arguments[0] in _verbs(verbs.app):
             break  # the rest takes up to half a second to import, and only `--help` shows it
         importlib.import_module(f"bitloss.cli.{others}")
+    _let_help_flow(verbs.app)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except TyperException as failure:
-        said = getattr(failure, "format_message", lambda: "")()
+        said = _plain(getattr(failure, "format_message", lambda: "")())
         return _fail(f"{said}{_found(failure)} (see bitloss --help)" if said else "see bitloss --help", 2)
     except BrokenPipeError:
         return 1
@@ -87,6 +90,13 @@ def _verbs(app: typer.Typer) -> set[str]:
     return {verb.callback.__name__ for verb in app.registered_commands if verb.callback is not None}
 
 
+def _let_help_flow(app: typer.Typer) -> None:
+    """Join the lines of each paragraph of a docstring, which the help would break where the source does."""
+    for verb in app.registered_commands:
+        text = inspect.getdoc(verb.callback) if verb.callback is not None else None
+        verb.help = "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
 def _refuse_other_than_utf8(arguments: list[str]) -> None:
     """Records are JSON and TOML, which cannot hold a name that is no text."""
     for text in (*arguments, os.getcwd()):
@@ -100,6 +110,12 @@ def _found(failure: BaseException) -> str:
     if isinstance(cause, ValidationError):
         return f", found {cause.errors()[0]['input']!r}"
     return ""
+
+
+def _plain(said: str) -> str:
+    """What typer says, with what pydantic said inside it in our words."""
+    head, mark, fault = said.partition(": ")
+    return f"{head}: {plain_fault(fault)}" if mark and head.startswith("Invalid value") else said
 
 
 def _fail(line: str, code: int) -> int:

@@ -64,7 +64,9 @@ Revision = Annotated[
 StopWhen = Annotated[
     Rule | None,
     typer.Option(
-        "--stop-when", help="Stop before the text is at its end, once every pair of candidates is decided."
+        "--stop-when",
+        help="Stop before the text is at its end: decided, once every pair of candidates is told apart or equivalent "
+        "(--margin); precise, once every mean KLD is known to within --precision.",
     ),
 ]
 Margin = Annotated[
@@ -244,8 +246,19 @@ def stop_rule(when: Rule | None, margin: str | None, precision: str | None) -> d
         if margin is not None:
             raise UsageError("nothing to stop by", where="--margin", mend="add --stop-when decided")
         return None
+    rule = when or Rule.PRECISE
+    if rule is Rule.PRECISE and precision is None:
+        raise UsageError(
+            "precise needs a precision", where="--stop-when", mend="add one, e.g. --precision 2%"
+        )
+    if rule is Rule.PRECISE and margin is not None:
+        raise UsageError("a margin belongs to decided, not to precise", where="--margin", mend="leave it out")
+    if rule is Rule.DECIDED and precision is not None:
+        raise UsageError(
+            "a precision belongs to precise, not to decided", where="--precision", mend="leave it out"
+        )
     values = {
-        "when": (when or Rule.PRECISE).value,
+        "when": rule.value,
         "margin": _share(margin, "--margin"),
         "precision": _share(precision, "--precision"),
     }

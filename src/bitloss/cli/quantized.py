@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitloss.cli.show import output_console
-from bitloss.display import percent, size, visible
+from bitloss.display import many, percent, size, visible
 
 _WORST = 3
 _NAMED = 5
@@ -44,7 +44,7 @@ def say_planned(folder: Path, planned: Sequence[dict[str, Any]]) -> None:
         for each in planned
     ]
     needed = sum(each["bytes"] for each in planned)
-    sums = (_many(len(planned), "file"), size(needed), "", "", "")
+    sums = (many(len(planned), "file"), size(needed), "", "", "")
     columns = ("File", "Size", "Bits per weight", "Types of tensors", "Notes")
     used = [at for at in range(len(columns)) if at < 4 or any(row[at] for row in rows)]
     cells = [tuple(row[at] for at in used) for row in (columns, *rows, sums)]
@@ -65,10 +65,6 @@ def _types(each: dict[str, Any]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in each["type_counts"].items())
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 _ODD = {
     "without_imatrix": "without importance",
     "unused_experts": "with experts no token reached (importance 1)",
@@ -78,10 +74,10 @@ _ODD = {
 
 def _notes(each: dict[str, Any]) -> Iterator[str]:
     if each["parts"]:
-        yield _many(len(each["parts"]), "part")
+        yield many(len(each["parts"]), "part")
     for key, words in _ODD.items():
         if each[key]:
-            yield f"{_many(len(each[key]), 'tensor')} {words}"
+            yield f"{many(len(each[key]), 'tensor')} {words}"
     if each["n_fallback"]:
         yield f"{each['n_fallback']} of other types, as rows do not fit the blocks"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from bitloss.display import visible
 from bitloss.errors import RunFolderError, UsageError
 from bitloss.records import RESULTS_NAME, Results, read_results
 from bitloss.report.terminal import Fitted
+
+if TYPE_CHECKING:
+    from bitloss.report.write import Report
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a results.json.")]
 
@@ -67,14 +70,17 @@ def report(
         _refuse_twice(runs)
         if out is None:
             raise UsageError("several runs need a folder of their own", where="--out", mend="give --out DIR")
-        markdown, html = _side_by_side(runs, out)
+        written = _side_by_side(runs, out)
     elif is_unfinished(runs[0]):
         finished = False
         markdown, html = write_unfinished(runs[0], out)
     else:
         results, folder = read_finished(runs[0])
         written = write_report(results, folder, out=out)
+    if finished:
         markdown, html = written.markdown, written.html
+        for line in written.warnings:
+            sys.stderr.write(f"bitloss: warning: {visible(line, 1000)}\n")
     if json:
         print_json({"report": markdown.name, "html": html.name, "finished": finished})
     elif not quiet:
@@ -97,7 +103,7 @@ def _refuse_twice(runs: list[Path]) -> None:
         folders[folder] = run
 
 
-def _side_by_side(folders: list[Path], out: Path) -> tuple[Path, Path]:
+def _side_by_side(folders: list[Path], out: Path) -> Report:
     from bitloss.report.side import Run, labelled, side_by_side
     from bitloss.report.write import gather, write_gathered
 
@@ -107,8 +113,7 @@ def _side_by_side(folders: list[Path], out: Path) -> tuple[Path, Path]:
     ]
     together = side_by_side(runs)
     gathered = gather(together.results, together.files, together.noise)
-    written = write_gathered(together.results, out, gathered, warnings=together.warnings)
-    return written.markdown, written.html
+    return write_gathered(together.results, out, gathered, warnings=together.warnings)
 
 
 @app.command(epilog="Example: bitloss compare runs/mistral")

@@ -27,7 +27,8 @@ from bitloss.cli.options import (
 )
 from bitloss.cli.remarks import remarks
 from bitloss.cli.show import Screen, print_json
-from bitloss.errors import FileProblem, UsageError
+from bitloss.display import many
+from bitloss.errors import BitlossError, FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
 from bitloss.run.steps import (
     BaseStep,
@@ -52,6 +53,32 @@ app = typer.Typer(
     help="What the bits you drop cost: convert, quantize and measure GGUF language models, and say why two files "
     "differ or do not.",
 )
+
+
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    from importlib.metadata import version
+
+    from bitloss.run.machine import this_llama_cpp
+
+    engine = this_llama_cpp()
+    sys.stdout.write(
+        f"bitloss {version('bitloss')} (llama.cpp commit {engine.commit}, llama-cpp-python {engine.version})\n"
+    )
+    raise typer.Exit
+
+
+@app.callback()
+def _every_verb(
+    _asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Tell the versions, llama.cpp's as well."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _file(path: Path, what: str) -> Path:
@@ -213,7 +240,7 @@ def imatrix(
     if json:
         print_json(facts)
     else:
-        _say([f"{out}  ({facts['entries']} tensors, {facts['chunks']} chunks)"])
+        _say([f"{out}  ({many(facts['entries'], 'tensor')}, {many(facts['chunks'], 'chunk')})"])
 
 
 @app.command(
@@ -334,11 +361,21 @@ def base(
     quiet: Quiet = False,
 ) -> None:
     """Store a base: the hidden states candidates are measured against."""
-    for path, option in ((None if repair else out, "--out"), (kld, "--kld")):
-        if path is not None and path.exists():
-            raise FileProblem(
-                "already there", where=path, mend=f"choose another {option}, remove it, or --repair a base"
-            )
+    if kld is not None and (documents is not None or chat_template):
+        raise UsageError(
+            "llama-perplexity's file has no place for which tokens are scored",
+            where="--kld",
+            found="--chat-template" if chat_template else "--documents",
+            mend="leave one of the two out",
+        )
+    if not repair and out.exists():
+        raise FileProblem(
+            "already there",
+            where=out,
+            mend="choose another --out, or remove it; where it is a base, --repair makes only what it lacks",
+        )
+    if kld is not None and kld.exists():
+        raise FileProblem("already there", where=kld, mend="choose another --kld, or remove it")
     step = BaseStep(
         source=_file(source, "GGUF file"),
         source_sha256="",
@@ -357,7 +394,13 @@ def base(
     assert isinstance(result, dict)
     if kld is not None:
         also = KldStep(base=step.out, base_key="", threads=engine.threads, out=kld.resolve())
-        _run(also, quiet=quiet)
+        try:
+            _run(also, quiet=quiet)
+        except BitlossError as error:
+            advice = f"{error.mend}. The base" if error.mend else "the base"
+            raise error.amended(
+                f"{advice} itself is made: the same command with --repair writes this file alone"
+            ) from error
         result["kld"] = kld.name
     if json:
         print_json(result)
@@ -366,7 +409,8 @@ def base(
             made = ", ".join(str(name) for name in _rows(result, "repaired"))
             _say([f"made again: {made}" if made else "nothing to make again: every file is as it was"])
         size = sum(path.stat().st_size for path in out.iterdir())
-        _say([f"{out}  ({result['n_chunks']} chunks of {result['n_ctx']} tokens, {size / 2**20:.1f} MiB)"])
+        made_of = f"{many(_count(result, 'n_chunks'), 'chunk')} of {result['n_ctx']} tokens"
+        _say([f"{out}  ({made_of}, {size / 2**20:.1f} MiB)"])
         if kld is not None:
             _say([f"{kld}  ({kld.stat().st_size / 2**20:.1f} MiB, for llama-perplexity)"])
 
@@ -380,6 +424,10 @@ def _list(result: JsonValue) -> list[dict[str, Any]]:
     assert isinstance(result, list)
     rows: list[Any] = result
     return rows
+
+
+def _count(result: dict[str, Any], key: str) -> int:
+    return int(result[key])
 
 
 def _rows(result: JsonValue, key: str) -> list[Any]:

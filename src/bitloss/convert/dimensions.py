@@ -70,8 +70,9 @@ def settings(family: Family, config: Mapping[str, Any]) -> dict[str, int | float
             raise CheckpointError(
                 "bad or missing setting",
                 where=f"config.json[{hyper.config}]",
-                expected=f"a positive {hyper.kind}",
-                found=repr(value)[:40],
+                expected=f"{'0 or ' if hyper.zero else ''}a positive {'whole ' if hyper.kind == 'int' else ''}number",
+                found="nothing" if value is None else repr(value)[:40],
+                mend="fetch the model's settings again",
             )
         found[hyper.config] = value
     return found

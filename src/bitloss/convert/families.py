@@ -6,9 +6,14 @@ checkpoint to training/family_configs.py; nothing else changes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bitloss.convert.tables import gemma, llama, olmo, phi, qwen
 from bitloss.convert.tables.words import Family, Hyperparameter, TensorRule, VocabularyRules
 from bitloss.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["FAMILIES", "Family", "Hyperparameter", "TensorRule", "VocabularyRules", "family_of"]
 
@@ -21,8 +26,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def family_of(architecture: str) -> Family:
+def family_of(architecture: str, folder: Path | None = None) -> Family:
     """Return the table of an architecture.
+
+    Args:
+        architecture: the class that config.json names.
+        folder: of the model, for the message.
 
     Raises:
         UnsupportedError: there is none.
@@ -32,7 +41,9 @@ def family_of(architecture: str) -> Family:
             return family
     raise UnsupportedError(
         "architecture that cannot be converted here",
-        where=architecture,
-        expected=", ".join(family.architecture for family in FAMILIES),
-        mend="run llama.cpp's convert_hf_to_gguf.py through --converter, or give a GGUF it made",
+        where=f"{folder / 'config.json' if folder else 'config.json'}[architectures]",
+        expected="one of " + ", ".join(family.architecture for family in FAMILIES),
+        found=architecture,
+        mend="let llama.cpp's converter make a GGUF (bitloss convert --converter convert_hf_to_gguf.py) and give "
+        "that in place of the folder",
     )

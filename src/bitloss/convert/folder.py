@@ -66,7 +66,7 @@ class FolderMaterial:
             UnsupportedError: an architecture, tokenizer or number format that cannot be converted here.
         """
         checkpoint = Checkpoint.open(folder)
-        family = family_of(checkpoint.architecture)
+        family = family_of(checkpoint.architecture, folder)
         if checkpoint.config.get("quantization_config"):
             raise UnsupportedError(
                 "the checkpoint is already quantized",
@@ -77,15 +77,15 @@ class FolderMaterial:
             found = settings(family, checkpoint.config)
             dims = dimensions(family, checkpoint.config, found)
             self = cls(checkpoint, family, dims, plan_tensors(checkpoint, family, dims))
-        keys = setting_keys(family, found) | dict(self._rope.keys)
-        keys |= head_keys(family, checkpoint.config, dims.head)
-        self.metadata = (
-            {"general.architecture": GgufValue(GgufType.STRING, family.gguf)}
-            | _named_metadata(checkpoint.folder, self.sizes())
-            | {f"{family.gguf}.{key}": value for key, value in keys.items()}
-            | {"general.quantization_version": GgufValue(GgufType.UINT32, int(gguf.GGML_QUANT_VERSION))}
-            | vocabulary(checkpoint, family.vocabulary, dims.words["vocab"])
-        )
+            keys = setting_keys(family, found) | dict(self._rope.keys)
+            keys |= head_keys(family, checkpoint.config, dims.head)
+            self.metadata = (
+                {"general.architecture": GgufValue(GgufType.STRING, family.gguf)}
+                | _named_metadata(checkpoint.folder, self.sizes())
+                | {f"{family.gguf}.{key}": value for key, value in keys.items()}
+                | {"general.quantization_version": GgufValue(GgufType.UINT32, int(gguf.GGML_QUANT_VERSION))}
+                | vocabulary(checkpoint, family.vocabulary, dims.words["vocab"])
+            )
         return self
 
     def sizes(self) -> Sizes:

@@ -18,6 +18,7 @@ hash of its bytes.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,19 +28,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from bitloss.display import plain_fault
 from bitloss.engine.llama import usable_cores
 from bitloss.engine.output_layer import SLICE_BYTES, OutputLayer, output_weight_name
 from bitloss.errors import BaseError, FileProblem, MismatchError
-from bitloss.model.documents import DocumentCounts
+from bitloss.model.documents import DocumentCounts, Splitting
 from bitloss.model.gguf import GgufFile, tensor_bytes
 from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
-from bitloss.model.vocabulary import vocabulary_sha256
+from bitloss.model.vocabulary import refuse_other_vocabulary
 from bitloss.store import sha256_file
 
 SCHEMA = "bitloss/base@1"
 SHARD_BYTES: Final = 64 << 20
-MEND: Final = "make it again with `bitloss base ... --repair`"
 _SHARDS_HELD = 4
 _HEADER_CAP = 64 << 20
 
@@ -216,7 +217,9 @@ class Base:
         """Rows of a shard, one chunk after the other: float32 [rows, n_embd]."""
         path = self.folder / shard.file
         if path.is_file() and sha256_file(path) != shard.sha256:
-            raise BaseError("shard is damaged (its hash is not the header's)", where=path, mend=MEND)
+            raise BaseError(
+                "shard is damaged (its hash is not the header's)", where=path, mend=_mend(path.parent)
+            )
         states = _load(path, "hidden")
         rows = int(self._row[shard.first + shard.chunks] - self._row[shard.first])
         expected = (
@@ -258,15 +261,12 @@ def check_vocabulary(base: Base, candidate: Path) -> None:
     Raises:
         MismatchError: size or content of the vocabulary differs.
     """
-    file = open_model(candidate)
-    if vocabulary_sha256(file) != base.header.vocabulary_sha256:
-        raise MismatchError(
-            "vocabulary differs from the base's",
-            where=candidate,
-            expected=f"{base.header.n_vocab} tokens of {base.header.model}",
-            found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
-            mend="candidate and base must be made from the same model",
-        )
+    refuse_other_vocabulary(
+        open_model(candidate),
+        open_model(base.model),
+        vocabulary=base.header.vocabulary_sha256,
+        name=base.header.model,
+    )
 
 
 def read_header(folder: Path) -> BaseHeader:
@@ -288,7 +288,9 @@ def read_header(folder: Path) -> BaseHeader:
     except ValidationError as error:
         first = error.errors()[0]
         raise BaseError(
-            f"header is damaged: {first['msg']}", where=f"{path}: {'.'.join(map(str, first['loc']))}"
+            f"header is damaged: {plain_fault(first['msg'])}",
+            where=": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else [])]),
+            mend="without it no file of the base can be trusted or repaired: remove the folder and make the base again",
         ) from error
     if header.format != SCHEMA:
         raise BaseError("of another version", where=path, expected=SCHEMA, found=header.format)
@@ -312,27 +314,52 @@ def read_chunks(folder: Path, header: BaseHeader) -> Chunks:
     tokens, scored = _load(path, "tokens"), None
     shape = (header.n_chunks, header.n_ctx)
     if tokens.dtype != np.int32 or tokens.shape != shape:
-        raise BaseError("tokens of another shape than the header says", where=path, mend=MEND)
+        raise BaseError("tokens of another shape than the header says", where=path, mend=_mend(path.parent))
     if header.scored_tokens is not None:
         scored = _load(path, "scored")
         if scored.dtype != np.uint8 or scored.shape != shape:
-            raise BaseError("scored positions of another shape than the header says", where=path, mend=MEND)
+            raise BaseError(
+                "scored positions of another shape than the header says", where=path, mend=_mend(path.parent)
+            )
         scored = scored != 0
     chunks = Chunks(tokens, header.add_bos, header.bos, scored)
     if chunks.sha256 != header.tokens_sha256:
-        raise BaseError("tokens do not match the header", where=path, mend=MEND)
+        raise BaseError("tokens do not match the header", where=path, mend=_mend(path.parent))
     return chunks
+
+
+def _mend(folder: Path) -> str:
+    """Name the command that makes damaged files of a base again."""
+    try:
+        header = BaseHeader.model_validate_json((folder / "base.json").read_bytes())
+    except (OSError, ValidationError):
+        return "make the base again with `bitloss base`"
+    parts = header.texts
+    model = (folder / header.model_path).resolve()
+    words = ["bitloss", "base", str(model) if model.is_file() else header.model]
+    for name in [part.name for part in parts] or [header.text]:
+        words += ["--text", name]
+    if header.documents is not None:
+        chat = header.documents == Splitting.CONVERSATIONS.value
+        words += ["--chat-template"] if chat else ["--documents", header.documents]
+    words += [
+        "--ctx",
+        str(header.n_ctx),
+        "--chunks",
+        str(max((p.chunks for p in parts), default=header.n_chunks)),
+    ]
+    return f"make only that file again: {shlex.join([*words, '--out', str(folder), '--repair'])}"
 
 
 def _load(path: Path, key: str) -> NDArray[Any]:
     try:
         tensor: NDArray[Any] = load(path.read_bytes())[key]
     except FileNotFoundError as error:
-        raise BaseError("file of the base is missing", where=path, mend=MEND) from error
+        raise BaseError("file of the base is missing", where=path, mend=_mend(path.parent)) from error
     except OSError as error:
         raise BaseError("file of the base cannot be read", where=path, found=error.strerror) from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise BaseError(
-            "not a safetensors file bitloss wrote", where=path, found=str(error), mend=MEND
+            "not a safetensors file bitloss wrote", where=path, found=str(error), mend=_mend(path.parent)
         ) from error
     return tensor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bitloss.display import percent, visible
-from bitloss.explain.diff_text import plural
+from bitloss.display import many, percent, visible
 from bitloss.records import Base, Candidate, Confidence, Finding, Results
 
 if TYPE_CHECKING:
@@ -85,9 +84,9 @@ def not_finite(candidates: Sequence[Candidate]) -> Finding | None:
     if not counts:
         return None
     base: int = max(_count(each, "nonfinite_base") for each in candidates)
-    said = ", ".join(f"{name} ({plural(count, 'token')})" for name, count in counts.items())
+    said = ", ".join(f"{name} ({many(count, 'token')})" for name, count in counts.items())
     whose = (
-        f"Of the base itself in {plural(base, 'token')}: against those nothing can be measured. "
+        f"Of the base itself in {many(base, 'token')}: against those nothing can be measured. "
         if base
         else ""
     )

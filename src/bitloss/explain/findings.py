@@ -31,6 +31,7 @@ from bitloss.records import (
     Figure,
     Finding,
     NoiseFloor,
+    Outcome,
     Results,
     Stopping,
     Verdict,
@@ -55,6 +56,7 @@ def findings(results: Results) -> tuple[Finding, ...]:
 
 
 _LAST = 9
+_PAIRS_NAMED = 10
 
 
 def _all(results: Results) -> Iterator[Finding | None]:
@@ -119,7 +121,7 @@ def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
     counts = Counter(each.outcome.value for each in stopping.settled)
     said = ", ".join(f"{n} {name}" for name, n in counts.items())
     what = {
-        "decided": f"Pairs by mean KLD: {said}.",
+        "decided": f"Pairs by mean KLD: {said}.{_settled(stopping)}",
         "precise": f"Asked for was mean KLD to within {rough_percent(stopping.precision or 0.0)}.",
     }[stopping.rule]
     return Finding(
@@ -140,6 +142,31 @@ def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
         },
         confidence=Confidence.MEASURED,
     )
+
+
+def _settled(stopping: Stopping) -> str:
+    """Each pair with what was settled of it, and the bounds of its difference."""
+    words = {
+        Outcome.BETTER: "{a} is better than {b}",
+        Outcome.WORSE: "{b} is better than {a}",
+        Outcome.EQUIVALENT: "{a} and {b} are equivalent",
+        Outcome.IDENTICAL: "{a} and {b} are identical",
+        Outcome.OPEN: "{a} and {b} are open",
+        Outcome.UNDEFINED: "{a} and {b} cannot be compared",
+    }
+    said = []
+    for each in stopping.settled[:_PAIRS_NAMED]:
+        text = words[each.outcome].format(a=each.a, b=each.b)
+        if each.low is not None and each.high is not None and each.outcome is not Outcome.IDENTICAL:
+            text += f" ({each.a} less {each.b}: {decimal(each.low)} to {decimal(each.high)} nats)"
+        said.append(text)
+    if not said:
+        return ""
+    more = len(stopping.settled) - len(said)
+    margin = (
+        "" if stopping.margin is None else f" The margin of equivalence is {rough_percent(stopping.margin)}."
+    )
+    return f" {'; '.join(said)}{f'; and {more} more' if more > 0 else ''}.{margin}"
 
 
 # --------------------------------------------------------------------------------- pairs of the same type

@@ -184,7 +184,7 @@ def _title(routes: _Routes, twins: Sequence[Twin]) -> str:
     if dear in routes.sources and cheap in routes.sources and routes.sources[dear]:
         parts.append(_compared(routes.sources[cheap] / routes.sources[dear], "disk for the source"))
     if routes.seconds[dear] > 0:
-        parts.append(_compared(routes.seconds[cheap] / routes.seconds[dear], "time"))
+        parts.append(_compared(routes.seconds[cheap] / routes.seconds[dear], "time") + " in this one run")
     return f"{cheap} instead of {dear}: {', '.join(parts)}" if parts else f"What {dear} and {cheap} took"
 
 

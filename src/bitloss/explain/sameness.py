@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bitloss.display import visible
 from bitloss.explain.routes import is_whole
-from bitloss.records import Audit, Candidate, Confidence, Cross, Finding, Results
+from bitloss.records import Audit, Candidate, Confidence, Cross, Finding, KeyDifference, Results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,9 +73,16 @@ def _keys(second: Candidate) -> str:
         return ""
     if not keys:
         return " No metadata key differs: it is the layout alone."
-    shown = ", ".join(f"{each.key} ({each.twin_bytes} and {each.bytes} bytes)" for each in keys[:_MANY_KEYS])
+    shown = ", ".join(f"{each.key} ({_values(each)})" for each in keys[:_MANY_KEYS])
     more = f" and {len(keys) - _MANY_KEYS} more" if len(keys) > _MANY_KEYS else ""
     return f" Metadata keys that differ: {shown}{more}."
+
+
+def _values(key: KeyDifference) -> str:
+    """Both values where they are short, else how many bytes they take."""
+    if key.value is None and key.twin_value is None:
+        return f"{key.twin_bytes} and {key.bytes} bytes"
+    return " and ".join("nothing" if text is None else visible(text) for text in (key.twin_value, key.value))
 
 
 def why_identical(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from bitloss.errors import FileProblem, GgufError, ImatrixError, UsageError
+from bitloss.errors import FileProblem, GgufError, ImatrixError, UsageError, unreadable
 from bitloss.imatrix.legacy import read_legacy, write_legacy_imatrix
 from bitloss.imatrix.matrix import (
     Imatrix,
@@ -68,15 +68,19 @@ def read_imatrix(path: Path) -> Imatrix:
     try:
         if not path.is_file():
             raise FileProblem(
-                "not a file" if path.exists() else "no such file", where=path, expected="an imatrix"
+                "not a file" if path.exists() else "no such file",
+                where=path,
+                expected="an importance matrix",
+                mend="`bitloss imatrix` makes one",
             )
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
             if start != MAGIC:
                 return read_legacy(path, start + file.read())
     except (OSError, ValueError) as error:
-        reason = (error.strerror or error) if isinstance(error, OSError) else error
-        raise FileProblem(f"cannot be read ({reason})", where=path) from error
+        raise unreadable(
+            error, where=path, what="importance matrix", mend="`bitloss imatrix` makes one"
+        ) from error
     try:
         return _read_gguf(GgufFile.open(path))
     except GgufError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitloss.errors import ImatrixError, UsageError
+from bitloss.errors import ImatrixError, UsageError, cut_off
 from bitloss.imatrix.matrix import (
     I32_MAX,
     Imatrix,
@@ -48,12 +48,25 @@ class _Bytes:
 
     def fail(self, what: str, *, expected: object = None, found: object = None) -> ImatrixError:
         where = f"{self.path}[{self.place}, byte {self.at}]"
-        mend = "is this an importance matrix (GGUF or .dat)?" if self.place == "header" else None
+        mend = (
+            "is this an importance matrix (GGUF or .dat)?"
+            if self.place == "header"
+            else "the file is damaged: copy or fetch it again"
+        )
         return ImatrixError(what, where=where, expected=expected, found=found, mend=mend)
 
     def take(self, count: int, what: str) -> memoryview:
         if count > self.left:
-            raise self.fail(f"the file ends inside {what}", expected=f"{count} more bytes", found=self.left)
+            error = cut_off(
+                ImatrixError,
+                where=f"{self.path}[{self.place}, byte {self.at}]",
+                inside=what,
+                expected=self.at + count,
+                found=len(self.data),
+                least=True,
+            )
+            # the format has no magic: any file that is none ends like this
+            raise error.amended(f"{error.mend}, if it is an importance matrix at all (GGUF or .dat)")
         self.at += count
         return memoryview(self.data)[self.at - count : self.at]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bitloss.display import json_kind
 from bitloss.errors import FormatError, TextError
 from bitloss.model.documents import checked_text, json_lines
 
@@ -73,7 +74,7 @@ def _conversation(value: dict[str, Any], where: str) -> Conversation:
 def _message(value: Any, keys: tuple[str, str], where: str) -> Message:
     role_key, content_key = keys
     if not isinstance(value, dict):
-        raise FormatError("no message", where=where, expected="a JSON object", found=type(value).__name__)
+        raise FormatError("no message", where=where, expected="a JSON object", found=json_kind(value))
     role, content = value.get(role_key), value.get(content_key)
     if not isinstance(role, str) or (role_key == "from" and role not in _ROLES):
         raise FormatError(
@@ -84,7 +85,10 @@ def _message(value: Any, keys: tuple[str, str], where: str) -> Message:
         )
     if not isinstance(content, str) and not (content is None and "tool_calls" in value):
         raise FormatError(
-            "content that is no text", where=f"{where}: {content_key}", found=type(content).__name__
+            "content that is no text",
+            where=f"{where}: {content_key}",
+            expected="a text (null only beside tool_calls)",
+            found=json_kind(content),
         )
     if content is not None:
         checked_text(content, where=where)

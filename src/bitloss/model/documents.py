@@ -25,6 +25,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bitloss.display import json_kind, many
 from bitloss.errors import FormatError, TextError, UsageError
 from bitloss.model.text import Chunks
 
@@ -165,7 +166,7 @@ def json_lines(text: str, where: Path) -> Iterator[tuple[int, dict[str, object]]
         except (ValueError, RecursionError) as error:
             raise FormatError("no JSON", where=f"{where}, line {number}", found=str(error)[:80]) from error
         if not isinstance(value, dict):
-            raise FormatError("no JSON object", where=f"{where}, line {number}", found=type(value).__name__)
+            raise FormatError("no JSON object", where=f"{where}, line {number}", found=json_kind(value))
         yield number, value
 
 
@@ -176,7 +177,7 @@ def _text_of(value: dict[str, object], number: int, where: Path) -> str:
             "no document",
             where=f"{where}, line {number}",
             expected='{"text": "..."}',
-            found=f"keys {', '.join(list(value)[:4])}" if found is None else type(found).__name__,
+            found=f"keys {', '.join(list(value)[:4])}" if found is None else json_kind(found),
         )
     return checked_text(found, where=f"{where}, line {number}")
 
@@ -231,8 +232,9 @@ def cut_documents(
         raise TextError(
             "nothing to score",
             where=where,
-            expected="a document of two tokens or more",
-            found=f"{used} without",
+            expected="a document of two tokens or more, in which something is scored",
+            found=f"{many(used, 'document')} without",
+            mend="give longer documents; of conversations only what the assistant says is scored",
         )
     chunks = Chunks(np.stack(tokens), bos is not None, -1 if bos is None else bos, np.stack(scored))
     counts = DocumentCounts(used - unscored, cut, unscored, len(documents) - used)

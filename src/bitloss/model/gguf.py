@@ -19,7 +19,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from bitloss.errors import FileProblem, GgufError, UnsupportedError
+from bitloss.errors import FileProblem, GgufError, UnsupportedError, unreadable
 from bitloss.model.gguf_header import (
     DEFAULT_ALIGNMENT,
     GgufType,
@@ -105,7 +105,9 @@ class GgufFile:
                     raise GgufError("the file is empty", where=path)
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
-            raise FileProblem(f"cannot be opened ({_reason(error)})", where=path) from error
+            raise unreadable(
+                error, where=path, what="GGUF file", mend="give the path of a GGUF file"
+            ) from error
         return cls(path, data, part_of_split=part_of_split, unknown_types=unknown_types)
 
     def join(self, parts: Sequence[GgufFile]) -> None:
@@ -272,7 +274,3 @@ _PLAIN_DTYPES: Mapping[GGMLQuantizationType, np.dtype[Any]] = {
     GGMLQuantizationType.I32: np.dtype("<i4"),
     GGMLQuantizationType.I64: np.dtype("<i8"),
 }
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

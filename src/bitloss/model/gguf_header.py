@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitloss import _native
-from bitloss.errors import GgufError, UnsupportedError
+from bitloss.errors import GgufError, UnsupportedError, cut_off
 from bitloss.model.tensor_types import TensorType, block_of
 
 if TYPE_CHECKING:
@@ -208,13 +208,24 @@ class _Reader:
 
     def fail(self, what: str, *, expected: object = None, found: object = None) -> GgufError:
         return GgufError(
-            what, where=f"{self.path}[{self.place}, byte {self.at}]", expected=expected, found=found
+            what,
+            where=f"{self.path}[{self.place}, byte {self.at}]",
+            expected=expected,
+            found=found,
+            mend="the file is damaged: copy or fetch it again, or make it again",
         )
 
     def take(self, count: int, what: str) -> memoryview:
         left = len(self.data) - self.at
         if count > left:
-            raise self.fail(f"the file ends inside {what}", expected=f"{count} more bytes", found=left)
+            raise cut_off(
+                GgufError,
+                where=f"{self.path}[{self.place}, byte {self.at}]",
+                inside=what,
+                expected=self.at + count,
+                found=len(self.data),
+                least=True,
+            )
         piece = self.data[self.at : self.at + count]
         self.at += count
         return piece
@@ -267,7 +278,13 @@ def _read_start(reader: _Reader) -> tuple[int, int, int]:
     """Return (version, number of tensors, number of keys)."""
     magic = bytes(reader.take(4, "the magic"))
     if magic != MAGIC:
-        raise reader.fail("not a GGUF file", expected=MAGIC, found=magic)
+        raise GgufError(
+            "not a GGUF file",
+            where=reader.path,
+            expected="the letters GGUF at its start",
+            found=ascii(magic.decode("latin-1")),
+            mend="give a GGUF file: `bitloss convert` makes one of a Hugging Face folder",
+        )
     version = reader.u32("the version")
     if version not in {2, 3}:
         big_endian = version != 0 and version & 0xFFFF == 0
@@ -412,11 +429,12 @@ def _place_tensors(
             raise GgufError("misaligned tensor", where=where, expected=f"x {alignment}", found=info.offset)
         start = data_offset + info.offset
         if start + info.n_bytes > len(reader.data):
-            raise GgufError(
-                "the tensor lies outside the file",
+            raise cut_off(
+                GgufError,
                 where=where,
-                expected=f"bytes {start} to {start + info.n_bytes}",
-                found=f"a file of {len(reader.data)} bytes",
+                inside="the tensors",
+                expected=data_offset + max(each.offset + each.n_bytes for each in listed),
+                found=len(reader.data),
             )
         tensors[info.name] = TensorInfo(info.name, info.shape, info.ggml_type, start, info.n_bytes)
     end, before = 0, ""

@@ -10,6 +10,7 @@ The folder of a cached model is named by its commit; `snapshot_of` gives its rea
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -194,6 +195,7 @@ class _Hub:
         from huggingface_hub import errors
 
         where = f"{self._repository}@{revision}"
+        own = "folder" if self._kind == "model" else "file"
         told: tuple[tuple[type[Exception], str, str | None], ...] = (
             (
                 errors.GatedRepoError,
@@ -213,11 +215,15 @@ class _Hub:
             (
                 errors.LocalEntryNotFoundError,
                 "the hub cannot be reached and the file is not in the cache",
-                None,
+                f"check the network or HF_ENDPOINT, or give a {own} of your own",
             ),
             (errors.EntryNotFoundError, "the hub has no such file there", None),
             (errors.HfHubHTTPError, "the hub refused", None),
         )
+        # the library tells of each of its retries; how it ended is said here, once
+        log = logging.getLogger("huggingface_hub")
+        level = log.level
+        log.setLevel(logging.ERROR)
         try:
             yield
         except errors.OfflineModeIsEnabled:
@@ -239,6 +245,8 @@ class _Hub:
             if isinstance(error, ValueError):
                 raise FileProblem(f"cannot be fetched ({str(error)[:120]})", where=where) from None
             raise
+        finally:
+            log.setLevel(level)
 
 
 def _unreachable(where: str, error: Exception) -> FileProblem:

@@ -23,7 +23,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bitloss.errors import CheckpointError, FileProblem, UnsupportedError
+from bitloss.display import json_kind
+from bitloss.errors import CheckpointError, FileProblem, UnsupportedError, cut_off, unreadable
 
 MAX_HEADER = 100_000_000  # as the safetensors library
 MAX_JSON = 256 << 20
@@ -102,8 +103,9 @@ class SafetensorsFile:
                     raise CheckpointError("the file is empty", where=path)
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise FileProblem(f"cannot be opened ({reason})", where=path) from error
+            raise unreadable(
+                error, where=path, what="safetensors file", mend="copy or fetch the model's folder again"
+            ) from error
         return cls(path, data)
 
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
@@ -132,14 +134,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
-            raise FileProblem("no such file", where=path)
+            raise FileProblem("no such file", where=path, mend="copy or fetch the model's folder again")
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(
                 "too large for what it should hold", where=path, expected=f"at most {MAX_JSON} bytes"
             )
         raw = path.read_bytes()
     except OSError as error:
-        raise FileProblem(f"cannot be read ({error.strerror})", where=path) from error
+        raise unreadable(
+            error, where=path, what="file", mend="copy or fetch the model's folder again"
+        ) from error
     return parse_json(raw, path)
 
 
@@ -154,7 +158,7 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"not valid JSON ({str(error)[:120]})", where=where) from None
     if not isinstance(value, dict):
-        raise CheckpointError("not a JSON object", where=where, found=type(value).__name__)
+        raise CheckpointError("not a JSON object", where=where, found=json_kind(value))
     return value
 
 
@@ -170,10 +174,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
     """Return (tensor entries, position where the data begins)."""
     if len(data) < 8:
-        raise CheckpointError(
-            "the file ends inside the header length", where=path, found=f"{len(data)} bytes"
+        raise cut_off(
+            CheckpointError,
+            where=path,
+            inside="the length of the header",
+            expected=10,
+            found=len(data),
+            least=True,
         )
     length = int.from_bytes(data[:8], "little")
+    if len(data) - 8 < length <= MAX_HEADER:
+        raise cut_off(
+            CheckpointError, where=path, inside="the header", expected=8 + length, found=len(data), least=True
+        )
     most = min(MAX_HEADER, len(data) - 8)
     if not 2 <= length <= most:
         raise CheckpointError("bad header length", where=path, expected=f"2 to {most} bytes", found=length)
@@ -224,6 +237,8 @@ def _check_layout(path: Path, listed: list[StoredTensor], begin: int, size: int)
                 found=tensor.start,
             )
         at += tensor.n_bytes
+    if at > size:
+        raise cut_off(CheckpointError, where=path, inside="the tensors", expected=at, found=size)
     if at != size:
         raise CheckpointError(
             "the data is not as long as the header says", where=path, expected=at, found=size

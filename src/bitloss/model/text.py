@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitloss.errors import FileProblem, FormatError, TextError
+from bitloss.display import many
+from bitloss.errors import FormatError, TextError, unreadable
 
 LEAST_CONTEXT = 8
 """Shortest chunk that leaves at least two scored positions with context before them."""
@@ -131,10 +132,8 @@ def read_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise FileProblem("no such file", where=path, mend="give a UTF-8 text file") from error
     except OSError as error:
-        raise FileProblem("cannot be read", where=path, found=error.strerror) from error
+        raise unreadable(error, where=path, what="text", mend="give a UTF-8 text file") from error
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -168,7 +167,7 @@ def cut_chunks(
             "text too short",
             where=where,
             expected=f"at least {2 * n_ctx} tokens (two chunks of {n_ctx})",
-            found=f"{len(tokens)} tokens",
+            found=many(len(tokens), "token"),
             mend="give a longer text or a smaller --ctx",
         )
     count = len(tokens) // n_ctx

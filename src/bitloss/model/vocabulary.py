@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
+from bitloss.display import many, visible
+from bitloss.errors import MismatchError
 from bitloss.model.gguf import GgufFile
 
 
@@ -21,6 +24,53 @@ def vocabulary_sha256(file: GgufFile) -> str:
         data = token.encode("utf-8", "surrogateescape") if isinstance(token, str) else bytes(token)
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+def refuse_other_vocabulary(
+    candidate: GgufFile, base: GgufFile | None, *, vocabulary: str, name: object
+) -> None:
+    """Refuse a file whose tokens are not another's, naming the first token that differs.
+
+    Args:
+        candidate: the file.
+        base: what its tokens should be those of; None, or another, where only
+            their hash is known.
+        vocabulary: `vocabulary_sha256` of it.
+        name: how to call it.
+
+    Raises:
+        MismatchError: the kind, the number or the text of the tokens differ.
+    """
+    if vocabulary_sha256(candidate) == vocabulary:
+        return
+    found = candidate.value("tokenizer.ggml.tokens", [])
+    here, there = many(len(found), "token"), f"the tokens of {name}"
+    if base is not None and vocabulary_sha256(base) == vocabulary:
+        wanted = base.value("tokenizer.ggml.tokens", [])
+        kinds = [str(file.value("tokenizer.ggml.model", "none")) for file in (base, candidate)]
+        there = f"the {many(len(wanted), 'token')} of {name}"
+        at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)
+        if at is None and len(wanted) != len(found):
+            at = min(len(wanted), len(found))
+        if at is not None:
+            texts = (_shown(wanted, at), _shown(found, at))
+            there, here = (
+                f"{said} (the first that differs, {at}, is {text})"
+                for said, text in zip((there, here), texts, strict=True)
+            )
+        elif kinds[0] != kinds[1]:
+            there, here = f"{there} (tokenizer {kinds[0]})", f"{here} (tokenizer {kinds[1]})"
+    raise MismatchError(
+        "vocabulary differs from the base's",
+        where=candidate.path,
+        expected=there,
+        found=here,
+        mend="candidate and base must be made from the same model",
+    )
+
+
+def _shown(tokens: list[Any], at: int) -> str:
+    return visible(repr(tokens[at]), 60) if at < len(tokens) else "not there"
 
 
 def graph_sha256(file: GgufFile) -> str:

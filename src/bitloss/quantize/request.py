@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from bitloss.engine.llama import usable_cores
-from bitloss.errors import FileProblem, UsageError
+from bitloss.errors import FileProblem, UsageError, unreadable
 from bitloss.model.gguf_split import whole_stem
 from bitloss.quantize.call import TypeRules
 from bitloss.quantize.types import QuantType, parse_quant_type, parse_tensor_type
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Encoder = Literal["bitloss", "llama.cpp"]
 ENCODERS: tuple[Encoder, ...] = ("bitloss", "llama.cpp")
 _MAX_RECIPE_BYTES = 1 << 20
+_RECIPE = "REGEX=TYPE, one a line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,9 +286,12 @@ def read_recipe(path: Path) -> tuple[tuple[str, str], ...]:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise FileProblem("too large for a list of tensor types", where=path)
         words = path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise FileProblem("list of tensor types that is not UTF-8", where=path, expected=_RECIPE) from error
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise FileProblem(f"cannot be read ({reason})", where=path) from error
+        raise unreadable(
+            error, where=path, what="list of tensor types", mend=f"give a text file of {_RECIPE}"
+        ) from error
     if not words:
         raise UsageError("the list of tensor types is empty", where=path, expected="REGEX=TYPE")
     return tuple(parse_override(word, path) for word in words)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from bitloss.errors import FileProblem, RecordError
+from bitloss.display import plain_fault
+from bitloss.errors import FileProblem, RecordError, unreadable
 from bitloss.records.results import SCHEMA, Results
 from bitloss.store import atomic_write_text
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 RESULTS_NAME = "results.json"
 _MAX_BYTES = 1 << 28
+_RUN_FOLDER = (
+    f"give a run's folder or its {RESULTS_NAME}; `bitloss run`, `bitloss measure`, `bitloss sensitivity` and "
+    "`bitloss demo` make one"
+)
 
 
 def write_results(results: Results, path: Path) -> None:
@@ -31,13 +36,18 @@ def read_results(path: Path) -> Results:
         RecordError: it is damaged, of a newer schema, or no results at all.
     """
     if path.is_dir():
+        if not (path / RESULTS_NAME).exists():
+            raise FileProblem(
+                f"no results in this folder ({RESULTS_NAME} is missing)", where=path, mend=_RUN_FOLDER
+            )
         path = path / RESULTS_NAME
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RecordError("too large to be results of a run", where=path, expected="at most 256 MiB")
         data = path.read_bytes()
     except OSError as error:
-        raise FileProblem(error.strerror or str(error), where=path) from error
+        what = "results" if path.name == RESULTS_NAME else "run folder or results"
+        raise unreadable(error, where=path, what=what, mend=_RUN_FOLDER) from error
     try:
         return Results.model_validate_json(data, strict=True)
     except ValidationError as error:
@@ -54,13 +64,15 @@ def _refusal(data: bytes, error: ValidationError, path: Path) -> RecordError:
             where=path,
             expected=SCHEMA,
             found=schema[:80],
-            mend="read it with the bitloss that wrote it, or run again" if newer else None,
+            mend="read it with the bitloss that wrote it, or run again" if newer else _RUN_FOLDER,
         )
     fault = error.errors(include_url=False, include_context=False)[0]
+    if fault["type"] == "json_invalid" and path.name != RESULTS_NAME:
+        return RecordError("not the results of a run: no JSON", where=path, mend=_RUN_FOLDER)
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"]).lstrip(".")
     shown = fault["input"]
     return RecordError(
-        f"damaged record: {fault['msg'][:200]}",
+        f"damaged record: {plain_fault(fault['msg'])[:200]}",
         where=f"{path}: {place}" if place else path,
         found=repr(shown)[:80] if isinstance(shown, str | int | float | bool) and place else None,
         mend="restore the file, or run again",

@@ -135,6 +135,10 @@ class KeyDifference(Record):
     """What key, type and value take in this file; 0 where it is missing."""
     twin_bytes: Count
     """The same in the other."""
+    value: str | None = None
+    """The value in this file, where both are short; null where it is missing or either is long."""
+    twin_value: str | None = None
+    """The same in the other."""
 
 
 class TensorError(Record):

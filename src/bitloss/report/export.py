@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from bitloss.display import visible
 from bitloss.records import Candidate, Metrics, Results
 from bitloss.report.looks import FLOOR, Plot
+from bitloss.report.pictures import TABLES
 from bitloss.report.sheets import csv_text
 from bitloss.report.tables import TITLES, Notes, Table, show_figure
 from bitloss.report.uncertainty import Uncertainty
 from bitloss.report.worst import WorstOf
 from bitloss.store import atomic_path, atomic_write_text
 
-TABLES = "tables"
 Rows = Sequence[Mapping[str, Any]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bitloss.display import decimal
+from bitloss.display import decimal, many
 from bitloss.report.looks import Look, Plot, distinct, twins
 from bitloss.report.summary import Bin, TokenSummary
 from bitloss.report.svg import NARROW, Chart, Size, linear, logarithmic
@@ -73,7 +73,7 @@ def _grouped(look: Look, what: _Grouped) -> Plot | None:
             chart.group(series, k)
             chart.line(series, [((b.low + b.high) / 2, b.kld) for b in bins])
             for b in bins:
-                group = f"{what.axis} {b.low:.4g} to {b.high:.4g}\n{b.tokens} tokens"
+                group = f"{what.axis} {b.low:.4g} to {b.high:.4g}\n{many(b.tokens, 'token')}"
                 tip = f"{series.name}\n{group}\nmean KLD {decimal(b.kld, b.se)}"
                 chart.mark(series, (b.low + b.high) / 2, b.kld, tip)
             chart.end()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitloss.display import size
+from bitloss.display import many, size
 from bitloss.records import Model, Results, Text
 
 
@@ -24,7 +24,7 @@ def scored(results: Results) -> str:
 def opening(results: Results) -> str:
     """What was measured against what, on what, in a sentence."""
     text = results.text
-    files, chunks = _many(len(results.candidates), "file"), _many(text.chunks, "chunk")
+    files, chunks = many(len(results.candidates), "file"), many(text.chunks, "chunk")
     if not results.candidates:
         return (
             f"No candidates yet: nothing was measured against {results.base.name} on {text.name} "
@@ -34,10 +34,6 @@ def opening(results: Results) -> str:
         f"{files} measured against {results.base.name} on {text.scored_tokens:,} tokens of {text.name} "
         f"({chunks} of {text.n_ctx}, {scored(results)})."
     )
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def reservations(results: Results) -> tuple[str, ...]:

@@ -34,9 +34,13 @@ def no_comparisons(results: Results) -> str | None:
 
 
 def answered(results: Results) -> tuple[Answer, ...]:
-    """Findings by question; without an audit question 2 is among them, for `NO_AUDIT` to stand there."""
+    """Findings by question; without an audit question 2 is among them, for `NO_AUDIT` to stand there.
+
+    Where none of the questions is answered (`bitloss measure` of one file, `bitloss sensitivity`), none is put.
+    """
     found = answers(results.findings)
-    if results.audit is not None or any(each.number == _AUDITED for each in found):
+    numbers = [each.number for each in found if each.number is not None]
+    if results.audit is not None or _AUDITED in numbers or not numbers:
         return found
     before = tuple(each for each in found if each.number is not None and each.number < _AUDITED)
     return (*before, Answer(_AUDITED, QUESTIONS[_AUDITED], ()), *found[len(before) :])

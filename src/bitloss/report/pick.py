@@ -8,6 +8,7 @@ weights fit it is then not known whether it does, and nothing says that it does.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -97,8 +98,8 @@ class Pick(NamedTuple):
         if self.besides is not None:
             return ""
         return (
-            " Whether it fits with its cache is not known: no GGUF file of this run is here to tell how large that is."
-            " Leave room for it, or give a file with --model."
+            " Whether it fits with its cache is not known: no GGUF file of this run is in its folder or where its "
+            "command had it, to tell how large that is. Leave room for it, or give a file with --model."
         )
 
     def _left_out(self) -> str:
@@ -158,10 +159,21 @@ def shape_of(files: Iterable[Path], n_ctx: int, *, or_longest: bool = False) -> 
 
 
 def files_of(results: Results, folder: Path) -> list[Path]:
-    """Where files of the model may lie in a run's folder."""
+    """Where files of the model may lie: in a run's folder, or where its command found them."""
     names = [("candidates", c.file) for c in results.candidates]
     names += [("sources", s.file) for s in results.sources] + [("sources", results.base.file)]
-    return [folder / sub / name for sub, name in names]
+    inside = [folder / sub / name for sub, name in names]
+    # finished files were measured where they lay: the command tells where, if it is still so
+    given = [Path(word) for command in results.commands for word in _words(command) if word.endswith(".gguf")]
+    known = {name for _, name in names}
+    return inside + [path for path in given if path.name in known]
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 def pick(results: Results, *, budget: int, n_ctx: int, besides: int | None) -> Pick:

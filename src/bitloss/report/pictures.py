@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING
 import bitloss
 from bitloss.report.svg import WIDE, standalone
 from bitloss.store import atomic_write_bytes
+from bitloss.store.atomic import explained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bitloss.report.looks import Plot
 
-PLOTS = "plots"
+PLOTS, TABLES = "plots", "tables"
+NAMES = (
+    "size-kld",
+    "kld-percentiles",
+    "dp",
+    "ppl-kld",
+    "kld-position",
+    "kld-confidence",
+    "exponents",
+    "error-map",
+    "difference-map",
+    "sensitivity-map",
+)
+"""Of the pictures that a report may have (`Plot.id`), and of the tables beside them."""
 _ZOOM = 2
 
 
@@ -41,6 +55,24 @@ def write_pictures(plots: Sequence[Plot], folder: Path, *, model: str) -> list[P
             atomic_write_bytes(path, data)
             written.append(path)
     return written
+
+
+def remove_stale(folder: Path, written: Sequence[Path]) -> None:
+    """Remove what an earlier report of `folder` has that this one has not: pictures and tables that would mislead.
+
+    Args:
+        folder: of the report.
+        written: its pictures and tables; files of other names than a report gives are left alone.
+    """
+    pictures = [folder / PLOTS / f"{name}{suffix}" for name in NAMES for suffix in (".svg", ".png")]
+    tables = [
+        folder / TABLES / f"{name}{suffix}"
+        for name in (*NAMES, "worst-tokens")
+        for suffix in (".csv", ".parquet")
+    ]
+    for path in {*pictures, *tables} - set(written):
+        with explained(path):
+            path.unlink(missing_ok=True)
 
 
 def png(svg: str) -> bytes:

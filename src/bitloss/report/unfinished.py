@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitloss.display import duration, size, visible
+from bitloss.display import duration, many, size, visible
 from bitloss.divergence.measure import read_tokens
 from bitloss.divergence.statistics import summarize
 from bitloss.errors import FileProblem, FormatError
@@ -35,9 +35,9 @@ def write_unfinished(folder: Path, out: Path | None = None) -> tuple[Path, Path]
     measured = [(name, metrics) for name, metrics in figures.items() if metrics is not None]
     shown = usual_of(metrics for _, metrics in measured)
     table = figures_table(measured, FOUNDING, uncertainty=shown)
-    files = f"{_many(len(measured), 'file')} measured" if measured else "no candidates measured yet"
+    files = f"{many(len(measured), 'file')} measured" if measured else "no candidates measured yet"
     note = (
-        f"This run has not finished. {_many(len(steps.rows), 'step')} done, {files}; "
+        f"This run has not finished. {many(len(steps.rows), 'step')} done, {files}; "
         "no comparisons are made and nothing is concluded before its end."
     )
     if left_out:
@@ -62,10 +62,6 @@ def write_unfinished(folder: Path, out: Path | None = None) -> tuple[Path, Path]
         page, render_unfinished(title, note, [("Measured so far", table), ("Steps done", steps)])
     )
     return markdown, page
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _steps(folder: Path) -> Table:

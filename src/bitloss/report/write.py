@@ -11,13 +11,15 @@ from bitloss.records import Results
 from bitloss.report.export import write_tables
 from bitloss.report.looks import Look, series_of
 from bitloss.report.page import PAGE_NAME, Page, render_html
-from bitloss.report.pictures import write_pictures
+from bitloss.report.pictures import remove_stale, write_pictures
 from bitloss.report.plots import all_plots
 from bitloss.report.render import write_markdown
 from bitloss.report.summary import TokenSummary, noise_file, read_table, summarize_tokens, token_files
 from bitloss.report.worst import WorstOf, worst_of
 from bitloss.store import atomic_write_text
 from bitloss.store.atomic import explained
+
+_LACKING = "The pictures of tokens and the worst tokens lack {}. Copy the file back, or measure again."
 
 
 class Report(NamedTuple):
@@ -27,11 +29,13 @@ class Report(NamedTuple):
         markdown: ``report.md``.
         html: ``report.html``.
         files: pictures and tables.
+        warnings: files that were missing or damaged, and what the report lacks without them.
     """
 
     markdown: Path
     html: Path
     files: list[Path]
+    warnings: tuple[str, ...] = ()
 
 
 class Gathered(NamedTuple):
@@ -87,7 +91,8 @@ def write_gathered(
     markdown = write_markdown(results, folder, plots=plots, worst=gathered.worst, warnings=said)
     files = write_pictures(plots, folder, model=results.model.name)
     files += write_tables(results, plots, gathered.worst, folder)
-    return Report(markdown, html, files)
+    remove_stale(folder, files)
+    return Report(markdown, html, files, said)
 
 
 def gather(results: Results, files: Mapping[str, Path], noise: Path | None) -> Gathered:
@@ -104,7 +109,9 @@ def gather(results: Results, files: Mapping[str, Path], noise: Path | None) -> G
             try:
                 table = read_table(path, results)
             except (FormatError, MismatchError) as error:
-                warnings.append(f"Left out of the pictures: {path.name}: {error.what}.")
+                warnings.append(
+                    f"Left out of the pictures: {path.name}: {error.what}. {_LACKING.format(each.name)}"
+                )
                 read[path] = None
                 continue
             summary = summarize_tokens(table)
@@ -120,16 +127,22 @@ def gather(results: Results, files: Mapping[str, Path], noise: Path | None) -> G
     missing = [c.name for c in results.candidates if c.name not in files]
     if missing:
         said = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        warnings.append(f"Per-token results are not here for {said}: some pictures lack them.")
-    return Gathered(tokens, _floor(noise), worst, warnings)
+        warnings.append(
+            f"Per-token results are not here for {said} (tokens/*.parquet): pictures of tokens and the worst tokens "
+            "lack them. Copy the files back, or measure again."
+        )
+    return Gathered(tokens, _floor(noise, warnings), worst, warnings)
 
 
-def _floor(path: Path | None) -> TokenSummary | None:
+def _floor(path: Path | None, warnings: list[str]) -> TokenSummary | None:
     from bitloss.divergence.measure import read_tokens
 
     if path is None:
         return None
     try:
         return summarize_tokens(read_tokens(path)[0], worst=0)
-    except FormatError:
+    except FormatError as error:
+        warnings.append(
+            f"Left out of the pictures: {path.name}: {error.what}. The noise floor is not drawn beside the candidates."
+        )
         return None

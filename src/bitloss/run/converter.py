@@ -81,7 +81,7 @@ def convert_by(
                 )
                 proof = proof.model_copy(update={"tensors": tensors})
             except UnsupportedError as error:
-                notes.append(f"tensors not compared: {error}")
+                notes.append(f"tensors not compared: {error.what}{f': {error.found}' if error.found else ''}")
         outputs = tuple(_output(kind, path, targets[kind].name, progress) for kind, path in partial.items())
         file = GgufFile.open(partial[types[0]])
     record = Conversion(

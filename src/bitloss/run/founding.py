@@ -173,7 +173,7 @@ def _check_model(model: Path, spec: ExperimentSpec) -> None:
         longest = file.value(f"{file.architecture}.context_length", None)
     else:
         checkpoint = Checkpoint.open(model)
-        family_of(checkpoint.architecture)
+        family_of(checkpoint.architecture, model)
         longest = checkpoint.config.get("max_position_embeddings")
     if isinstance(longest, int) and spec.ctx > longest:
         raise UsageError(

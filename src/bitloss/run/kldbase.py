@@ -12,7 +12,7 @@ from bitloss.divergence.kldfile import KldFile
 from bitloss.errors import MismatchError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.text import scored_positions
-from bitloss.model.vocabulary import vocabulary_sha256
+from bitloss.model.vocabulary import refuse_other_vocabulary, vocabulary_sha256
 from bitloss.records import Base, Model, Text
 from bitloss.run.texts import TextRecords
 from bitloss.store import sha256_file
@@ -81,8 +81,8 @@ def check_candidates(base: KldBase, files: Mapping[Path, GgufFile]) -> None:
                 found=base.n_ctx,
             )
     if len(vocabularies) > 1:
-        one, other = list(vocabularies.values())[:2]
-        raise MismatchError(f"vocabulary differs from that of {one.name}", where=other)
+        (vocabulary, one), (_, other) = list(vocabularies.items())[:2]
+        refuse_other_vocabulary(files[other], files[one], vocabulary=vocabulary, name=one.name)
 
 
 class Described(NamedTuple):

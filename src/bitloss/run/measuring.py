@@ -11,12 +11,12 @@ from pydantic import JsonValue
 from bitloss.divergence.basefile import BaseHeader, base_bytes, read_header
 from bitloss.divergence.kldfile import is_kld
 from bitloss.divergence.measure import write_tokens
-from bitloss.errors import FileProblem, MismatchError, UsageError
+from bitloss.errors import FileProblem, UsageError
 from bitloss.model.documents import Splitting
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model, whole_stem
 from bitloss.model.source import model_bytes, model_facts, model_sha256
-from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
+from bitloss.model.vocabulary import graph_sha256, refuse_other_vocabulary, vocabulary_sha256
 from bitloss.quantize.types import type_of_file
 from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
 from bitloss.report.write import write_report
@@ -246,15 +246,8 @@ def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, .
         check_texts(plan.text, documents=plan.documents, chat_template=plan.chat_template)
         split = Splitting.CONVERSATIONS.value if plan.chat_template else plan.documents
         wanted = Wanted(plan.text, plan.n_ctx, split)
-    for path, file in files.items():
-        if vocabulary_sha256(file) != expected:
-            raise MismatchError(
-                "vocabulary differs from the base's",
-                where=path,
-                expected=f"the tokens of {plan.base}",
-                found=f"{len(file.value('tokenizer.ggml.tokens', []))} tokens",
-                mend="candidate and base must be made from the same model",
-            )
+    for file in files.values():
+        refuse_other_vocabulary(file, open_model(model), vocabulary=expected, name=plan.base)
     return check_base(header, model, files, wanted, where=plan.base, force=plan.force)
 
 
@@ -297,9 +290,10 @@ def _computed(file: GgufFile) -> str:
     return content_key("candidate", {"tensors": file.tensors_sha256(), "graph": graph_sha256(file)})
 
 
-def _tokens(plan: Measuring, computed: str, part: Part | None = None) -> Path:
-    """Files that compute the same share one file of tokens, named by what was measured."""
-    folder, name = ("parts", f"{computed[:16]}-{part.tag}") if part else ("tokens", computed[:16])
+def _tokens(plan: Measuring, path: Path, computed: str, part: Part | None = None) -> Path:
+    """Files that compute the same share one file of tokens, named by the first of them and by what was measured."""
+    name = f"{whole_stem(path)[:150]}-{computed[:8]}"  # files of two folders may have one name
+    folder, name = ("parts", f"{name}-{part.tag}") if part else ("tokens", name)
     return (plan.out / folder / f"{name}.parquet").resolve()
 
 
@@ -314,7 +308,7 @@ def _measure_step(
         base_key=base.sha256 if isinstance(base, KldBase) else base.key,
         part=part,
         engine=plan.engine,
-        out=_tokens(plan, computed, part),
+        out=_tokens(plan, path, computed, part),
     )
 
 
@@ -381,9 +375,10 @@ def _until(
 
     stopped = measure_until(stop, {whole_stem(path): key for path, key in computed.items()}, block)
     (plan.out / "tokens").mkdir(exist_ok=True)
-    for key, path in {key: path for path, key in reversed(computed.items())}.items():
-        write_tokens(stopped.tables[key], _tokens(plan, key), {"candidate": path.name})
-    return stopped, {path: _tokens(plan, key) for path, key in computed.items()}
+    first = {key: path for path, key in reversed(computed.items())}
+    for key, path in first.items():
+        write_tokens(stopped.tables[key], _tokens(plan, path, key), {"candidate": path.name})
+    return stopped, {path: _tokens(plan, first[key], key) for path, key in computed.items()}
 
 
 def _measured_file(path: Path, file: GgufFile, tokens: Path) -> MeasuredFile:

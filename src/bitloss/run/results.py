@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bitloss.display import visible
 from bitloss.divergence.comparison import Pair, compare_all, table_pairs
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.divergence.statistics import summarize
 from bitloss.divergence.stopping import compare_all_anytime, same_files, table_size
 from bitloss.errors import RecordError
 from bitloss.explain.findings import findings
+from bitloss.model.gguf import GgufValue
 from bitloss.model.gguf_split import open_model
 from bitloss.records import (
     Audit,
@@ -252,6 +254,10 @@ def _pairs(files: Sequence[MeasuredFile], measured_as: Mapping[str, Path]) -> tu
     )
 
 
+_SHORT_VALUE = 60
+"""Characters up to which a metadata value is kept where two files differ in it."""
+
+
 def _keys_differ(file: MeasuredFile, twin: MeasuredFile) -> tuple[KeyDifference, ...] | None:
     """Metadata keys whose bytes differ, in the order of the file, then those only the twin has."""
     if file.path is None or twin.path is None:
@@ -262,8 +268,26 @@ def _keys_differ(file: MeasuredFile, twin: MeasuredFile) -> tuple[KeyDifference,
         mine = own.key_bytes(key) if key in own.metadata else b""
         theirs = other.key_bytes(key) if key in other.metadata else b""
         if mine != theirs:
-            found.append(KeyDifference(key=key, bytes=len(mine), twin_bytes=len(theirs)))
+            value, twin_value = _short(own.metadata.get(key)), _short(other.metadata.get(key))
+            long = (mine and value is None) or (theirs and twin_value is None)
+            found.append(
+                KeyDifference(
+                    key=key,
+                    bytes=len(mine),
+                    twin_bytes=len(theirs),
+                    value=None if long else value,
+                    twin_value=None if long else twin_value,
+                )
+            )
     return tuple(found)
+
+
+def _short(entry: GgufValue | None) -> str | None:
+    """A scalar or short text as a person reads it; None for arrays and long texts."""
+    if entry is None or entry.item_type is not None:
+        return None
+    shown = visible(str(entry.value), _SHORT_VALUE + 1)
+    return shown if len(shown) <= _SHORT_VALUE else None
 
 
 def _comparisons(

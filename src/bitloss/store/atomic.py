@@ -15,6 +15,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from bitloss.errors import BitlossError, DiskFull, FileProblem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OWNER_ALONE = 0o600
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MENDS = {
     errno.EACCES: "see who may read and write there, or choose another place",
@@ -179,6 +181,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
         put_in_place(partial, target)
 
 
+def _as_usual(path: Path) -> None:
+    """Give a file the rights that a file made here would have: libraries write through files for their owner alone."""
+    if path.is_file() and stat.S_IMODE(path.stat().st_mode) == _OWNER_ALONE:
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
+
+
 def put_in_place(partial: Path, target: Path) -> None:
     """Give a finished file, on the disk of `target`, its name.
 
@@ -186,6 +196,7 @@ def put_in_place(partial: Path, target: Path) -> None:
         DiskFull, FileProblem: it could not be synced or renamed.
     """
     with explained(target):
+        _as_usual(partial)
         _sync(partial)
         os.replace(partial, target)
         _sync(target.parent)
@@ -214,6 +225,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         yield partial
         with explained(target):
             for path in sorted(partial.rglob("*"), reverse=True):
+                _as_usual(path)
                 _sync(path)
             _sync(partial)
             if target.exists():

@@ -190,7 +190,7 @@ BAD: dict[str, tuple[dict[str, Any], type[BitlossError], str]] = {
     "architecture": (
         {"architectures": ["Qwen9ForCausalLM"]},
         UnsupportedError,
-        "Qwen9ForCausalLM.*MistralForCausalLM, LlamaForCausalLM.*convert_hf_to_gguf",
+        r"m/config\.json\[architectures\].*one of Mistral.*found Qwen9ForCausalLM\. Let .*bitloss convert --",
     ),
     "quantized": (
         {"quantization_config": {"quant_method": "gptq"}},
@@ -202,9 +202,9 @@ BAD: dict[str, tuple[dict[str, Any], type[BitlossError], str]] = {
         CheckpointError,
         r"\[num_hidden_layers\]: bad or missing setting",
     ),
-    "zero": ({"hidden_size": 0}, CheckpointError, r"\[hidden_size\].*positive int, found 0"),
+    "zero": ({"hidden_size": 0}, CheckpointError, r"\[hidden_size\].*positive whole number, found 0"),
     "bool": ({"hidden_size": True}, CheckpointError, "found True"),
-    "text": ({"rms_norm_eps": "small"}, CheckpointError, "positive float, found 'small'"),
+    "text": ({"rms_norm_eps": "small"}, CheckpointError, "positive number, found 'small'"),
     "heads": ({"num_key_value_heads": 3}, CheckpointError, "a divisor of 4, found 3"),
     "head": ({"head_dim": 7}, CheckpointError, r"\[head_dim\].*even number, found 7"),
     "width": ({"head_dim": None, "num_attention_heads": 5}, CheckpointError, "no multiple of the heads"),

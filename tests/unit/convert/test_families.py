@@ -99,8 +99,8 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_scaling": {"type": "su", "long_factor": [1.0]}},
         "expected 8 positive numbers",
     ),
-    "no window": ("gemma2", {"sliding_window": 0}, r"\[sliding_window\].*positive int, found 0"),
-    "cap": ("gemma2", {"final_logit_softcapping": -1.0}, r"\[final_logit_softcapping\].*positive float"),
+    "no window": ("gemma2", {"sliding_window": 0}, r"\[sliding_window\].*positive whole number, found 0"),
+    "cap": ("gemma2", {"final_logit_softcapping": -1.0}, r"\[final_logit_softcapping\].*positive number"),
     "fused": ("phi3", {"num_key_value_heads": 4}, r"qkv_proj.*\[192, 64\], found \[128, 64\]"),
 }
 

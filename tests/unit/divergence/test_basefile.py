@@ -173,7 +173,10 @@ def test_the_vocabulary_of_a_candidate(folder: Path) -> None:
     base = Base(folder)
     check_vocabulary(base, base.model)
     other = random_gguf(folder.parent / "o.gguf", RandomShape(n_vocab=301, n_embd=64))
-    with pytest.raises(MismatchError, match=r"expected 300 tokens.*found 301 tokens"):
+    with pytest.raises(
+        MismatchError,
+        match=r"expected the 300 tokens of m\.gguf \(the first that differs, 300, is not there\), found 301 tokens",
+    ):
         check_vocabulary(base, other)
     base.close()
 

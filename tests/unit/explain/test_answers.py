@@ -160,6 +160,11 @@ def test_equal_tensors_with_other_metadata_name_the_keys(sample_results: Results
     assert "Metadata keys that differ: quantize.imatrix.file (122 and 90 bytes)." in found.text
     assert found.evidence["metadata"] == {"quantize.imatrix.file": [122, 90]}
     assert found.rows == ("Q8_0/f32", "Q8_0/f16", "#files")
+    short = keys[0].model_copy(update={"value": "b.gguf", "twin_value": "a\n.gguf"})
+    lone = keys[0].model_copy(update={"key": "x", "twin_value": "1"})
+    both = identical_tensors(first, second.model_copy(update={"keys_differ": (short, lone)}))
+    assert both is not None
+    assert "quantize.imatrix.file (a\\x0a.gguf and b.gguf), x (1 and nothing)." in both.text
     none = identical_tensors(first, second.model_copy(update={"keys_differ": ()}))
     assert none is not None
     assert "No metadata key differs: it is the layout alone." in none.text
@@ -407,7 +412,7 @@ def test_which_route_to_take() -> None:
     assert (
         found.title
         == "f16 instead of f32: the same tensors (Q8_0), a tie (Q4_K_M), half the disk for the source, "
-        "38 % less time"
+        "38 % less time in this one run"
     )
     assert found.text.endswith("Nothing measured here speaks for f32: take f16.")
     slower = route_costs(_costs(100, 150), same, base="f32", sources=SIZES)

@@ -401,7 +401,7 @@ def test_files_that_cannot_be_compared(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.gguf").write_text("hello")
     for path, kind, said in (
-        (tmp_path / "none.gguf", FileProblem, "cannot be opened"),
+        (tmp_path / "none.gguf", FileProblem, "no such GGUF file. Give the path"),
         (tmp_path / "folder", FileProblem, "a folder, not a GGUF file"),
         (tmp_path / "empty.gguf", FormatError, "the file is empty"),
         (tmp_path / "text.gguf", FormatError, "not a GGUF file"),

@@ -6,10 +6,22 @@ from typing import Any
 
 import pytest
 
-from bitloss.explain.findings import engine_noise, findings, no_noise_floor, same_type_pair
+from bitloss.explain.findings import engine_noise, findings, no_noise_floor, same_type_pair, stopped
 from bitloss.explain.routes import Twin, route_costs, twin_verdicts
 from bitloss.explain.sameness import identical_tensors
-from bitloss.records import Candidate, Comparison, Confidence, Cost, Figure, NoiseFloor, Results, Verdict
+from bitloss.records import (
+    Candidate,
+    Comparison,
+    Confidence,
+    Cost,
+    Figure,
+    NoiseFloor,
+    Outcome,
+    Results,
+    Settled,
+    Stopping,
+    Verdict,
+)
 
 
 def candidate(results: Results, name: str, **changes: Any) -> Candidate:
@@ -193,7 +205,7 @@ def test_costs_of_two_routes() -> None:
     costs = [cost("f32", 60, 2048), cost("f32", 60, 0), cost("f16", 40, 1024), cost(None, 999, 999)]
     finding = route_costs(costs, [TIE], base="f32")
     assert finding is not None
-    assert finding.title == "f16 instead of f32: a tie, 67 % less time"
+    assert finding.title == "f16 instead of f32: a tie, 67 % less time in this one run"
     assert "f32: 2 min 00 s, 2.00 KiB on the disk; f16: 40.0 s, 1.00 KiB" in finding.text
     assert finding.text.startswith("By route (convert): f32")
     assert "Shared by the routes (s): 16 min 39 s, 999 B." in finding.text
@@ -215,14 +227,14 @@ def test_costs_recommend_nothing_without_comparisons_or_against_them() -> None:
         assert "earlier run" in finding.text
     finding = route_costs([cost("f32", 1, 1), cost("f16", 0, 1)], [], base="f32")
     assert finding is not None
-    assert finding.title == "f16 instead of f32: 100 % less time"
+    assert finding.title == "f16 instead of f32: 100 % less time in this one run"
 
 
 def test_costs_of_measuring_are_not_the_routes() -> None:
     measured = Cost(step="m", kind="measure", route="f16", seconds=9e9, bytes=1, reused=True)
     finding = route_costs([cost("f32", 60, 1), cost("f16", 40, 1), measured], [], base="x")
     assert finding is not None
-    assert finding.title == "f16 instead of f32: 33 % less time"
+    assert finding.title == "f16 instead of f32: 33 % less time in this one run"
     assert "Shared" not in finding.text
     assert "earlier run" not in finding.text
 
@@ -273,3 +285,24 @@ def test_no_noise_floor_is_said_and_a_floor_is_not(sample_results: Results) -> N
         assert finding is not None
         assert finding.question == 5
         assert finding in findings(sample_results.model_copy(update={"noise_floor": missing}))
+
+
+def test_a_rule_names_each_pair_with_its_direction_and_the_margin(sample_results: Results) -> None:
+    pairs = [
+        ("a", "b", Outcome.BETTER, -0.002, -0.001),
+        ("a", "c", Outcome.WORSE, 0.001, 0.002),
+        ("b", "c", Outcome.EQUIVALENT, -1e-5, 2e-5),
+        ("c", "d", Outcome.IDENTICAL, 0.0, 0.0),
+        ("a", "d", Outcome.OPEN, None, None),
+    ]
+    stopping = Stopping.model_construct(
+        rule="decided", margin=0.05, precision=None, met=True, chunks_available=90, seed=0, alpha=0.05,
+        settled=tuple(Settled(a=a, b=b, outcome=o, chunks=8, low=low, high=high) for a, b, o, low, high in pairs),
+    )  # fmt: skip
+    finding = stopped(stopping, 32)
+    assert finding is not None
+    assert (
+        "a is better than b (a less b: -0.002000 to -0.001000 nats); c is better than a (a less c: 0.001000 to "
+        "0.002000 nats); b and c are equivalent (b less c: -1.000e-05 to 2.000e-05 nats); c and d are identical; "
+        "a and d are open. The margin of equivalence is 5 %."
+    ) in finding.text

@@ -47,16 +47,19 @@ def test_both_forms_are_read() -> None:
     [
         ("{", "line 2: no JSON"),
         ("[" * 100_000, "line 2: no JSON"),
-        ("[]", "line 2: no JSON object: found list"),
+        ("[]", "line 2: no JSON object: found a list"),
         ('{"text": "a"}', "line 2: no conversation"),
         ('{"messages": {}}', "line 2: no conversation"),
         ('{"messages": []}', "line 2: conversation without a message"),
         ('{"messages": ["a"]}', "line 2, message 1: no message"),
         ('{"messages": [{"content": "a"}]}', "message 1: role: message of nobody"),
-        ('{"messages": [{"role": "user"}]}', "message 1: content: content that is no text: found NoneType"),
+        (
+            '{"messages": [{"role": "user"}]}',
+            "message 1: content: content that is no text: expected a text (null only beside tool_calls), found null",
+        ),
         (
             '{"messages": [{"role": "user", "content": [{"type": "text"}]}]}',
-            "content that is no text: found list",
+            "content that is no text: expected a text (null only beside tool_calls), found a list",
         ),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "half of a surrogate pair"),
         ('{"messages": [{"role": "user", "content": "\\ufdd0"}]}', "noncharacter"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import socket
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from bitloss.errors import (
 )
 from bitloss.model import wikitext
 from bitloss.model.checkpoint import Checkpoint
-from bitloss.model.hub import Snapshot, fetch_model, is_hub_id, snapshot_of
+from bitloss.model.hub import Snapshot, fetch_dataset_file, fetch_model, is_hub_id, snapshot_of
 from bitloss.model.random_checkpoint import CheckpointOptions, random_checkpoint, write_json
 from bitloss.progress import Progress
 
@@ -110,6 +111,23 @@ def test_without_a_network_what_is_in_the_cache_is_used(tmp_path: Path, hub: Hub
         fetch_model("owner/tiny-model", "v1", cache=tmp_path / "cache", endpoint=nowhere)
     with pytest.raises(FileProblem, match=r"owner/other@main: the hub cannot be reached.*HF_ENDPOINT"):
         fetch_model("owner/other", cache=tmp_path / "cache", endpoint=nowhere)
+
+
+def test_without_a_network_the_library_tells_of_no_retries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    level = logging.getLogger("huggingface_hub").level
+    words = (
+        r"o/d@main: the hub cannot be reached.*Check the network or HF_ENDPOINT, or give a file of your own"
+    )
+    with pytest.raises(FileProblem, match=words):
+        fetch_dataset_file("o/d", "f.parquet", cache=tmp_path, endpoint=nowhere)
+    assert caplog.records == []
+    assert logging.getLogger("huggingface_hub").level == level
 
 
 def test_what_the_hub_has_not_is_told_in_one_line(tmp_path: Path, hub: Hub, model: Path) -> None:

@@ -61,10 +61,10 @@ def test_one_trailing_newline_is_dropped(tmp_path: Path) -> None:
 
 
 def test_unreadable_texts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileProblem, match="no such file"):
+    with pytest.raises(FileProblem, match=r"none\.txt: no such text\. Give a UTF-8 text file"):
         read_text(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(FormatError, match=r"latin\.txt: not UTF-8 at byte 3"):
         read_text(tmp_path / "latin.txt")
-    with pytest.raises(FileProblem):
+    with pytest.raises(FileProblem, match="a folder, not a text"):
         read_text(tmp_path)

@@ -553,7 +553,7 @@ def test_recipes_and_sizes(tmp_path: Path) -> None:
     recipe.write_bytes(b"\xff=q8_0")
     with pytest.raises(FileProblem, match="not UTF-8"):
         read_recipe(recipe)
-    with pytest.raises(FileProblem, match="No such file"):
+    with pytest.raises(FileProblem, match=r"no such list of tensor types\. Give a text file of REGEX=TYPE"):
         read_recipe(tmp_path / "none")
     assert (parse_size("500M", "x"), parse_size("2g", "x")) == (500_000_000, 2_000_000_000)
     for text in ("2", "2T", "-1G", "0M", "1.5G", "²G"):

@@ -92,13 +92,13 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (change("extra", 1), "extra: damaged record: Extra inputs are not permitted"),
+        (change("extra", 1), "extra: damaged record: extra inputs are not permitted"),
         (change("model/name", "/home/me/model"), "model.name: damaged record: .*bare name"),
         (change("base/file", ".."), "base.file: .*bare name"),
         (change("text/sha256", "0" * 63), "text.sha256: "),
-        (change("text/chunks", 0), "text.chunks: .*greater than or equal to 1.*found 0"),
-        (change("text/chunks", True), "text.chunks: .*valid integer"),
-        (change("text/chunks", "12"), "text.chunks: .*valid integer.*found '12'"),
+        (change("text/chunks", 0), "text.chunks: .*should be at least 1.*found 0"),
+        (change("text/chunks", True), "text.chunks: .*should be a whole number"),
+        (change("text/chunks", "12"), "text.chunks: .*should be a whole number.*found '12'"),
         (change("candidates/0/bytes", -1), r"candidates\[0\]\.bytes: "),
         (change("candidates/0/metrics/Mean PPL", {"value": 1.0}), r"candidates\[0\]\.metrics"),
         (change("candidates/1/name", "Q4_K_M/f32"), "two candidates have the same name"),
@@ -112,7 +112,7 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (change("comparisons/1/p_holm", None), "need a p-value"),
         (change("comparisons/1/p_value", 1.5), r"comparisons\[1\]\.p_value"),
         (change("findings", [FINDING | {"evidence": {"deep": [1.0, {"x": math.nan}]}}]), "finite"),
-        (change("findings", [FINDING | {"question": 6}]), "less than or equal to 5"),
+        (change("findings", [FINDING | {"question": 6}]), "at most 5"),
         (change("noise_floor/metrics/ppl/value", math.inf), r"noise_floor\.metrics\.ppl\.value: .*finite"),
         (change("schema", "bitloss/results@2"), "another version of bitloss: expected .*@1, found .*@2"),
         (change("schema", "something/else@1"), "not the results of a run"),
@@ -133,10 +133,20 @@ def test_damaged_results(
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(FileProblem, match=r"results\.json: No such file"):
+    with pytest.raises(
+        FileProblem, match=r"no results in this folder \(results\.json is missing\)\. Give a run's"
+    ):
         read_results(tmp_path)
-    with pytest.raises(FileProblem, match="gone"):
-        read_results(tmp_path / "gone")
+    for missing in ("gone", "gone.json"):
+        with pytest.raises(
+            FileProblem, match=rf"{missing}: no such run folder or results\. Give .*bitloss run"
+        ):
+            read_results(tmp_path / missing)
+    (tmp_path / "notes.md").write_text("# notes")
+    with pytest.raises(
+        RecordError, match=r"notes\.md: not the results of a run: no JSON\. Give a run's folder"
+    ):
+        read_results(tmp_path / "notes.md")
 
 
 def test_records_are_frozen(sample_results: Results) -> None:

@@ -64,7 +64,10 @@ def test_what_is_not_known_is_said(sample_results: Results, tmp_path: Path) -> N
     assert found.words().startswith(
         "By weights alone, for 8.00 GiB and a context of 512 tokens: Q4_K_M/f16 ("
     )
-    assert "Whether it fits with its cache is not known: no GGUF file of this run is here" in found.words()
+    assert (
+        "Whether it fits with its cache is not known: no GGUF file of this run is in its folder or where"
+        in found.words()
+    )
     assert found.surely_fits() == (False, False, None, None)
     assert found.table().columns[3] == "Takes more than"
     assert [row[-1] for row in found.table().rows] == [

@@ -92,7 +92,10 @@ def test_tokens_of_another_text_are_left_out_and_said(sample_results: Results, t
         read_table(path, sample_results)
     gathered = gather(sample_results, {"Q4_K_M/f32": path}, None)
     assert gathered.tokens == {}
-    assert gathered.warnings[0] == "Left out of the pictures: q4.parquet: per-token results of another text."
+    assert gathered.warnings[0] == (
+        "Left out of the pictures: q4.parquet: per-token results of another text. The pictures of tokens and the worst "
+        "tokens lack Q4_K_M/f32. Copy the file back, or measure again."
+    )
     assert "not here for Q4_K_M/f16, Q8_0/f32, Q8_0/f16" in gathered.warnings[1]
 
 

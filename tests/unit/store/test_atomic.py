@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -250,3 +251,20 @@ def test_an_error_speaks_of_the_files_place(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="File name too long"), atomic_path(tmp_path / ("x" * 300)):
         pass
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_rights_of_files_made_here(tmp_path: Path, mask: int) -> None:
+    """Libraries that write through a file for its owner alone do not decide who may read the finished one."""
+    before = os.umask(mask)
+    try:
+        with atomic_path(tmp_path / "one") as partial:
+            partial.touch(0o600)
+        with atomic_dir(tmp_path / "many") as folder:
+            (folder / "inside").touch(0o600)
+            (folder / "run").touch(0o700)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "one", tmp_path / "many" / "inside"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE((tmp_path / "many" / "run").stat().st_mode) == 0o700 & ~mask
