@@ -350,6 +350,7 @@ def base(
             chat_template=chat_template,
         ),
         repair=Repair.ONLY if repair else Repair.NEVER,
+        kld=None if kld is None else kld.resolve(),
         engine=engine,
         out=out.resolve(),
     )
