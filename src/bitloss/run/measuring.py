@@ -24,7 +24,7 @@ from bitloss.run.basecheck import Wanted, check_base
 from bitloss.run.bases import make_base, mended
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
-from bitloss.run.passes import measure_in_passes
+from bitloss.run.passes import check_memory, measure_in_passes
 from bitloss.run.results import NOTHING_ELSE, MeasuredFile, Setting, Why, assemble
 from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper
@@ -129,6 +129,8 @@ def measure_files(
     kld = _kld(plan, files)
     forced = () if kld else _check_base(plan, files)
     check_rule(plan.stop, len(files))
+    if plan.base.is_file() and kld is None:
+        check_memory(files, plan.engine, base=plan.base, n_ctx=plan.n_ctx or _N_CTX)
     stopped: Stopped | None = None
     with _folder(plan, kld) as folder:
         steps = Stepper(folder, executor, progress)
@@ -342,7 +344,7 @@ def _measure(
         return measure_in_passes(
             steps,
             todo,
-            base_bytes=0 if isinstance(base, KldBase) else base_bytes(base.folder, base.model),
+            beside=0 if isinstance(base, KldBase) else base_bytes(base.folder, base.model),
             n_ctx=base.n_ctx if isinstance(base, KldBase) else base.header.n_ctx,
             part=part_label("", part),
         )
