@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from tests.cli.conftest import Cli, Inputs
 from tests.cli.test_bad_input import refused
 
