@@ -24,14 +24,14 @@ from bitloss.convert.cast import SourceType
 from bitloss.convert.folder import FolderMaterial
 from bitloss.convert.material import Material, Target
 from bitloss.convert.recast import GgufMaterial
-from bitloss.convert.record import Casts, Conversion, InputFile, OutputFile, Proof, TensorProof
+from bitloss.convert.record import Casts, Conversion, InputFile, OutputFile, Proof, TensorProof, keep_record
 from bitloss.convert.writing import Part, Written, write_files
 from bitloss.errors import FileProblem, UsageError
 from bitloss.model.gguf import DEFAULT_ALIGNMENT
 from bitloss.model.gguf_split import in_parts, part_path, whole_stem
 from bitloss.model.hub import snapshot_of
 from bitloss.progress import Progress, ProgressCallback, silent
-from bitloss.store import atomic_path, atomic_write_text, sha256_file
+from bitloss.store import atomic_path, sha256_file
 from bitloss.store.atomic import explained
 from bitloss.store.space import check_room
 
@@ -163,7 +163,7 @@ def convert(
         progress: called per block, in weights.
 
     Returns:
-        What is also written to `out_dir / "conversion.json"`.
+        What was converted; also written to `out_dir / "conversion.json"`, with what that keeps of earlier conversions.
 
     Raises:
         FileProblem: the folder or a file of it is missing, or the output cannot be written.
@@ -216,7 +216,7 @@ def convert(
         bitloss=tool_version(),
         seconds=round(time.monotonic() - begun, 3),
     )
-    atomic_write_text(out_dir / "conversion.json", record.model_dump_json(indent=2) + "\n")
+    keep_record(record, out_dir)
     return record
 
 
