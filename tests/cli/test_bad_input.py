@@ -245,7 +245,7 @@ def test_matrices_of_another_model_leave_the_earlier_output(
     )
     before = snapshot(inputs.folder)
     done = cli("imatrix", other, "--text", inputs.text, *TINY, "--in-file", inputs.imatrix,
-               "-o", inputs.imatrix, "-q")  # fmt: skip
+               "-o", inputs.imatrix, "--force", "-q")  # fmt: skip
     refused(done, 1, "blk.0.")
     assert snapshot(inputs.folder) == before
 

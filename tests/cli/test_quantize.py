@@ -85,7 +85,7 @@ def test_errors_as_a_table(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
             f"{name} ({each['errors'][name]['type']}) {100 * errors[name]:.3f} %" for name in worst
         )
     assert "shares of a tensor's own root mean square" in plain[-1]
-    weighted = lines(cli(*asked, "--imatrix", inputs.imatrix))
+    weighted = lines(cli(*asked, "--imatrix", inputs.imatrix, "--force"))
     heads = next(line for line in weighted if "RMS error" in line)
     assert "By importance" in heads
     cells = [re.split(r"  +", line.strip()) for line in weighted if re.match(r" +Q\w+ +\d", line)]
@@ -128,7 +128,7 @@ def test_importance_0_is_warned_of(cli: Cli, inputs: Inputs, tmp_path: Path) -> 
     file = GgufFile.open(tmp_path / "out" / "tiny-f32-Q4_K_S.gguf")
     assert not file.tensor_f32("blk.0.attn_q.weight").any()
     assert file.tensor_f32("blk.0.attn_k.weight").any()
-    mended = lines(cli(*asked, "--tensor-type", "attn_q|ffn_up=Q8_0"))
+    mended = lines(cli(*asked, "--tensor-type", "attn_q|ffn_up=Q8_0", "--force"))
     assert not [line for line in mended if line.startswith("warning")]
 
 
@@ -164,7 +164,12 @@ def test_a_dry_run_says_when_the_disk_is_too_small(
     planned = lines(cli(*asked, "--dry-run"))
     assert planned[-1] == f"nothing was written; 976.56 KiB free in {tmp_path}, which is not enough"
     assert [line.split()[:2] for line in planned if "file " in line] == [["1", "file"]]
-    refused(cli(*asked, "-q"), 1, "not enough space: expected 1.1 MB free, found 1.0 MB", "Free some space")
+    refused(
+        cli(*asked, "-q"),
+        1,
+        "not enough space on the disk: expected 1.07 MiB free, found 976.56 KiB",
+        "Free some space",
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -322,4 +327,37 @@ def test_what_was_read_back_is_said(cli: Cli, inputs: Inputs, tmp_path: Path) ->
     assert "(8." in lines(cli(*asked))[0]
     assert "(already made, kept; verified; 8." in lines(cli(*asked, "--verify"))[0]
     assert [each["verified"] for each in document(cli(*asked, "--json"))] == [False]
-    assert "(verified; 8." in lines(cli(*asked, "--encoder", "llama.cpp"))[0]  # always
+    assert "(verified; 8." in lines(cli(*asked, "--encoder", "llama.cpp", "--force"))[0]  # always
+
+
+def test_a_file_of_something_else_is_not_replaced(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("quantize", inputs.source, "--types", "Q8_0,Q4_K_M", "-o", out, "-q")
+    file = out / "tiny-f32-Q4_K_M.gguf"
+    out.mkdir()
+    file.write_bytes(b"somebody's own")
+    refused(cli(*asked), 1, f"{file}: already there", "--force")
+    assert [path.name for path in out.iterdir()] == [file.name]
+    assert file.read_bytes() == b"somebody's own"
+    lines(cli(*asked, "--force"))
+    plain = file.read_bytes()
+    assert plain[:4] == b"GGUF"
+    # the same inputs: found again, also where more is to be told of them
+    assert all("already made" in line for line in lines(cli(*asked)))
+    lines(cli(*asked, "--errors"))
+    # other inputs, though the file is ours
+    weighted = (*asked, "--imatrix", inputs.imatrix)
+    refused(cli(*weighted), 1, f"{file.parent}", "already there, and not known to be made", "--force")
+    assert file.read_bytes() == plain
+    lines(cli(*weighted, "--force"))
+    assert file.read_bytes() != plain
+
+
+def test_an_importance_matrix_is_not_replaced(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "i.gguf"
+    out.write_bytes(b"somebody's own")
+    asked = ("imatrix", inputs.source, "--text", inputs.text, "--ctx", 32, "--chunks", 2, "-o", out, "-q")
+    refused(cli(*asked), 1, f"{out}: already there", "--force")
+    assert out.read_bytes() == b"somebody's own"
+    lines(cli(*asked, "--force"))
+    assert read_imatrix(out).chunk_count == 2

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import llama_cpp
 import pytest
@@ -72,3 +75,54 @@ def import_all() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["convert", "--help"]) == 0
         assert main(["--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("run", "finished steps are kept"),
+        ("measure", "finished steps are kept"),
+        ("base", "finished chunks are kept"),
+        ("quantize", "finished tensors are kept"),
+        ("imatrix", "the same command starts anew"),
+        ("convert", "the same command starts anew"),
+    ],
+)
+def test_an_interrupt_says_what_is_kept(
+    verb: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs.app.__class__, "__call__", stopped)
+    assert main([verb]) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bitloss", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "bitloss: the output cannot be written: No space left on device\n"
+
+
+def test_what_the_system_says_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/file")
+
+    monkeypatch.setattr(verbs.app.__class__, "__call__", failing)
+    assert main(["audit"]) == 1
+    assert capsys.readouterr().err.startswith("bitloss: /data/file: the disk is full. Free some space")
+    with pytest.raises(OSError, match="No space"):
+        main(["audit", "--debug"])

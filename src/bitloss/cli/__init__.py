@@ -22,11 +22,14 @@ from typer.exceptions import TyperException
 
 from bitloss.display import plain_fault
 from bitloss.errors import BitlossError, UsageError
+from bitloss.store.atomic import file_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _INTERRUPTED = 130
+_STEPS = frozenset({"demo", "run", "measure", "sensitivity"})
+_PIECES = {"base": "chunks", "quantize": "tensors"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         _refuse_other_than_utf8(arguments)
         with _terminated_as_interrupted():
             code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False, obj=arguments)
+        sys.stdout.flush()  # a full disk behind a redirection is found out here, not when the interpreter ends
     except BitlossError as error:
         if debug:
             raise
@@ -58,12 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     except TyperException as failure:
         said = _plain(getattr(failure, "format_message", lambda: "")())
         return _fail(f"{said}{_found(failure)} (see bitloss --help)" if said else "see bitloss --help", 2)
-    except BrokenPipeError:
-        return 1
+    except OSError as error:  # whatever was not explained where it happened
+        if debug:
+            raise
+        return _system_said(error)
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
-        return _fail(
-            "interrupted; finished steps are kept, the same command goes on from there", _INTERRUPTED
-        )
+        return _fail(f"interrupted; {_kept(arguments)}", _INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -83,6 +87,29 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _kept(arguments: list[str]) -> str:
+    """What the same command finds when it is given again."""
+    verb = arguments[0] if arguments else ""
+    if verb in _STEPS:
+        return "finished steps are kept, the same command goes on from there"
+    if verb in _PIECES:
+        return f"finished {_PIECES[verb]} are kept, the same command goes on from there"
+    return "nothing half-written was left, the same command starts anew"
+
+
+def _system_said(error: OSError) -> int:
+    """End with the system's error in one line; without one where nobody reads the output any more."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())  # else Python tries once more when it ends
+        os.close(nothing)
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if error.filename:
+        return _fail(str(file_problem(error, error.filename)), 1)
+    return _fail(f"the output cannot be written: {error.strerror or error}", 1)
 
 
 def _verbs(app: typer.Typer) -> set[str]:

@@ -39,6 +39,7 @@ Json = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there, whatever they are.")]
 Ctx = Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk; the second half is scored.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks at most. [default: all]")]
 Documents = Annotated[

@@ -18,6 +18,7 @@ from bitloss.cli.options import (
     Ctx,
     Documents,
     EncoderName,
+    Force,
     Json,
     Out,
     Quiet,
@@ -143,7 +144,7 @@ def convert(
 ) -> None:
     """Convert a model to GGUF at F32, F16, BF16, in one read, and prove the files.
 
-    conversion.json tells what was checked of the last conversion into the folder: every tensor accounted for, the
+    conversion.json tells what was checked of the conversions into the folder: every tensor accounted for, the
     stored bytes, the tokens of a text in many scripts against the model's own tokenizer, finite logits from llama.cpp.
     """
     from bitloss.quantize.request import parse_size
@@ -198,6 +199,7 @@ def imatrix(
     ] = None,
     ctx: Ctx = 512,
     chunks: Chunks = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -212,6 +214,8 @@ def imatrix(
             where="bitloss imatrix",
             expected="SOURCE with --text, or at least two --in-file",
         )
+    if out.is_file() and not force:
+        raise FileProblem("already there", where=out, mend="choose another --out, or replace it with --force")
     facts: dict[str, Any] = {"file": out.name}
     if source is not None and text is not None:
         source, text = _file(source, "GGUF file"), _file(given_text(text), "text")
@@ -293,6 +297,7 @@ def quantize(
         ),
     ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all.")] = 0,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -321,6 +326,7 @@ def quantize(
             threads=threads,
             verify=verify,
             errors=errors,
+            replace=force,
             out=(out / candidate_name(source, name)).resolve(),
         )
         for name in listed(",".join(types), "--types")
@@ -387,6 +393,7 @@ def base(
             chat_template=chat_template,
         ),
         repair=Repair.ONLY if repair else Repair.NEVER,
+        kld=None if kld is None else kld.resolve(),
         engine=engine,
         out=out.resolve(),
     )

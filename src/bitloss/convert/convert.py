@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -25,15 +24,16 @@ from bitloss.convert.cast import SourceType
 from bitloss.convert.folder import FolderMaterial
 from bitloss.convert.material import Material, Target
 from bitloss.convert.recast import GgufMaterial
-from bitloss.convert.record import Casts, Conversion, InputFile, OutputFile, Proof, TensorProof
+from bitloss.convert.record import Casts, Conversion, InputFile, OutputFile, Proof, TensorProof, keep_record
 from bitloss.convert.writing import Part, Written, write_files
-from bitloss.errors import DiskFull, FileProblem, UsageError
+from bitloss.errors import FileProblem, UsageError
 from bitloss.model.gguf import DEFAULT_ALIGNMENT
 from bitloss.model.gguf_split import in_parts, part_path, whole_stem
 from bitloss.model.hub import snapshot_of
 from bitloss.progress import Progress, ProgressCallback, silent
-from bitloss.store import atomic_path, atomic_write_text, sha256_file
+from bitloss.store import atomic_path, sha256_file
 from bitloss.store.atomic import explained
+from bitloss.store.space import check_room
 
 __all__ = [
     "Conversion",
@@ -163,7 +163,7 @@ def convert(
         progress: called per block, in weights.
 
     Returns:
-        What is also written to `out_dir / "conversion.json"`.
+        What was converted; also written to `out_dir / "conversion.json"`, with what that keeps of earlier conversions.
 
     Raises:
         FileProblem: the folder or a file of it is missing, or the output cannot be written.
@@ -186,8 +186,9 @@ def convert(
     with explained(out_dir):
         if out_dir.exists() and not out_dir.is_dir():
             raise FileProblem("a file is in the way of a folder", where=out_dir)
+    check_room((parts[0].path, _tensor_bytes(parts, kind)) for kind, parts in files.items())
+    with explained(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
-    _refuse_too_little_room(material, types, out_dir)
     proof = None
     with ExitStack() as stack:
         partial = {
@@ -215,21 +216,12 @@ def convert(
         bitloss=tool_version(),
         seconds=round(time.monotonic() - begun, 3),
     )
-    atomic_write_text(out_dir / "conversion.json", record.model_dump_json(indent=2) + "\n")
+    keep_record(record, out_dir)
     return record
 
 
-def _refuse_too_little_room(material: Material, types: Sequence[SourceType], out_dir: Path) -> None:
-    needed = sum(target.plan(kind).n_bytes for kind in types for target in material.targets)
-    free = shutil.disk_usage(out_dir).free
-    if needed > free:
-        raise DiskFull(
-            "not enough room on the disk",
-            where=out_dir,
-            expected=f"{needed / 1e9:.1f} GB",
-            found=f"{free / 1e9:.1f} GB",
-            mend="free some space, choose a folder on another disk, or write fewer types",
-        )
+def _tensor_bytes(parts: Sequence[Part], kind: SourceType) -> int:
+    return sum(target.plan(kind).n_bytes for part in parts for target in part.targets)
 
 
 def _parts(material: Material, kind: SourceType, whole: Path, options: ConvertOptions) -> list[Part]:

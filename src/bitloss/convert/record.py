@@ -1,10 +1,19 @@
-"""What a conversion writes down: conversion.json."""
+"""What a conversion writes down: conversion.json.
+
+Files of an earlier conversion stay in it as long as they are there, byte for byte, and come from the same model.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitloss.convert.cast import SourceType
+from bitloss.store import atomic_write_text, sha256_file
+
+NAME = "conversion.json"
+_MAX_BYTES = 64 << 20
 
 
 class _Record(BaseModel):
@@ -66,7 +75,7 @@ class TensorProof(_Record):
         ignored: of them, those left out by name (`Conversion.ignored_tensors`).
         written: tensors in each file.
         made: of them, those computed from the settings (rotary factors).
-        bytes_compared: bytes read back from all files and found equal to what was computed from the model.
+        bytes_compared: bytes read back from all files proven and found equal to what was computed from the model.
     """
 
     checkpoint: int
@@ -113,7 +122,7 @@ class Proof(_Record):
     Attributes:
         tensors: accounting and comparison of tensors.
         tokens: comparison of tokens.
-        engine: one entry per file.
+        engine: one entry per file proven.
         llama_cpp: version and commit of the engine.
     """
 
@@ -132,13 +141,13 @@ class Conversion(_Record):
         gguf_architecture: llama.cpp's name of it.
         weights: number of weights.
         checkpoint: files of the HF folder (or the GGUF files) that decided the result.
-        outputs: the files written.
+        outputs: the files written, then those of earlier conversions that are kept.
         ignored_tensors: checkpoint tensors left out because they are computed from the settings or copies.
         notes: settings that the GGUF files do not carry, and what else a reader should know, in words.
         hub: id and commit of a model that was fetched ("owner/name@commit"), else None.
         proof: what was checked; None with `--no-proof`.
         bitloss: version of this tool.
-        seconds: time taken.
+        seconds: time taken; this and all but `outputs` and `proof` is of the last conversion.
     """
 
     model: str
@@ -153,3 +162,68 @@ class Conversion(_Record):
     proof: Proof | None = None
     bitloss: str
     seconds: float
+
+
+def keep_record(record: Conversion, folder: Path) -> None:
+    """Write ``conversion.json``: what was converted now, and what is kept of earlier conversions of the same model.
+
+    Raises:
+        DiskFull, FileProblem: it cannot be written.
+    """
+    whole = _with_earlier(record, _read(folder / NAME), folder)
+    atomic_write_text(folder / NAME, whole.model_dump_json(indent=2) + "\n")
+
+
+def _read(path: Path) -> Conversion | None:
+    """What is written down; nothing where that is missing or damaged."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            return None
+        return Conversion.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _with_earlier(record: Conversion, earlier: Conversion | None, folder: Path) -> Conversion:
+    if earlier is None or _contents(earlier) != _contents(record):
+        return record
+    mine = {output.file for output in record.outputs}
+    kept = tuple(
+        output for output in earlier.outputs if output.file not in mine and _is_there(output, folder)
+    )
+    if not kept:
+        return record
+    outputs = (*record.outputs, *kept)
+    return record.model_copy(update={"outputs": outputs, "proof": _proof(record, earlier.proof, kept)})
+
+
+def _contents(record: Conversion) -> set[str]:
+    return {file.sha256 for file in record.checkpoint}
+
+
+def _is_there(output: OutputFile, folder: Path) -> bool:
+    whole = InputFile(name=output.file, bytes=output.bytes, sha256=output.sha256 or "")
+    for file in output.parts or (whole,):
+        path = folder / file.name
+        if Path(file.name).name != file.name or not path.is_file() or path.stat().st_size != file.bytes:
+            return False
+        if sha256_file(path) != file.sha256:
+            return False
+    return True
+
+
+def _proof(record: Conversion, earlier: Proof | None, kept: tuple[OutputFile, ...]) -> Proof | None:
+    """What was checked of the files of both conversions."""
+    if earlier is None:
+        return record.proof
+    names = {output.file for output in kept}
+    engine = tuple(each for each in earlier.engine if each.file in names)
+    compared = sum(round(output.bits_per_weight * record.weights / 8) for output in kept)
+    now, tensors = record.proof, earlier.tensors
+    if now is not None and now.tensors is not None and tensors is not None:
+        compared += now.tensors.bytes_compared
+    if tensors is not None:
+        tensors = tensors.model_copy(update={"bytes_compared": compared})
+    if now is None:
+        return earlier.model_copy(update={"tensors": tensors, "engine": engine})
+    return now.model_copy(update={"tensors": tensors or now.tensors, "engine": (*now.engine, *engine)})

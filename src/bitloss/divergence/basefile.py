@@ -45,11 +45,14 @@ _SHARDS_HELD = 4
 _HEADER_CAP = 64 << 20
 
 
-def base_bytes(folder: Path, model: Path) -> int:
-    """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, slices of logits."""
+def base_bytes(folder: Path | None, model: Path) -> int:
+    """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, slices of logits.
+
+    Without a folder the shards, which are not made yet, are left out.
+    """
     file = open_model(model)
     info = file.tensors[output_weight_name(file)]
-    shards = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors"))
+    shards = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors")) if folder else 0
     return (
         tensor_bytes(info.shape, info.ggml_type) + min(shards, _SHARDS_HELD * SHARD_BYTES) + 3 * SLICE_BYTES
     )

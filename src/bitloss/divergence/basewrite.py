@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from bitloss.divergence.basefile import (
     SCHEMA,
@@ -22,15 +22,18 @@ from bitloss.divergence.basefile import (
     read_chunks,
     read_header,
 )
+from bitloss.divergence.unfinished import ShardPlan, UnfinishedBase, bytes_there
 from bitloss.engine.base import Engine, EngineOptions, Outputs
 from bitloss.engine.llama import LlamaEngine, usable_cores
 from bitloss.engine.output_layer import OutputLayer
-from bitloss.errors import BaseError, MismatchError, UnsupportedError
+from bitloss.errors import BaseError, EngineError, MismatchError, UnsupportedError
 from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
 from bitloss.model.vocabulary import vocabulary_sha256
 from bitloss.progress import Progress, ProgressCallback, silent
-from bitloss.store import atomic_dir, atomic_path, atomic_write_text, sha256_file
+from bitloss.store import atomic_path, atomic_write_text, content_key, sha256_file
+from bitloss.store.atomic import explained
+from bitloss.store.space import check_room
 
 _CHECKED_TOKENS: Final = (
     64  # whether logits are the product of output weight and hidden states shows on any tokens
@@ -46,8 +49,16 @@ def check_remade_logits(engine: LlamaEngine, layer: OutputLayer, chunk: NDArray[
     Raises:
         UnsupportedError: they differ by more than rounding can (the graph does something after the product), or at all
             on a CPU, where the same kernel must give the same bits.
+        EngineError: the engine's logits are not finite.
     """
     hidden, logits = engine.hidden_and_logits(chunk)
+    bad = ~(logits.max(axis=1) < np.inf)  # the maximum is NaN if there is any
+    if bad.any():
+        raise _not_finite(
+            "logits are not finite",
+            f"{engine.path}[first {len(chunk)} tokens of the text]",
+            f"{int(bad.sum())} of {bad.size} tokens",
+        )
     worst = 0.0
     for part in layer.slices(len(hidden)):
         remade, told = layer.logits(hidden[part]), logits[part]
@@ -70,95 +81,135 @@ def check_remade_logits(engine: LlamaEngine, layer: OutputLayer, chunk: NDArray[
 
 
 def write_base(
-    engine: LlamaEngine, chunks: Chunks, *, text: TextSource, out: Path, progress: ProgressCallback = silent
+    engine: LlamaEngine,
+    chunks: Chunks,
+    *,
+    text: TextSource,
+    out: Path,
+    also: Sequence[tuple[Path, int]] = (),
+    progress: ProgressCallback = silent,
 ) -> BaseHeader:
     """Compute a base and store it; the folder appears whole or not at all.
 
+    What an interrupted pass over the same left is gone on with (`bitloss.divergence.unfinished`).
+
+    Args:
+        engine: holds the base's model.
+        chunks: the text, cut.
+        text: what the header says of it.
+        out: the folder.
+        also: files that will be made of it, and their bytes: there must be room for them too.
+        progress: told after every chunk.
+
     Raises:
+        DiskFull: less space than the base takes (found before it is computed), or the disk ran full.
         UnsupportedError: the model's logits cannot be made again from its hidden states.
-        EngineError, DiskFull: as they say.
+        EngineError: logits or hidden states are not finite, or llama.cpp failed.
+        FileProblem: it cannot be written, or another process is writing it.
     """
+    plans = _plans(chunks, engine.facts.n_embd)
+    needed = base_files_bytes(plans, chunks)
+    check_room([(out, needed - bytes_there(out)), *also])
+    header = _header(engine, chunks, text, out)
+    same = header.model_dump(mode="json", exclude={"model_path"})  # wherever it is
+    with UnfinishedBase(out, plans, content_key("base-header", same)) as files:
+        if files.n_chunks < chunks.n_chunks:
+            # the same chunks side by side as in a pass that was not interrupted
+            together = engine.options.side_by_side(chunks.n_ctx)
+            files.keep(files.n_chunks // together * together)
+        for states in _states(engine, chunks, files.n_chunks):
+            _check_finite(states, engine, files.n_chunks, chunks)
+            files.append(states)
+            progress(Progress("base", files.n_chunks, chunks.n_chunks, "chunks"))
+        _save_tokens(chunks, files.folder / "tokens.safetensors")
+        header = header.model_copy(update={"shards": tuple(files.shards())})
+        atomic_write_text(files.folder / "base.json", header.model_dump_json(indent=1) + "\n")
+        files.put_in_place()
+    return header
+
+
+def base_files_bytes(plans: Sequence[ShardPlan], chunks: Chunks) -> int:
+    """Bytes a base will take: its shards and tokens, to the byte but for their headers, and those of base.json."""
+    per_token = 4 if chunks.scored is None else 5
+    return sum(plan.size for plan in plans) + per_token * chunks.tokens.size + 4096 + 160 * len(plans)
+
+
+def _header(engine: LlamaEngine, chunks: Chunks, text: TextSource, out: Path) -> BaseHeader:
+    """What is known of a base before it is computed: all but its shards."""
     options = engine.options
     file = open_model(engine.path)
     layer = OutputLayer(engine.path, threads=options.threads or usable_cores())
     worst = check_remade_logits(engine, layer, chunks.as_computed()[0, :_CHECKED_TOKENS])
     layer.close()
-    with atomic_dir(out) as folder:
-        _save_tokens(chunks, folder / "tokens.safetensors")
-        shards = tuple(_write_shards(engine, chunks, folder, progress))
-        header = BaseHeader(
-            format=SCHEMA,
-            model=engine.path.name,
-            model_path=os.path.relpath(engine.path.resolve(), out.resolve()),
-            architecture=engine.facts.architecture,
-            tensors_sha256=file.tensors_sha256(),
-            output_sha256=output_weight_sha256(file),
-            vocabulary_sha256=vocabulary_sha256(file),
-            n_vocab=engine.facts.n_vocab,
-            n_embd=engine.facts.n_embd,
-            n_ctx=chunks.n_ctx,
-            n_chunks=chunks.n_chunks,
-            add_bos=chunks.add_bos,
-            bos=chunks.bos,
-            tokens_sha256=chunks.sha256,
-            text=text.name,
-            text_sha256=text.sha256,
-            texts=text.texts,
-            documents=text.documents,
-            scored_tokens=None if chunks.scored is None else chunks.n_scored,
-            engine=engine.version,
-            options=arithmetic(options),
-            logits_max_difference=worst,
-            shards=shards,
-        )
-        atomic_write_text(folder / "base.json", header.model_dump_json(indent=1) + "\n")
-    return header
+    return BaseHeader(
+        format=SCHEMA,
+        model=engine.path.name,
+        model_path=os.path.relpath(engine.path.resolve(), out.resolve()),
+        architecture=engine.facts.architecture,
+        tensors_sha256=file.tensors_sha256(),
+        output_sha256=output_weight_sha256(file),
+        vocabulary_sha256=vocabulary_sha256(file),
+        n_vocab=engine.facts.n_vocab,
+        n_embd=engine.facts.n_embd,
+        n_ctx=chunks.n_ctx,
+        n_chunks=chunks.n_chunks,
+        add_bos=chunks.add_bos,
+        bos=chunks.bos,
+        tokens_sha256=chunks.sha256,
+        text=text.name,
+        text_sha256=text.sha256,
+        texts=text.texts,
+        documents=text.documents,
+        scored_tokens=None if chunks.scored is None else chunks.n_scored,
+        engine=engine.version,
+        options=arithmetic(options),
+        logits_max_difference=worst,
+        shards=(),
+    )
 
 
-class _Places(NamedTuple):
-    """Chunks of one file."""
-
-    first: int
-    chunks: int
-
-
-def _shards(chunks: Chunks, width: int) -> list[_Places]:
+def _plans(chunks: Chunks, width: int) -> list[ShardPlan]:
     """Share chunks out to files of about `SHARD_BYTES`, one chunk at least."""
-    n_bytes = 4 * width * chunks.rows
-    if chunks.scored is None:
-        each = max(1, min(chunks.n_chunks, SHARD_BYTES // int(n_bytes[0])))
-        return [
-            _Places(first, min(each, chunks.n_chunks - first)) for first in range(0, chunks.n_chunks, each)
-        ]
-    places, first, total = [], 0, 0
-    for chunk, size in enumerate(n_bytes):
-        if chunk > first and total + size > SHARD_BYTES:
-            places.append(_Places(first, chunk - first))
+    rows = [int(each) for each in chunks.rows]
+    plans, first, total = [], 0, 0
+    for chunk in range(chunks.n_chunks + 1):
+        more = 4 * width * rows[chunk] if chunk < chunks.n_chunks else SHARD_BYTES + 1
+        if chunk > first and total + more > SHARD_BYTES:
+            mine = tuple(rows[first:chunk])
+            shape = (len(mine), mine[0], width) if chunks.scored is None else (sum(mine), width)
+            plans.append(ShardPlan(f"hidden-{first:06d}.safetensors", first, mine, shape))
             first, total = chunk, 0
-        total += int(size)
-    return [*places, _Places(first, chunks.n_chunks - first)]
+        total += more
+    return plans
 
 
-def _write_shards(
-    engine: Engine, chunks: Chunks, folder: Path, progress: ProgressCallback
-) -> Iterator[Shard]:
-    states = _states(engine, chunks)
-    for first, count in _shards(chunks, engine.facts.n_embd):
-        kept = []
-        for chunk in range(first, first + count):
-            kept.append(next(states))
-            progress(Progress("base", chunk + 1, chunks.n_chunks, "chunks"))
-        path = folder / f"hidden-{first:06d}.safetensors"
-        _save_shard(kept, path, ragged=chunks.scored is not None)
-        yield Shard(file=path.name, first=first, chunks=count, sha256=sha256_file(path))
+def _check_finite(states: NDArray[np.float32], engine: LlamaEngine, chunk: int, chunks: Chunks) -> None:
+    """Refuse a base that says nothing of some tokens: every candidate would be blamed for them."""
+    bad = ~np.isfinite(states).all(axis=1)
+    if bad.any():
+        raise _not_finite(
+            "hidden states are not finite",
+            f"{engine.path}[chunk {chunk + 1} of {chunks.n_chunks}]",
+            f"{int(bad.sum())} of {bad.size} scored tokens",
+        )
 
 
-def _save_shard(states: list[NDArray[np.float32]], path: Path, *, ragged: bool) -> None:
-    save_file({"hidden": np.concatenate(states) if ragged else np.stack(states)}, path)
+def _not_finite(what: str, where: str, found: str) -> EngineError:
+    return EngineError(
+        what,
+        where=where,
+        found=found,
+        mend="nothing can be measured against this model: a weight of it is NaN or infinite (`bitloss audit` finds "
+        "it), or it overflows, as F16 files can (try F32 or BF16)",
+    )
 
 
-def _states(engine: Engine, chunks: Chunks) -> Iterator[NDArray[np.float32]]:
-    """Hidden states of the chunks in their order, float32 [scored, n_embd] each."""
+def _states(engine: Engine, chunks: Chunks, first: int = 0) -> Iterator[NDArray[np.float32]]:
+    """Hidden states of the chunks in their order, from one of them on: float32 [scored, n_embd] each."""
+    if first:
+        chunks = chunks.pick(np.arange(first, chunks.n_chunks))
+    if not chunks.n_chunks:
+        return
     rows_of = chunks.rows
     open_chunks: dict[int, tuple[NDArray[np.float32], int]] = {}  # computed side by side; rows filled
     done = 0
@@ -224,11 +275,12 @@ def repair_base(
         with atomic_path(folder / "tokens.safetensors") as partial:
             _save_tokens(chunks, partial)
         mended.append("tokens.safetensors")
+    join = np.stack if chunks.scored is None else np.concatenate
     broken = [shard for shard in header.shards if not _whole(folder, shard)]
     for number, shard in enumerate(broken, start=1):
         part = chunks.pick(np.arange(shard.first, shard.first + shard.chunks))
         with atomic_path(folder / shard.file) as partial:
-            _save_shard(list(_states(engine, part)), partial, ragged=chunks.scored is not None)
+            _save({"hidden": join(list(_states(engine, part)))}, partial)
             if sha256_file(partial) != shard.sha256:
                 raise BaseError(
                     "made again it is not the file it was: the engine computed otherwise (another processor?)",
@@ -266,4 +318,10 @@ def _save_tokens(chunks: Chunks, path: Path) -> None:
     tensors = {"tokens": chunks.tokens}
     if chunks.scored is not None:
         tensors["scored"] = chunks.scored.astype(np.uint8)
-    save_file(tensors, path)
+    _save(tensors, path)
+
+
+def _save(tensors: dict[str, NDArray[Any]], path: Path) -> None:
+    # not save_file, whose error is the library's own when the disk is full
+    with explained(path):
+        path.write_bytes(save(tensors))

@@ -44,6 +44,7 @@ from bitloss.model.text import LEAST_CONTEXT, Chunks, scored_positions
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path
 from bitloss.store.atomic import explained
+from bitloss.store.space import check_room
 
 MAGIC = b"_logits_"
 _HEADER_BYTES = 20
@@ -337,6 +338,11 @@ def encode_rows(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
     return units
 
 
+def kld_bytes(n_ctx: int, n_vocab: int, n_chunks: int) -> int:
+    """Bytes of the file `write_kld` writes."""
+    return _Layout(n_ctx, n_vocab, n_chunks).file_bytes
+
+
 def write_kld(path: Path, base: BaseLogits, progress: ProgressCallback = silent) -> int:
     """Write a base file for llama-perplexity; it appears whole or not at all.
 
@@ -362,6 +368,7 @@ def write_kld(path: Path, base: BaseLogits, progress: ProgressCallback = silent)
         )
     layout = _Layout(chunks.n_ctx, base.n_vocab, chunks.n_chunks)
     step = min(base.rows_per_slice, layout.rows_per_slice)
+    check_room([(path, layout.file_bytes)])
     with atomic_path(path) as partial, partial.open("wb") as stream:
         stream.write(MAGIC + struct.pack(f"<{_COUNTS}", *layout))
         stream.write(np.ascontiguousarray(chunks.tokens, "<i4").data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bitloss.display import rough_percent, visible
+from bitloss.display import many, rough_percent, visible
 from bitloss.records.diff import (
     AgainstReference,
     Conclusion,
@@ -30,16 +30,11 @@ _KEY = 80
 _NAMED = 3
 
 
-def plural(n: int, word: str) -> str:
-    """``1 block``, ``1,234 blocks``."""
-    return f"{n:,} {word}{'s' if n != 1 else ''}"
-
-
 def share_of(n: int, of: int, word: str) -> str:
     """``12 of 4,096 blocks (0.29 %)``."""
     if not 0 < n < of:
-        return f"{n:,} of {plural(of, word)}"
-    return f"{n:,} of {plural(of, word)} ({rough_percent(n / of, digits=3)})"
+        return f"{n:,} of {many(of, word)}"
+    return f"{n:,} of {many(of, word)} ({rough_percent(n / of, digits=3)})"
 
 
 # ---------------------------------------------------------------------------------------------- causes
@@ -50,7 +45,7 @@ def causes(sides: Sides, found: Account, tensors: Sequence[TensorDiff]) -> list[
     a, b = sides
     told = []
     if a.parts != b.parts:
-        told.append(f"A is {plural(a.parts, 'file')}, B is {plural(b.parts, 'file')}")
+        told.append(f"A is {many(a.parts, 'file')}, B is {many(b.parts, 'file')}")
     if a.version != b.version:
         told.append(f"A is GGUF version {a.version}, B version {b.version}")
     told += [_key_cause(share) for share in found.shares if share.section == "metadata" and not share.equal]
@@ -65,7 +60,7 @@ def causes(sides: Sides, found: Account, tensors: Sequence[TensorDiff]) -> list[
         if share.section in ("padding", "trailing bytes") and not share.equal:
             where = f"{share.section} {share.what}"
             told.append(
-                f"{where}: {plural(share.a, 'byte')} in A, {share.b:,} in B"
+                f"{where}: {many(share.a, 'byte')} in A, {share.b:,} in B"
                 if share.a != share.b
                 else f"{where}: other bytes ({share.a:,})"
             )
@@ -78,12 +73,12 @@ def causes(sides: Sides, found: Account, tensors: Sequence[TensorDiff]) -> list[
 def _key_cause(share: Share) -> str:
     key = f"metadata key {visible(share.what, _KEY)}"
     if not share.b:
-        return f"{key} is only in A ({plural(share.a, 'byte')})"
+        return f"{key} is only in A ({many(share.a, 'byte')})"
     if not share.a:
-        return f"{key} is only in B ({plural(share.b, 'byte')})"
+        return f"{key} is only in B ({many(share.b, 'byte')})"
     if share.a == share.b:
-        return f"{key} has another value ({plural(share.a, 'byte')} in both)"
-    return f"{key} has another value ({plural(share.a, 'byte')} in A, {share.b:,} in B)"
+        return f"{key} has another value ({many(share.a, 'byte')} in both)"
+    return f"{key} has another value ({many(share.a, 'byte')} in A, {share.b:,} in B)"
 
 
 def _tensor_causes(tensors: Sequence[TensorDiff]) -> list[str]:
@@ -102,7 +97,7 @@ def _tensor_causes(tensors: Sequence[TensorDiff]) -> list[str]:
         names = ", ".join(visible(each.name, _KEY) + _where(each) for each in some[:_NAMED])
         more = f" and {len(some) - _NAMED:,} more" if len(some) > _NAMED else ""
         verb = words if len(some) == 1 else _of_many(words)
-        told.append(f"{plural(len(some), 'tensor')} {verb}: {names}{more}")
+        told.append(f"{many(len(some), 'tensor')} {verb}: {names}{more}")
     return told
 
 
@@ -114,7 +109,7 @@ def _where(each: TensorDiff) -> str:
     """`` (block 1, 4 bits; block 7, 1 bit)`` where all that differs can be named."""
     if not 0 < len(each.first) == (each.differing_blocks or 0) <= _NAMED:
         return ""
-    named = [f"{each.unit} {of.block:,}, {plural(of.bits, 'bit')}" for of in each.first]
+    named = [f"{each.unit} {of.block:,}, {many(of.bits, 'bit')}" for of in each.first]
     return f" ({'; '.join(named)})"
 
 
@@ -125,7 +120,7 @@ def _retyped(tensors: Sequence[TensorDiff]) -> list[str]:
         if each.type_a and each.type_b and each.type_a != each.type_b:
             found.setdefault((each.type_a, each.type_b), []).append(visible(each.name, _KEY))
     return [
-        f"{plural(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} {a} in A and {b} in B: "
+        f"{many(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} {a} in A and {b} in B: "
         + ", ".join(names[:_NAMED])
         + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
         for (a, b), names in found.items()
@@ -144,7 +139,7 @@ def conclude(sides: Sides, found: Account, total: Total, reasons: Sequence[str])
     """The outcome in a word, and in a sentence or two."""
     a, b = sides
     if not reasons:
-        return "same file", f"the same file: all {plural(a.bytes, 'byte')} are equal, and so are the hashes"
+        return "same file", f"the same file: all {many(a.bytes, 'byte')} are equal, and so are the hashes"
     common = total.identical + total.equal_values + total.different
     missing = total.only_in_a + total.only_in_b + total.reshaped
     size = _size_sentence(sides, found, total)
@@ -155,7 +150,7 @@ def conclude(sides: Sides, found: Account, total: Total, reasons: Sequence[str])
     if missing:
         return "different tensors", f"different tensors: {_common(common, missing, total)}. {size}"
     if not total.different and not total.equal_values:
-        n = plural(total.identical, "tensor")
+        n = many(total.identical, "tensor")
         return "same weights", f"same weights, different files: all {n} are equal byte for byte. {size}"
     if not total.different:
         return "same values", f"same values, different files: {_equal_values(total)}. {size}"
@@ -166,9 +161,9 @@ def _common(common: int, missing: int, total: Total) -> str:
     if not common:
         return "no tensor of one has the name and shape of one of the other"
     parts = [
-        plural(total.only_in_a, "tensor") + " only in A" if total.only_in_a else "",
-        plural(total.only_in_b, "tensor") + " only in B" if total.only_in_b else "",
-        plural(total.reshaped, "tensor") + " of another shape" if total.reshaped else "",
+        many(total.only_in_a, "tensor") + " only in A" if total.only_in_a else "",
+        many(total.only_in_b, "tensor") + " only in B" if total.only_in_b else "",
+        many(total.reshaped, "tensor") + " of another shape" if total.reshaped else "",
     ]
     rest = ", ".join(part for part in parts if part)
     told = f"; {rest}" if missing else ""
@@ -176,18 +171,18 @@ def _common(common: int, missing: int, total: Total) -> str:
         how = _equal_values(total) if total.equal_values else "equal byte for byte"
     else:
         how = _different(total)
-    return f"{plural(common, 'tensor')} of the same name and shape: {how}{told}"
+    return f"{many(common, 'tensor')} of the same name and shape: {how}{told}"
 
 
 def _equal_values(total: Total) -> str:
     same = f", {total.identical:,} of them byte for byte" if total.identical else ""
-    types = f", {plural(total.retyped, 'tensor')} in another type" if total.retyped else ""
-    return f"all {plural(total.identical + total.equal_values, 'tensor')} hold equal values{same}{types}"
+    types = f", {many(total.retyped, 'tensor')} in another type" if total.retyped else ""
+    return f"all {many(total.identical + total.equal_values, 'tensor')} hold equal values{same}{types}"
 
 
 def _different(total: Total) -> str:
     all_of = total.identical + total.equal_values + total.different
-    told = [f"{total.different:,} of {plural(all_of, 'tensor')} differ{'s' if total.different == 1 else ''}"]
+    told = [f"{total.different:,} of {many(all_of, 'tensor')} differ{'s' if total.different == 1 else ''}"]
     if total.retyped:
         told.append(f"{total.retyped:,} {'is' if total.retyped == 1 else 'are'} of another type")
     if total.differing_blocks:
@@ -205,7 +200,7 @@ def _different(total: Total) -> str:
             told.append(f"RMS difference {values.rms:.3g}, largest {values.largest:.3g}")
         told += _odd(values)
     if total.opaque:
-        told.append(f"{plural(total.opaque, 'tensor')} compared as bytes only")
+        told.append(f"{many(total.opaque, 'tensor')} compared as bytes only")
     text = ", ".join(told)
     return text + (f"; {_against(total.reference)}" if total.reference is not None else "")
 
@@ -249,10 +244,10 @@ def _size_sentence(sides: Sides, found: Account, total: Total) -> str:
         where += f", {sum(n for _, n in ordered[_NAMED:]):+,} elsewhere"
     by = b.bytes - a.bytes
     if not by:
-        return f"Both are {plural(a.bytes, 'byte')}" + (f" ({where})" if where else "")
+        return f"Both are {many(a.bytes, 'byte')}" + (f" ({where})" if where else "")
     if len(ordered) == 1:
         where = f"all of them in {ordered[0][0]}"
-    return f"B is {plural(abs(by), 'byte')} {'larger' if by > 0 else 'smaller'}: {where}"
+    return f"B is {many(abs(by), 'byte')} {'larger' if by > 0 else 'smaller'}: {where}"
 
 
 # ---------------------------------------------------------------------------------------------- tables

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitloss.convert.convert import tool_version
 from bitloss.engine.llama import engine_version
+from bitloss.errors import FileProblem
 from bitloss.quantize.onepass import Written
 from bitloss.quantize.request import Encoder, TensorError, WrittenFile
 from bitloss.store import atomic_write_text, content_key, sha256_file
@@ -104,21 +105,50 @@ def find_finished(
         errors: its errors must be known.
     """
     record = _read(candidate.files[0].path.parent).get(candidate.files[0].path.name)
-    if record is None or record.key != key or (errors and record.errors is None):
-        return None
-    pairs = list(zip(candidate.files, record.files, strict=False))
-    if len(pairs) != len(candidate.files) or any(
-        (one.name, one.bytes) != (layout.path.name, layout.size) or _size(layout.path) != one.bytes
-        for layout, one in pairs
-    ):
-        return None
-    files = [WrittenFile(layout.path, one.bytes, one.sha256) for layout, one in pairs]
-    if candidate.source.tensors_sha256(progress) != record.source_tensors_sha256:
-        return None
-    if any(sha256_file(file.path, progress) != file.sha256 for file in files):
+    if record is None or (errors and record.errors is None) or not _holds(candidate, record, key, progress):
         return None
     told = {name: TensorError(*each) for name, each in (record.errors or {}).items()}
-    return Written(tuple(files), record.tensors_sha256, told if errors else {})
+    files = zip(candidate.files, record.files, strict=True)
+    written = tuple(WrittenFile(layout.path, one.bytes, one.sha256) for layout, one in files)
+    return Written(written, record.tensors_sha256, told if errors else {})
+
+
+def refuse_to_replace(candidate: Candidate, key: str | None, progress: ProgressCallback) -> None:
+    """Refuse to write a candidate over a file that is not known to be the same one.
+
+    Args:
+        candidate: what shall be made.
+        key: its `content_key_of`; None where nothing is known of files that are there.
+        progress: told while files are hashed.
+
+    Raises:
+        FileProblem: a file is there, and is something else.
+    """
+    there = next((file.path for file in candidate.files if file.path.exists()), None)
+    if there is None:
+        return
+    record = _read(candidate.files[0].path.parent).get(candidate.files[0].path.name)
+    if key is None or record is None or not _holds(candidate, record, key, progress):
+        raise FileProblem(
+            "already there, and not known to be made from these inputs",
+            where=there,
+            mend="choose another folder with --out, or replace the file with --force",
+        )
+
+
+def _holds(candidate: Candidate, record: CandidateRecord, key: str, progress: ProgressCallback) -> bool:
+    """Whether the candidate's files are those of the record, and of the same inputs."""
+    pairs = list(zip(candidate.files, record.files, strict=False))
+    return (
+        record.key == key
+        and len(pairs) == len(candidate.files) == len(record.files)
+        and all(
+            (one.name, one.bytes) == (layout.path.name, layout.size) and _size(layout.path) == one.bytes
+            for layout, one in pairs
+        )
+        and candidate.source.tensors_sha256(progress) == record.source_tensors_sha256
+        and all(sha256_file(layout.path, progress) == one.sha256 for layout, one in pairs)
+    )
 
 
 def _size(path: Path) -> int | None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bitloss.errors import BitlossError, EngineError
 from bitloss.progress import ProgressCallback, silent
 from bitloss.quantize.candidate import Candidate, plan_candidates
-from bitloss.quantize.finished import content_key_of, find_finished, keep_finished
+from bitloss.quantize.finished import content_key_of, find_finished, keep_finished, refuse_to_replace
 from bitloss.quantize.onepass import Wanted, Written, write_candidates
 from bitloss.quantize.request import How, Quantized, QuantizeSpec, candidate_name, mean_error
 from bitloss.quantize.space import check_space
@@ -60,7 +60,7 @@ def quantize_all(
 
     Raises:
         DiskFull: less space than all of them need, or the disk ran full.
-        FileProblem: a file cannot be written.
+        FileProblem: a file cannot be written, or is there and shall not be replaced.
         UnsupportedError: a value is too large for a type; the other candidates are finished first.
         GgufError: a value of the source is not finite.
         EngineError: llama.cpp gave up, or what was written is not what was planned.
@@ -78,6 +78,9 @@ def quantize_all(
         for each, key in zip(candidates, keys, strict=True)
     ]
     todo = [_Todo(c, key) for c, key, done in zip(candidates, keys, found, strict=True) if done is None]
+    if not how.replace:
+        for each in todo:
+            refuse_to_replace(each.candidate, each.key, progress)
     check_space((file for each in todo for file in each.candidate.files), kept=how.resume)
     written = _write(todo, how, progress) if todo else []
     _raise_failure(todo, written, [c for c, done in zip(candidates, found, strict=True) if done is not None])

@@ -63,6 +63,8 @@ class How:
         errors: decode what was encoded and tell how far it is from the source.
         resume: take finished files of the same inputs as they are, go on where an interrupted pass stopped, and keep
             what the next one needs for that (`quantization.json`, hidden files while a pass is under way).
+        replace: write over files that are there, whatever they are; else only over those `quantization.json` knows to
+            be of the same inputs.
     """
 
     encoder: Encoder = "bitloss"
@@ -70,6 +72,7 @@ class How:
     verify: bool = False
     errors: bool = False
     resume: bool = False
+    replace: bool = True
 
     def n_threads(self) -> int:
         """Return the number of threads to use; `UsageError` if it is impossible."""

@@ -1,12 +1,11 @@
-"""Room on the disk for what is to be written."""
+"""Room on the disk for the candidates that are to be written."""
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from bitloss.errors import DiskFull
 from bitloss.quantize.unfinished import unfinished_path
+from bitloss.store.space import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,16 +24,7 @@ def check_space(files: Iterable[FileLayout], *, kept: bool = False) -> None:
     Raises:
         DiskFull: says how much is needed and how much is there.
     """
-    disks: dict[int, tuple[Path, Path, int]] = {}
-    for file in files:
-        folder = next(parent for parent in file.path.absolute().parents if parent.exists())
-        disk = folder.stat().st_dev
-        first, _, needed = disks.get(disk, (file.path, folder, 0))
-        disks[disk] = (first, folder, needed + max(0, file.size - (_written(file.path) if kept else 0)))
-    for first, folder, needed in disks.values():
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise disk_full(first, needed, free)
+    check_room((file.path, file.size - (_written(file.path) if kept else 0)) for file in files)
 
 
 def _written(target: Path) -> int:
@@ -43,14 +33,3 @@ def _written(target: Path) -> int:
         return unfinished_path(target).lstat().st_blocks * 512
     except OSError:
         return 0
-
-
-def disk_full(out: Path, needed: int, free: int) -> DiskFull:
-    """Return the error for `out`, the first of the files."""
-    return DiskFull(
-        "not enough space",
-        where=out,
-        expected=f"{needed / 1e6:.1f} MB free",
-        found=f"{free / 1e6:.1f} MB",
-        mend="free some space or choose a folder on another disk; nothing half-written was left",
-    )

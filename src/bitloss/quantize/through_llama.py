@@ -12,9 +12,9 @@ from bitloss.progress import Progress, ProgressCallback
 from bitloss.quantize.call import QuantizeCall
 from bitloss.quantize.onepass import Written
 from bitloss.quantize.request import How, WrittenFile
-from bitloss.quantize.space import disk_full
 from bitloss.quantize.verify import opened, verify_candidate
 from bitloss.store import atomic_path, sha256_file
+from bitloss.store.space import not_enough_room
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,5 +87,5 @@ def _explained(error: EngineError, out: Path, partial: Path, plan: TypePlan) -> 
     free = shutil.disk_usage(out.parent).free
     written = partial.stat().st_size if partial.exists() else 0
     if plan.n_bytes > written + free:
-        return disk_full(out, plan.n_bytes, written + free)
+        return not_enough_room(out, plan.n_bytes, written + free)
     return error

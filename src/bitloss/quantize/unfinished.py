@@ -15,7 +15,6 @@ Without a key nothing is kept: the files are those of `bitloss.store.atomic_path
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from bitloss.errors import FileProblem
 from bitloss.quantize.layout import padded
 from bitloss.quantize.request import TensorError, WrittenFile
 from bitloss.store import atomic_path
-from bitloss.store.atomic import explained, put_in_place
+from bitloss.store.atomic import explained, open_alone, put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -322,29 +321,4 @@ def _locked(path: Path, target: Path) -> int:
     """Open a file that grows, alone."""
     if target.is_dir():
         raise FileProblem("a folder is in the way of a file", where=target, mend="choose another folder")
-    with explained(target):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, path):  # else its holder has put it in its place meanwhile
-                    return descriptor
-            except BlockingIOError:
-                os.close(descriptor)
-                raise FileProblem(
-                    "another process is writing this file",
-                    where=target,
-                    mend="wait for it to finish, or choose another folder",
-                ) from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
+    return open_alone(path, target, "file")

@@ -22,9 +22,12 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from pydantic import JsonValue
+
 from bitloss.errors import BitlossError
-from bitloss.progress import Progress
-from bitloss.run.steps import step_from_json
+from bitloss.progress import Progress, ProgressCallback
+from bitloss.run.steps import Step, step_from_json
+from bitloss.store.atomic import file_problem
 
 _PROGRESS_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # as long as the one that started it waits (`bitloss.run.executor`)
@@ -42,7 +45,7 @@ def main() -> int:
         _forget_peak()
         step = step_from_json(line)
         try:
-            result = step.execute(_Reporter(channel))
+            result = _execute(step, _Reporter(channel))
         except BitlossError as error:
             fields = {name: getattr(error, name) for name in ("what", "where", "expected", "found", "mend")}
             _say(channel, {"error": {"type": type(error).__name__, **fields}})
@@ -50,6 +53,15 @@ def main() -> int:
         _say(channel, {"result": result, "peak_bytes": peak_bytes()})
         _give_back()
     return 0
+
+
+def _execute(step: Step, progress: ProgressCallback) -> JsonValue:
+    """Run a step; what the system said that nobody explained is an error of ours as well, not a crash."""
+    try:
+        return step.execute(progress)
+    except OSError as error:
+        where = Path(os.fsdecode(error.filename)) if error.filename else step.outs[0]
+        raise file_problem(error, where) from error
 
 
 def _import_ahead() -> None:

@@ -17,13 +17,13 @@ from bitloss.convert.cast import SourceType
 from bitloss.convert.compared import compare
 from bitloss.convert.convert import ConvertOptions, checked_name, source_path, tool_version
 from bitloss.convert.folder import FolderMaterial
-from bitloss.convert.record import Conversion, InputFile, OutputFile, TensorProof
+from bitloss.convert.record import Conversion, InputFile, OutputFile, TensorProof, keep_record
 from bitloss.errors import BitlossError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.hub import snapshot_of
 from bitloss.progress import Progress, ProgressCallback, silent
-from bitloss.store import atomic_path, atomic_write_text, sha256_file
+from bitloss.store import atomic_path, sha256_file
 
 _HOURS = 24 * 3600
 
@@ -101,7 +101,7 @@ def convert_by(
         bitloss=tool_version(),
         seconds=round(time.monotonic() - begun, 3),
     )
-    atomic_write_text(out_dir / "conversion.json", record.model_dump_json(indent=2) + "\n")
+    keep_record(record, out_dir)
     return record
 
 

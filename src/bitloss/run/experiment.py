@@ -312,7 +312,7 @@ class Runner:
             measure_in_passes(
                 self.steps,
                 todo,
-                base_bytes=base_bytes(base.step.out, base.source.file),
+                beside=base_bytes(base.step.out, base.source.file),
                 n_ctx=self.spec.ctx,
                 part=part_label("", base.part),
             )

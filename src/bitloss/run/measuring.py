@@ -17,14 +17,15 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model, whole_stem
 from bitloss.model.source import model_bytes, model_facts, model_sha256
 from bitloss.model.vocabulary import graph_sha256, refuse_other_vocabulary, vocabulary_sha256
-from bitloss.quantize.types import type_of_file
 from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
 from bitloss.report.write import write_report
 from bitloss.run.basecheck import Wanted, check_base
 from bitloss.run.bases import make_base, mended
+from bitloss.run.candidates import measured_file, opened
+from bitloss.run.earlier import Earlier, earlier, take_along
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
-from bitloss.run.passes import measure_in_passes
+from bitloss.run.passes import check_memory, measure_in_passes
 from bitloss.run.results import NOTHING_ELSE, MeasuredFile, Setting, Why, assemble
 from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper
@@ -81,13 +82,17 @@ class _Base(NamedTuple):
 
 
 def prepare_measuring(plan: Measuring) -> None:
-    """Refuse what can be refused before any candidate is made, and take the folder; raises as `measure_files`."""
-    files = _opened(plan.candidates)
+    """Refuse what can be refused before candidates to be ranked are made, and take the folder.
+
+    Raises:
+        BitlossError: as `measure_files`.
+    """
+    files = opened(plan.candidates)
     kld = _kld(plan, files)
     if kld is None:
         _check_base(plan, files)
     with _folder(plan, kld):
-        pass
+        earlier(plan.out, (), ranking=True, stopping=False)
 
 
 def _folder(plan: Measuring, kld: KldBase | None) -> RunFolder:
@@ -118,30 +123,40 @@ def measure_files(
         costs: of steps done for these files before.
 
     Returns:
-        The results, also written to ``out/results.json`` with ``report.md`` beside it and ``tokens/``.
+        The results, with those of files measured there before; also written to ``out/results.json`` with
+        ``report.md`` beside it and ``tokens/``.
 
     Raises:
         FileProblem, GgufError: a candidate or the base is missing or damaged.
         MismatchError: a candidate's vocabulary is not the base's (found before anything is computed).
-        RunFolderError: `out` holds something else.
+        RunFolderError: `out` holds something else, or what was measured there before would be lost.
     """
-    files, out = _opened(plan.candidates), plan.out
+    files, out = opened(plan.candidates), plan.out
     kld = _kld(plan, files)
     forced = () if kld else _check_base(plan, files)
     check_rule(plan.stop, len(files))
+    if plan.base.is_file() and kld is None:
+        check_memory(files, plan.engine, base=plan.base, n_ctx=plan.n_ctx or _N_CTX)
     stopped: Stopped | None = None
     with _folder(plan, kld) as folder:
         steps = Stepper(folder, executor, progress)
+        before = earlier(
+            out,
+            [whole_stem(path) for path in files],
+            ranking=why.sensitivity is not None,
+            stopping=plan.stop is not None,
+        )
         if kld:
-            measured = _measured(plan, files, kld, steps)
+            measured = _measured(plan, files, kld, steps, before)
             described = kld_records(kld, next(iter(files.values())), [done for _, done in measured])
         else:
             base = _base(plan, steps)
+            forced = tuple(dict.fromkeys([*before.forced, *forced]))
             if plan.stop is None:
-                measured = _measured(plan, files, base, steps)
+                measured = _measured(plan, files, base, steps, before)
             else:
                 stopped, tokens = _until(plan, plan.stop, files, base, steps)
-                measured = [(_measured_file(path, file, tokens[path]), {}) for path, file in files.items()]
+                measured = [(measured_file(path, file, tokens[path]), {}) for path, file in files.items()]
             described = _described(base, stopped, forced)
         setting = Setting(
             model=described.model,
@@ -150,11 +165,12 @@ def measure_files(
             base=described.base,
             sources=(),
             n_gpu_layers=plan.engine.n_gpu_layers,
-            commands=plan.commands,
+            commands=tuple(dict.fromkeys([*before.commands, *plan.commands])),
             stopping=stopped.record if stopped else None,
         )
         every = [*costs, *steps.costs]
-        results = assemble(setting, [file for file, _ in measured], noise=None, costs=every, why=why)
+        table = before.ordered([file for file, _ in measured])
+        results = assemble(setting, table, noise=None, costs=every, why=why)
         write_results(results, out / RESULTS_NAME)
         write_report(results, out)
     return results
@@ -203,23 +219,6 @@ def _described(base: _Base, stopped: Stopped | None, forced: tuple[str, ...]) ->
             forced=forced,
         ),
     )
-
-
-def _opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
-    files: dict[Path, GgufFile] = {}
-    names: dict[str, Path] = {}
-    for candidate in candidates:
-        if not candidate.is_file():
-            raise FileProblem("no such candidate", where=candidate, mend="give GGUF files")
-        path = candidate.resolve()
-        if names.setdefault(whole_stem(path), path) != path:
-            raise UsageError(
-                "two candidates have the same file name",
-                where=candidate,
-                mend="rename one, the table needs names",
-            )
-        files[path] = open_model(path)
-    return files
 
 
 def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, ...]:
@@ -336,7 +335,7 @@ def _measure(
         return measure_in_passes(
             steps,
             todo,
-            base_bytes=0 if isinstance(base, KldBase) else base_bytes(base.folder, base.model),
+            beside=0 if isinstance(base, KldBase) else base_bytes(base.folder, base.model),
             n_ctx=base.n_ctx if isinstance(base, KldBase) else base.header.n_ctx,
             part=part_label("", part),
         )
@@ -352,14 +351,22 @@ def _measure(
 
 
 def _measured(
-    plan: Measuring, files: Mapping[Path, GgufFile], base: _Base | KldBase, steps: Stepper
+    plan: Measuring,
+    files: Mapping[Path, GgufFile],
+    base: _Base | KldBase,
+    steps: Stepper,
+    before: Earlier,
 ) -> list[tuple[MeasuredFile, Mapping[str, JsonValue]]]:
-    done = _measure(plan, files, base, steps)
     measured: list[tuple[MeasuredFile, Mapping[str, JsonValue]]] = []
+    path, file = next(iter(files.items()))
+    for kept, told in take_along(before, _measure_step(plan, path, _computed(file), base), steps):
+        assert isinstance(told, dict)
+        measured.append((kept, told))
+    done = _measure(plan, files, base, steps)
     for path, file in files.items():
         tokens, result = done[_computed(file)]
         assert isinstance(result, dict)
-        measured.append((_measured_file(path, file, tokens), result))
+        measured.append((measured_file(path, file, tokens), result))
     return measured
 
 
@@ -379,18 +386,3 @@ def _until(
     for key, path in first.items():
         write_tokens(stopped.tables[key], _tokens(plan, path, key), {"candidate": path.name})
     return stopped, {path: _tokens(plan, first[key], key) for path, key in computed.items()}
-
-
-def _measured_file(path: Path, file: GgufFile, tokens: Path) -> MeasuredFile:
-    return MeasuredFile(
-        name=whole_stem(path),
-        type=type_of_file(file),
-        weights_from=None,
-        imatrix_from=None,
-        file=path.name,
-        bytes=file.size,
-        bits_per_weight=file.bits_per_weight(),
-        sha256=model_sha256(path),
-        tensors_sha256=file.tensors_sha256(),
-        tokens=tokens,
-    )

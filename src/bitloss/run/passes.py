@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from bitloss.display import size
+from bitloss.divergence.basefile import base_bytes
 from bitloss.engine.memory import available_bytes, engine_bytes
 from bitloss.errors import UsageError
 from bitloss.model.gguf_split import open_model
@@ -17,14 +19,14 @@ _SHARE_OF_FREE = 0.8
 
 
 def measure_in_passes(
-    steps: Stepper, todo: Sequence[Measurement], *, base_bytes: int, n_ctx: int, part: str = ""
+    steps: Stepper, todo: Sequence[Measurement], *, beside: int, n_ctx: int, part: str = ""
 ) -> list[StepRecord]:
     """Measure candidates against one base, in as few passes as memory allows; what was done before is found.
 
     Args:
         steps: does and keeps them.
         todo: of one base, one part of it and one setting of the engine.
-        base_bytes: what the base takes in memory beside the candidates.
+        beside: what the base takes in memory beside the candidates.
         n_ctx: tokens in a chunk.
         part: said after the label of a pass.
 
@@ -49,26 +51,50 @@ def measure_in_passes(
             for i in left
         ]
         limit = _limit(engine)
-        if engine.max_memory is not None and base_bytes + max(needed) > engine.max_memory:
-            largest = todo[left[needed.index(max(needed))]].step.candidate
-            raise UsageError(
-                "too little memory to measure a candidate",
-                where="--max-memory",
-                expected=f"{size(base_bytes + max(needed))} for {largest.name}",
-                found=size(engine.max_memory),
-                mend="allow more, or give a smaller --ctx or --ubatch-size",
-            )
-        groups = plan_passes(needed, limit - base_bytes)
+        largest = todo[left[needed.index(max(needed))]].step.candidate
+        _refuse_too_little(largest, beside + max(needed), engine)
+        groups = plan_passes(needed, limit - beside)
         for number, group in enumerate(groups, start=1):
             members = [left[k] for k in group]
             names = ", ".join(todo[i].label.removeprefix("measure ").removesuffix(part) for i in members)
-            about = size(base_bytes + sum(needed[k] for k in group))
+            about = size(beside + sum(needed[k] for k in group))
             of = f"pass {number} of {len(groups)}" if len(groups) > 1 else "one pass"
             within = f" of {size(limit)}" if limit else ""
             plan = f"{of}, about {about}{within}"
             done = steps.measure([todo[i] for i in members], f"measure {names}{part}", plan)
             records |= dict(zip(members, done, strict=True))
     return [records[i] for i in range(len(todo))]
+
+
+def check_memory(candidates: Iterable[Path], engine: EngineSpec, *, base: Path, n_ctx: int) -> None:
+    """Refuse a ``--max-memory`` that is surely too little, before a base is computed.
+
+    Args:
+        candidates: GGUF files.
+        engine: how llama.cpp computes.
+        base: the base's GGUF file.
+        n_ctx: tokens in a chunk.
+
+    Raises:
+        UsageError: a candidate does not fit into ``--max-memory``.
+    """
+    if engine.max_memory is None:
+        return
+    beside = base_bytes(None, base)
+    for path in candidates:
+        needed = engine_bytes(open_model(path), engine_options(engine), n_ctx=n_ctx)
+        _refuse_too_little(path, beside + needed, engine)
+
+
+def _refuse_too_little(candidate: Path, needed: int, engine: EngineSpec) -> None:
+    if engine.max_memory is not None and needed > engine.max_memory:
+        raise UsageError(
+            "too little memory to measure a candidate",
+            where="--max-memory",
+            expected=f"{size(needed)} for {candidate.name}",
+            found=size(engine.max_memory),
+            mend="allow more, or give a smaller --ctx or --ubatch-size",
+        )
 
 
 def _limit(engine: EngineSpec) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from bitloss.errors import FileProblem
 from bitloss.progress import Progress
 from bitloss.records import Cost
 from bitloss.run.executor import Executor, StepResult
@@ -23,6 +25,7 @@ from bitloss.run.steps import (
 )
 from bitloss.run.steps.common import StepModel
 from bitloss.store import RunFolder, StepRecord, content_key
+from bitloss.store.atomic import explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +202,13 @@ class Stepper:
         self.folder.event("step-started", step=label, **({"plan": plan} if plan else {}))
         started = datetime.now(UTC)
         for path in outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with explained(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
         try:
             done = self.executor.run(step, lambda detail: self.progress(StepProgress(label, index, detail)))
         except BaseException as error:
-            self.folder.event("step-failed", step=label, error=str(error) or type(error).__name__)
+            with contextlib.suppress(FileProblem):  # on a full disk; the error itself is told
+                self.folder.event("step-failed", step=label, error=str(error) or type(error).__name__)
             raise
         return started, done
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import platform
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _OWNER_ALONE = 0o600
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_ROOM = _FULL | {errno.EFBIG}
+_RUST_ERROR = re.compile(r"\(os error (\d{1,4})\)")  # how libraries in Rust pass on what the system said
 _MENDS = {
     errno.EACCES: "see who may read and write there, or choose another place",
     errno.EPERM: "see who may read and write there, or choose another place",
@@ -40,14 +43,14 @@ _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _PARTIAL = re.compile(rf"\..+\.partial-(\d{{1,9}})-{_HOST}[0-9a-f]{{8}}", re.DOTALL)
 
 
-def file_problem(error: OSError, where: Path) -> FileProblem:
+def file_problem(error: OSError, where: Path | str) -> FileProblem:
     """Say what the system said about `where`, in the project's own errors."""
     if error.errno in _FULL:
         return _disk_full(where)
     return FileProblem(error.strerror or str(error), where=where, mend=_MENDS.get(error.errno or 0))
 
 
-def _disk_full(where: Path) -> DiskFull:
+def _disk_full(where: Path | str) -> DiskFull:
     return DiskFull(
         "the disk is full",
         where=where,
@@ -64,15 +67,23 @@ def explained(where: Path) -> Iterator[None]:
         raise file_problem(error, where) from error
 
 
-def _ran_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind `error`: libraries that write for us wrap what the system said."""
+def _no_room(error: BaseException | None) -> int | None:
+    """The system's number where a full disk, or a file that may not grow, is behind `error`.
+
+    Libraries that write for us wrap what the system said.
+    """
     for _ in range(8):
         if error is None or isinstance(error, BitlossError):
-            return False
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
+            return None
+        if isinstance(error, OSError):
+            code = error.errno
+        else:
+            told = _RUST_ERROR.search(str(error))
+            code = int(told[1]) if told else None
+        if code in _NO_ROOM:
+            return code
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _alive(pid: int) -> bool:
@@ -146,8 +157,8 @@ def _removed_on_error(partial: Path, target: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         _remove(partial)
-        if isinstance(error, Exception) and _ran_full(error):
-            raise _disk_full(target) from error
+        if isinstance(error, Exception) and (code := _no_room(error)) is not None:
+            raise file_problem(OSError(code, os.strerror(code)), target) from error
         if isinstance(error, BitlossError):
             error.rename(str(partial), str(target))
             error.rename(partial.name, target.name)
@@ -223,23 +234,74 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         with explained(target):
             partial.mkdir()
         yield partial
-        with explained(target):
-            for path in sorted(partial.rglob("*"), reverse=True):
-                _as_usual(path)
-                _sync(path)
-            _sync(partial)
-            if target.exists():
-                old = _partial_of(target)
-                os.replace(target, old)
-                try:
-                    os.replace(partial, target)
-                except BaseException:
-                    os.replace(old, target)
-                    raise
-                _remove(old)
-            else:
+        put_folder_in_place(partial, target)
+
+
+def put_folder_in_place(partial: Path, target: Path) -> None:
+    """Give a finished folder, on the disk of `target`, its name; what is there is replaced.
+
+    Raises:
+        DiskFull, FileProblem: it could not be synced or renamed.
+    """
+    with explained(target):
+        for path in sorted(partial.rglob("*"), reverse=True):
+            _as_usual(path)
+            _sync(path)
+        _sync(partial)
+        if target.exists():
+            old = _partial_of(target)
+            os.replace(target, old)
+            try:
                 os.replace(partial, target)
-            _sync(target.parent)
+            except BaseException:
+                os.replace(old, target)
+                raise
+            _remove(old)
+        else:
+            os.replace(partial, target)
+        _sync(target.parent)
+
+
+def open_alone(path: Path, target: Path, what: str) -> int:
+    """Open a file that grows beside its place, or make it, alone until its descriptor is closed.
+
+    Args:
+        path: the file; not a link.
+        target: what it will be, for messages.
+        what: file or folder, likewise.
+
+    Returns:
+        The descriptor, locked.
+
+    Raises:
+        FileProblem: another process has it open, or it cannot be opened.
+    """
+    with explained(target):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, path):  # else its holder has put it in its place meanwhile
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise FileProblem(
+                    f"another process is writing this {what}",
+                    where=target,
+                    mend="wait for it to finish, or choose another folder",
+                ) from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 Layout, as far as this module knows it::
 
-    run.json             whose run this is: schema, key of the experiment, its settings
+    run.json             whose run this is: schema, key of the experiment, its settings; binds from the first step on
     steps/<kind>-<first 16 digits of the key>.json
     events.jsonl         one JSON object per line, appended
     .bitloss.lock        pid of the holder
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.05
 _MARKER = "run.json"
 _LOCK = ".bitloss.lock"
+_RESULTS = "results.json"
 
 
 def _relative(path: str) -> str:
@@ -87,6 +88,9 @@ class _Marker(_Record):
     spec_key: Sha256
     settings: dict[str, JsonValue]
 
+    def write(self, path: Path) -> None:
+        atomic_write_text(path, self.model_dump_json(by_alias=True, indent=2) + "\n")
+
 
 class RunFolder:
     """One experiment's folder, held by this process until :meth:`close` (or the end of a ``with`` block).
@@ -113,7 +117,8 @@ class RunFolder:
 
         Raises:
             RunFolderError: the folder holds something else (nothing is touched), another experiment (the
-                settings that differ are named), or another process is at work there (its pid is named).
+                settings that differ are named) with work that was finished, or another process is at work there
+                (its pid is named).
             RecordError: ``run.json`` is damaged or was written by a newer bitloss.
             FileProblem: the folder cannot be made or written.
         """
@@ -137,10 +142,13 @@ class RunFolder:
         return folder
 
     def _claim(self, mine: _Marker) -> None:
-        """Write ``run.json``, or make sure that the one there is of this experiment."""
+        """Write ``run.json``, or make sure that the one there is of this experiment.
+
+        One that was left before anything was finished binds nobody: the command may have been corrected since.
+        """
         marker = self.path / _MARKER
         if not marker.exists():
-            atomic_write_text(marker, mine.model_dump_json(by_alias=True, indent=2) + "\n")
+            mine.write(marker)
             return
         try:
             with explained(marker):
@@ -152,13 +160,20 @@ class RunFolder:
                 found=error.errors()[0]["msg"],
                 mend="choose another folder with --out",
             ) from error
-        if theirs.spec_key != mine.spec_key:
+        if theirs.spec_key == mine.spec_key:
+            return
+        if self._has_work():
             raise RunFolderError(
                 "the folder holds a run of another experiment",
                 where=self.path,
                 found=describe_difference(theirs.settings, mine.settings),
                 mend="choose another folder with --out",
             )
+        mine.write(marker)
+
+    def _has_work(self) -> bool:
+        """Whether a step was finished here, or results are kept."""
+        return (self.path / _RESULTS).exists() or any((self.path / "steps").glob("*.json"))
 
     def close(self) -> None:
         """Let the next process in. Twice is harmless."""

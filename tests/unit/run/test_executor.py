@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bitloss import errors
-from bitloss.errors import BitlossError, EngineCrash, FileProblem
+from bitloss.errors import BitlossError, DiskFull, EngineCrash, FileProblem
 from bitloss.progress import Progress, silent
 from bitloss.run.executor import InlineExecutor, LocalExecutor
 from bitloss.run.steps import ConvertStep, QuantizeStep
@@ -75,6 +75,25 @@ def test_an_error_of_the_step_keeps_type_and_fields(tmp_path: Path) -> None:
     assert str(local.value) == str(inline.value)
     for field in ("what", "where", "expected", "found", "mend"):
         assert getattr(local.value, field) == getattr(inline.value, field)
+
+
+def test_what_the_system_says_in_a_child_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system that no step explained."""
+    code = "import os; raise OSError(28, os.strerror(28), 'place')"
+    (tmp_path / "bitloss_site.pth").write_text(
+        f"import bitloss.run.steps.making as m; m.ConvertStep.execute = lambda *_: exec({code!r})\n"
+    )
+    program = (
+        f"import site, sys; site.addsitedir({str(tmp_path)!r});"
+        "from bitloss.run import child; sys.exit(child.main())"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        "bitloss.run.executor.subprocess.Popen",
+        lambda _, **how: start([sys.executable, "-c", program], **how),
+    )
+    with pytest.raises(DiskFull, match=r"place: the disk is full\."), LocalExecutor() as executor:
+        executor.run(_step(tmp_path / "out"), silent)
 
 
 @pytest.mark.parametrize("kind", _every_error(), ids=lambda kind: kind.__name__)

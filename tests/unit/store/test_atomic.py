@@ -89,6 +89,22 @@ def test_a_full_disk_at_the_last_sync(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EFBIG, "File too large. This disk, or a limit")],
+)
+def test_a_full_disk_that_a_library_in_another_language_tells(tmp_path: Path, code: int, said: str) -> None:
+    target = tmp_path / "file"
+    with pytest.raises(FileProblem, match=f"file: {said}"), atomic_path(target) as partial:
+        partial.write_bytes(b"half")
+        raise RuntimeError(f"Error while serializing: I/O error: no (os error {code})")
+    with pytest.raises(FileProblem, match=f"file: {said}"), atomic_path(target) as partial:
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(RuntimeError), atomic_path(target):
+        raise RuntimeError("no such thing (os error 2)")
+    assert names(tmp_path) == []
+
+
 def test_a_full_disk_that_a_library_wrapped(tmp_path: Path) -> None:
     with pytest.raises(DiskFull), atomic_path(tmp_path / "file") as partial:
         partial.write_bytes(b"half")

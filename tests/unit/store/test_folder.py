@@ -98,13 +98,30 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_another_experiment_names_what_differs(tmp_path: Path) -> None:
-    RunFolder.open(tmp_path, KEY, SETTINGS).close()
+    with RunFolder.open(tmp_path, KEY, SETTINGS) as folder:
+        done(folder)
     other: dict[str, JsonValue] = {"ctx": 1024, "quants": ["Q8_0"], "engine": {"ngl": 35}, "chunks": 4}
     with pytest.raises(RunFolderError) as caught:
         RunFolder.open(tmp_path, OTHER, other)
     assert caught.value.found == "chunks unset (now 4), ctx 512 (now 1024), engine.ngl 0 (now 35)"
     assert "--out" in str(caught.value)
     RunFolder.open(tmp_path, KEY, SETTINGS).close()  # and the refusal let go of the lock
+
+
+@pytest.mark.parametrize("kept", ["step", "results"])
+def test_a_folder_binds_from_the_first_finished_step_on(tmp_path: Path, kept: str) -> None:
+    other: dict[str, JsonValue] = {"ctx": 1024}
+    with RunFolder.open(tmp_path, KEY, SETTINGS) as folder:
+        folder.event("step-failed", step="base", error="text too short")
+    with RunFolder.open(tmp_path, OTHER, other) as folder:
+        assert json.loads((tmp_path / "run.json").read_text())["spec_key"] == OTHER
+        if kept == "step":
+            done(folder)
+        else:
+            (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="holds a run of another experiment"):
+        RunFolder.open(tmp_path, KEY, SETTINGS)
+    RunFolder.open(tmp_path, OTHER, other).close()
 
 
 def test_differences_are_cut_short() -> None:

@@ -70,6 +70,8 @@ class BaseStep(StepModel):
     texts: EvaluationTexts
     part: Part | None = None
     repair: Repair = Repair.NEVER
+    kld: Path | None = None
+    """File for llama-perplexity that will be made of it: there must be room for it too."""
     engine: EngineSpec
 
     def identity(self) -> dict[str, JsonValue]:
@@ -85,6 +87,7 @@ class BaseStep(StepModel):
         """See `bitloss.divergence.basewrite`: `write_base`, `repair_base`."""
         from bitloss.divergence.basefile import read_header
         from bitloss.divergence.basewrite import repair_base, write_base
+        from bitloss.divergence.kldfile import kld_bytes
         from bitloss.engine.llama import LlamaEngine
         from bitloss.engine.texts import pooled
 
@@ -98,7 +101,10 @@ class BaseStep(StepModel):
                 with contextlib.suppress(*(() if self.repair is Repair.ONLY else _NOT_TO_BE_MENDED)):
                     mended = repair_base(engine, mine, self.out, progress)
             if mended is None:
-                write_base(engine, mine, text=self.texts.source(cut), out=self.out, progress=progress)
+                size = kld_bytes(mine.n_ctx, engine.facts.n_vocab, mine.n_chunks)
+                also = [] if self.kld is None else [(self.kld, size)]
+                text = self.texts.source(cut)
+                write_base(engine, mine, text=text, out=self.out, also=also, progress=progress)
         header = read_header(self.out)
         told = header.model_copy(update={"n_chunks": chunks.n_chunks, "tokens_sha256": chunks.sha256})
         return {**told.model_dump(mode="json"), "repaired": list(mended or ())}

@@ -142,6 +142,7 @@ class QuantizeStep(StepModel):
     threads: int = 0
     verify: bool = False
     errors: bool = False
+    replace: bool = True
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
@@ -201,7 +202,7 @@ class QuantizeTogetherStep(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if len({(s.source, s.encoder, s.threads, s.verify, s.errors) for s in self.steps}) > 1:
+        if len({(s.source, s.encoder, s.threads, s.verify, s.errors, s.replace) for s in self.steps}) > 1:
             raise ValueError("steps of one pass have one source and the same way of encoding")
         return self
 
@@ -227,5 +228,5 @@ def _quantize(steps: Sequence[QuantizeStep], progress: ProgressCallback) -> list
     from bitloss.quantize.quantize import How, quantize_all
 
     first = steps[0]
-    how = How(first.encoder, first.threads, first.verify, first.errors, resume=True)
+    how = How(first.encoder, first.threads, first.verify, first.errors, resume=True, replace=first.replace)
     return [made.as_json() for made in quantize_all([step.spec() for step in steps], progress, how)]

@@ -1,0 +1,119 @@
+"""`bitloss measure` of more files into a folder: what was measured there before stays, paired on the same tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.cli.test_bad_input import refused
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Cli, Inputs
+
+TINY = ("--ctx", 32, "--chunks", 4)
+
+
+@pytest.fixture
+def files(cli: Cli, inputs: Inputs, tmp_path: Path) -> list[Path]:
+    types = "Q8_0,Q4_K_M,Q4_0"
+    assert cli("quantize", inputs.source, "--types", types, "-o", tmp_path, "-q").code == 0
+    return [tmp_path / f"tiny-f32-{kind}.gguf" for kind in types.split(",")]
+
+
+@pytest.fixture(params=["gguf", "folder", "kld"])
+def base(cli: Cli, inputs: Inputs, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[object, ...]:
+    """How the base is given."""
+    text = ("--text", inputs.text, *TINY)
+    if request.param == "gguf":
+        return ("--base", inputs.source, *text)
+    also = ("--kld", tmp_path / "base.kld") if request.param == "kld" else ()
+    assert cli("base", inputs.source, *text, "-o", tmp_path / "base", *also, "-q").code == 0
+    return ("--base", tmp_path / ("base.kld" if also else "base"))
+
+
+def told(cli: Cli, *arguments: object) -> Any:
+    done = cli(*arguments, "--json", "-q")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def names(document: Any) -> list[str]:
+    return [each["name"] for each in document["candidates"]]
+
+
+def test_files_measured_one_after_another_are_as_if_measured_together(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path
+) -> None:
+    together = told(cli, "measure", *files, *base, "-o", tmp_path / "together")
+    out = tmp_path / "out"
+    told(cli, "measure", files[0], *base, "-o", out)
+    files[0].unlink()  # its results are enough
+    told(cli, "measure", files[1], *base, "-o", out)
+    third = told(cli, "measure", files[2], *base, "-o", out)
+    for key in ("candidates", "comparisons", "text", "model"):
+        assert third[key] == together[key], key
+    assert json.loads((out / "results.json").read_text()) == third
+    assert "tiny-f32-Q8_0" in (out / "report.md").read_text()
+    assert len(third["commands"]) == 3
+    again = [cost["step"] for cost in third["costs"] if cost["reused"]]
+    assert again[-2:] == ["measure tiny-f32-Q8_0", "measure tiny-f32-Q4_K_M"]
+    # the same once more changes nothing, not even the order
+    repeated = told(cli, "measure", files[1], *base, "-o", out)
+    assert repeated["candidates"] == third["candidates"]
+    assert repeated["commands"] == third["commands"]
+
+
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_a_file_that_changed_takes_the_place_of_what_it_was(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = told(cli, "measure", *files[:2], *base, "-o", out)
+    files[0].write_bytes(files[2].read_bytes())
+    second = told(cli, "measure", files[0], *base, "-o", out)
+    assert names(second) == names(first)
+    assert second["candidates"][0]["type"] == "Q4_0"
+    assert second["candidates"][1] == first["candidates"][1]
+
+
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_results_that_cannot_be_kept_are_not_dropped(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = told(cli, "measure", files[0], *base, "-o", out)
+    tokens = out / "tokens" / first["candidates"][0]["tokens"]
+    tokens.write_bytes(tokens.read_bytes()[:-7])
+    before = (out / "results.json").read_bytes()
+    said = "files measured here before would be lost"
+    refused(cli("measure", files[1], *base, "-o", out, "-q"), 1, said, "tiny-f32-Q8_0", "Name them as well")
+    assert (out / "results.json").read_bytes() == before
+    assert names(told(cli, "measure", *files[:2], *base, "-o", out)) == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M"]
+
+
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_a_rule_to_stop_by_takes_all_files_or_none(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path
+) -> None:
+    command = (*base, "--precision", "90%", "-o", tmp_path / "out")
+    told(cli, "measure", *files[:2], *command)
+    refused(cli("measure", files[2], *command, "-q"), 1, "would be lost", "looks at all files together")
+    assert len(names(told(cli, "measure", *files, *command))) == 3
+
+
+def test_a_ranking_is_not_lost(cli: Cli, inputs: Inputs, files: list[Path], tmp_path: Path) -> None:
+    text = ("--text", inputs.text, *TINY)
+    rank = ("sensitivity", inputs.source, "--type", "Q4_0", *text)
+    measure = ("measure", files[0], "--base", inputs.source, *text)
+    told(cli, *rank, "-o", tmp_path / "ranked")
+    refused(
+        cli(*measure, "-o", tmp_path / "ranked", "-q"),
+        1,
+        "results of `bitloss sensitivity`",
+        "another folder",
+    )
+    told(cli, *measure, "-o", tmp_path / "measured")
+    refused(cli(*rank, "-o", tmp_path / "measured", "-q"), 1, "results of `bitloss measure`")
+    assert not (tmp_path / "measured" / "candidates").exists()
