@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,3 +175,29 @@ def test_blocks_that_llama_cpp_gives_up_on(tmp_path: Path, llama_tool: Tool, wei
         else:
             with pytest.raises(BitlossError):
                 GgufFile.open(theirs)
+
+
+def test_where_llama_cpp_ends_the_process_one_line_is_said(tmp_path: Path) -> None:
+    model = adversarial(tmp_path / "model-f32.gguf", "f32", (0.02, 1e30))
+    asked = (
+        "quantize",
+        model,
+        "--types",
+        "IQ3_S",
+        "--encoder",
+        "llama.cpp",
+        "-o",
+        tmp_path / "out",
+        "--quiet",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "bitloss", *map(str, asked)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert re.search(
+        r"died \(signal SIGABRT\): found ggml-quants\.c:\d+: GGML_ASSERT\(.*\) failed\. ", done.stderr
+    )
+    assert "the same command ends here again" in done.stderr
+    assert "the default encoder gives up single types" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []

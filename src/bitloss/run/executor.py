@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from bitloss.run.steps import Step
 from bitloss.store import clean_partials
 
 _LAST_LINES = 3
+_COMPILED_AT = re.compile(r"(?<!\S)/\S*/(?=[\w.-]+:\d+: )")  # folders of the machine that compiled ggml
 # Threads of ggml that wait for one another spin some milliseconds by default, and keep a core from the kernel, which
 # runs between two products (docs/log.md, "Scoring"). Numbers do not depend on it.
 _PATIENCE = {"GOMP_SPINCOUNT": "10000"}
@@ -115,7 +117,7 @@ class LocalExecutor:
         raise EngineCrash(
             f"the process of step {step.kind} died ({_cause(code)})",
             found=_tail(self._log, log_begins) or "no message",
-            mend="finished steps are kept; run the same command again to go on",
+            mend=_mend(code),
         )
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -206,9 +208,18 @@ def _cause(code: int) -> str:
     return f"exit code {code}"
 
 
+def _mend(code: int) -> str:
+    if code == -signal.SIGABRT:  # an assertion of ggml: not chance, the same step ends like this again
+        return (
+            "finished steps are kept, but the same command ends here again: ask for something else in this step (where "
+            "it quantizes with --encoder llama.cpp, the default encoder gives up single types and makes the others)"
+        )
+    return "finished steps are kept; run the same command again to go on"
+
+
 def _tail(log: IO[bytes], begin: int) -> str:
     """The last lines of what the child printed from there on, as one."""
     log.seek(0, os.SEEK_END)
     log.seek(max(begin, log.tell() - 4096))
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return " | ".join(lines[-_LAST_LINES:])
+    return " | ".join(_COMPILED_AT.sub("", line) for line in lines[-_LAST_LINES:])
