@@ -86,7 +86,8 @@ class Counter:
             )
         self.q8_0 = BlockTally()
         self._of = table
-        self._f16, self._bf16 = np.zeros(WORDS, np.int64), np.zeros(WORDS, np.int64)
+        wanted = (WordTable.f16(), WordTable.bf16()) if table is None else (table,)
+        self._tables = [(each, np.zeros(WORDS, np.int64)) for each in wanted]
         self._sum = Tally()
         self._count: Callable[[npt.NDArray[Any]], None] = self._floats if table is None else self._words
         self._blocks, self._threads, self._isa = blocks, threads, isa
@@ -104,14 +105,14 @@ class Counter:
     def tally(self) -> Tally:
         """Return what was counted so far."""
         total = self._sum
-        for table, counts in ((WordTable.f16, self._f16), (WordTable.bf16, self._bf16)):
-            total = total + table().tally(counts) if counts.any() else total
+        for table, counts in self._tables:
+            total += table.tally(counts)
         return total
 
     def _words(self, words: Words) -> None:
         histogram = np.zeros(EXPONENTS, np.int64)
         is_f16 = self._of is WordTable.f16()
-        table = self._f16 if is_f16 else self._bf16
+        table = self._tables[0][1]
         values, zeros, below, changed, blocks = _native.audit_words(
             is_f16, words, table, histogram, self._blocks, self._threads, self._isa
         )
@@ -122,8 +123,9 @@ class Counter:
 
     def _floats(self, values: Floats) -> None:
         histogram = np.zeros(EXPONENTS, np.int64)
-        n, zeros, below, above, nans, up, down, largest, smallest, f16, bf16, blocks = _native.audit_floats(
-            values, self._f16, self._bf16, histogram, self._blocks, self._threads, self._isa
+        (_, f16), (_, bf16) = self._tables
+        n, zeros, below, above, nans, up, down, largest, smallest, in_f16, in_bf16, blocks = (
+            _native.audit_floats(values, f16, bf16, histogram, self._blocks, self._threads, self._isa)
         )
         self._sum += Tally(
             values=n,
@@ -135,8 +137,8 @@ class Counter:
             negative_infinities=down,
             largest=_from_bits(largest) if largest else None,
             smallest=_from_bits(smallest) if smallest < _INFINITY_BITS else None,
-            f16=CastTally(*f16),
-            bf16=CastTally(*bf16),
+            f16=CastTally(*in_f16),
+            bf16=CastTally(*in_bf16),
             histogram=histogram,
         )
         self._add_blocks(blocks)

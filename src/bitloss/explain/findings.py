@@ -223,8 +223,8 @@ def pair_not_told(a: Candidate, b: Candidate, group: Sequence[Comparison], token
     text += (
         f"On these {tokens} tokens they scored the same, token by token: what differs does not show on this text."
         if equal
-        else f"Which is nearer to the base was not tested: {'; '.join(reasons) or 'no reason was kept'}. Their figures "
-        "differ, but whether beyond chance is not known."
+        else f"Which is nearer to the base was not tested: {'; '.join(reasons) or 'no reason was kept'}. Whether "
+        "what their figures differ by is more than chance is not known."
     )
     return Finding(
         id="pair-not-told",

@@ -155,7 +155,9 @@ class ValueTable:
 
     def tally(self, counts: Counts) -> Tally:
         """Return the tally of values of which value i occurs ``counts[i]`` times."""
-        which = np.flatnonzero(counts)
+        which = np.flatnonzero(counts != 0)  # of flags it is found in a tenth of the time
+        if not which.size:
+            return Tally()
         times = counts[which]
         size = self._size[which]
         there = size != 0

@@ -468,7 +468,7 @@ def test_equal_scores_are_not_equal_tensors(sample_results: Results) -> None:
     assert found is not None
     assert found.title.endswith("not decided")
     assert (
-        f"was not tested: {reason}. Their figures differ, but whether beyond chance is not known."
+        f"was not tested: {reason}. Whether what their figures differ by is more than chance is not known."
         in found.text
     )
     assert pair_not_told(a, a, short, 100) is None
