@@ -65,7 +65,12 @@ def test_a_damaged_file_of_tokens_costs_its_pictures_only(cli: Cli, run: Path) -
     done = cli("report", run, "--quiet")
     assert done.code == 0
     assert "bitloss: warning: Per-token results are not here for" in done.err
-    assert "tokens/*.parquet" in done.err
+    results = read_results(run)
+    named = results.candidates[0].model_copy(update={"tokens": "a.parquet"})
+    write_results(
+        results.model_copy(update={"candidates": (named, *results.candidates[1:])}), run / "results.json"
+    )
+    assert f"not here for {named.name} (tokens/a.parquet), " in cli("report", run).err
     assert not drawn.exists()
     assert not (run / "tables" / "kld-percentiles.csv").exists()
     assert not (run / "tables" / "worst-tokens.csv").exists()

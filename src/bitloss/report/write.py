@@ -124,11 +124,15 @@ def gather(results: Results, files: Mapping[str, Path], noise: Path | None) -> G
                 )
         if (found := read[path]) is not None:
             tokens[each.name] = found
-    missing = [c.name for c in results.candidates if c.name not in files]
+    missing = [
+        f"{c.name} (tokens/{c.tokens})" if c.tokens else c.name
+        for c in results.candidates
+        if c.name not in files
+    ]
     if missing:
         said = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         warnings.append(
-            f"Per-token results are not here for {said} (tokens/*.parquet): pictures of tokens and the worst tokens "
+            f"Per-token results are not here for {said}: pictures of tokens and the worst tokens "
             "lack them. Copy the files back, or measure again."
         )
     return Gathered(tokens, _floor(noise, warnings), worst, warnings)
