@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from bitloss.divergence.basefile import (
 )
 from bitloss.divergence.unfinished import ShardPlan, UnfinishedBase, bytes_there
 from bitloss.engine.base import Engine, EngineOptions, Outputs
+from bitloss.engine.finite import CAUSES, TOKENS, compute_finite
 from bitloss.engine.llama import LlamaEngine, usable_cores
 from bitloss.engine.output_layer import OutputLayer
 from bitloss.errors import BaseError, EngineError, MismatchError, UnsupportedError
@@ -34,10 +35,6 @@ from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, content_key, sha256_file
 from bitloss.store.atomic import explained
 from bitloss.store.space import check_room
-
-_CHECKED_TOKENS: Final = (
-    64  # whether logits are the product of output weight and hidden states shows on any tokens
-)
 
 
 def check_remade_logits(engine: LlamaEngine, layer: OutputLayer, chunk: NDArray[np.int32]) -> float:
@@ -51,14 +48,7 @@ def check_remade_logits(engine: LlamaEngine, layer: OutputLayer, chunk: NDArray[
             on a CPU, where the same kernel must give the same bits.
         EngineError: the engine's logits are not finite.
     """
-    hidden, logits = engine.hidden_and_logits(chunk)
-    bad = ~(logits.max(axis=1) < np.inf)  # the maximum is NaN if there is any
-    if bad.any():
-        raise _not_finite(
-            "logits are not finite",
-            f"{engine.path}[first {len(chunk)} tokens of the text]",
-            f"{int(bad.sum())} of {bad.size} tokens",
-        )
+    hidden, logits = compute_finite(engine, chunk)
     worst = 0.0
     for part in layer.slices(len(hidden)):
         remade, told = layer.logits(hidden[part]), logits[part]
@@ -139,7 +129,7 @@ def _header(engine: LlamaEngine, chunks: Chunks, text: TextSource, out: Path) ->
     options = engine.options
     file = open_model(engine.path)
     layer = OutputLayer(engine.path, threads=options.threads or usable_cores())
-    worst = check_remade_logits(engine, layer, chunks.as_computed()[0, :_CHECKED_TOKENS])
+    worst = check_remade_logits(engine, layer, chunks.as_computed()[0, :TOKENS])
     layer.close()
     return BaseHeader(
         format=SCHEMA,
@@ -187,21 +177,12 @@ def _check_finite(states: NDArray[np.float32], engine: LlamaEngine, chunk: int, 
     """Refuse a base that says nothing of some tokens: every candidate would be blamed for them."""
     bad = ~np.isfinite(states).all(axis=1)
     if bad.any():
-        raise _not_finite(
+        raise EngineError(
             "hidden states are not finite",
-            f"{engine.path}[chunk {chunk + 1} of {chunks.n_chunks}]",
-            f"{int(bad.sum())} of {bad.size} scored tokens",
+            where=f"{engine.path}[chunk {chunk + 1} of {chunks.n_chunks}]",
+            found=f"{int(bad.sum())} of {bad.size} scored tokens",
+            mend=f"nothing can be measured against this model: {CAUSES}",
         )
-
-
-def _not_finite(what: str, where: str, found: str) -> EngineError:
-    return EngineError(
-        what,
-        where=where,
-        found=found,
-        mend="nothing can be measured against this model: a weight of it is NaN or infinite (`bitloss audit` finds "
-        "it), or it overflows, as F16 files can (try F32 or BF16)",
-    )
 
 
 def _states(engine: Engine, chunks: Chunks, first: int = 0) -> Iterator[NDArray[np.float32]]:

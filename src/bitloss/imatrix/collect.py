@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bitloss import _native
 from bitloss.engine.base import Engine, Outputs
+from bitloss.engine.finite import CAUSES
 from bitloss.errors import EngineError
 from bitloss.imatrix.file import Imatrix, ImatrixEntry
 from bitloss.model.text import Chunks
@@ -180,5 +181,5 @@ def _check_finite(collector: Collector) -> None:
             raise EngineError(
                 f"activations are not finite at column {column}",
                 where=name,
-                mend="the source model overflows; try an F32 or BF16 source",
+                mend=f"nothing can be learned of this model: {CAUSES}",
             )

@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from bitloss.display import size
-from bitloss.errors import DiskFull
+from bitloss.errors import DiskFull, FileProblem
 from bitloss.store.atomic import explained
 
 if TYPE_CHECKING:
@@ -22,13 +22,19 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
 
     Raises:
         DiskFull: says how much is needed and how much is free.
-        FileProblem: the system does not say how much there is.
+        FileProblem: a file is in the way of a folder, or the system does not say how much there is.
     """
     disks: dict[int, tuple[Path, Path, int]] = {}
     for file, more in files:
         with explained(file):
             folder = next(parent for parent in file.absolute().parents if parent.exists())
             disk = folder.stat().st_dev
+        if not folder.is_dir():
+            raise FileProblem(
+                "a file is in the way of a folder",
+                where=folder,
+                mend="choose another place, or move the file away",
+            )
         first, _, needed = disks.get(disk, (file, folder, 0))
         disks[disk] = (first, folder, needed + max(0, more))
     for first, folder, needed in disks.values():

@@ -103,13 +103,24 @@ class ImatrixStep(StepModel):
 
     def execute(self, progress: ProgressCallback) -> JsonValue:
         """See `bitloss.imatrix.collect.collect_halves`; ``halves`` tells how alike those of the text are."""
+        import numpy as np
+
+        from bitloss.engine.finite import TOKENS, compute_finite
         from bitloss.engine.llama import LlamaEngine
+        from bitloss.errors import EngineError
         from bitloss.imatrix.collect import collect_halves
         from bitloss.imatrix.file import write_imatrix
         from bitloss.imatrix.likeness import likeness
 
         with LlamaEngine(self.source, engine_options(self.engine)) as engine:
             chunks = chunks_of_text(engine, self.text, n_ctx=self.n_ctx, n_chunks=self.chunks)
+            try:
+                compute_finite(engine, chunks.as_computed()[0, :TOKENS])
+            except EngineError:
+                # sums name the tensor, but show nothing of a weight behind the last that is looked at
+                together = min(chunks.n_chunks, engine.options.side_by_side(chunks.n_ctx))
+                collect_halves(engine, chunks.pick(np.arange(together)), dataset=self.text.name)
+                raise
             imatrix, halves = collect_halves(engine, chunks, dataset=self.text.name, progress=progress)
         write_imatrix(imatrix, self.out)
         unseen = sorted(name for name, entry in imatrix.entries.items() if (entry.counts == 0).any())
