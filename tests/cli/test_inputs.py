@@ -64,7 +64,7 @@ def test_overflow_by_the_option_alone(tmp_path: Path, cli: Cli) -> None:
     folder = random_checkpoint(tmp_path / "m", CheckpointOptions(shards=2))
     _weight(folder, 70000.0)
     code, _, line = cli("convert", folder, "--to", "f16", "-o", tmp_path / "out", "-q")
-    assert (code, line.endswith("let it become infinite (--allow-overflow)\n")) == (1, True)
+    assert (code, line.endswith("let it become infinite (bitloss convert --allow-overflow)\n")) == (1, True)
     done = cli("convert", folder, "--to", "f16", "-o", tmp_path / "out", "--allow-overflow", "--no-proof")
     assert done.code == 0
     assert ", 1 became infinite\n" in done.err

@@ -178,7 +178,7 @@ def narrow(
                 where=where(index),
                 expected=f"at most {float(ml_dtypes.finfo(to.dtype).max):g} in size",
                 found=f"{values.reshape(-1)[index]:g}",
-                mend="write BF16 or F32 instead, or let it become infinite (--allow-overflow)",
+                mend="write BF16 or F32 instead, or let it become infinite (bitloss convert --allow-overflow)",
             )
     return rounded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bitloss.display import decimal, percent, probability, rough_percent, visible
+from bitloss.display import decimal, many, percent, probability, rough_percent, visible
 from bitloss.explain.sameness import sources_of
 from bitloss.records import (
     Attribution,
@@ -121,17 +121,12 @@ def _title(found: Attribution, counts: Blocks, unit: str) -> str:
         )
         if count
     )
-    return f"{files} differ in {_plural(counts.whole, unit)}: {shares}"
-
-
-def _plural(n: int, unit: str) -> str:
-    return f"{n:,} {unit}{'' if n == 1 else 's'}"
+    return f"{files} differ in {many(counts.whole, unit)}: {shares}"
 
 
 def _tensors(tensors: Sequence[CrossedTensor], unit: str) -> str:
     differing = [t for t in tensors if t.blocks.whole and t.unit == unit]
     differing.sort(key=lambda t: -t.blocks.whole)
-    many = f"{len(differing)} tensor{'' if len(differing) == 1 else 's'}"
     shown = [
         f"{each.name} {each.blocks.whole:,}"
         + (
@@ -139,7 +134,7 @@ def _tensors(tensors: Sequence[CrossedTensor], unit: str) -> str:
         )
         for each in differing[:_NAMED]
     ]
-    return f"{many} ({'most in' if len(differing) > _NAMED else 'in'} {', '.join(shown)})"
+    return f"{many(len(differing), 'tensor')} ({'most in' if len(differing) > _NAMED else 'in'} {', '.join(shown)})"
 
 
 def _one_matrix(found: Attribution) -> str:
@@ -151,7 +146,7 @@ def _one_matrix(found: Attribution) -> str:
     said = []
     for matrix, which, files in pairs:
         counted = [
-            _plural(getattr(counts, which), unit)
+            many(getattr(counts, which), unit)
             for counts, unit in ((found.blocks, "block"), (found.values, "value"))
             if counts is not None and getattr(counts, which)
         ]
