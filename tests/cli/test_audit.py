@@ -72,7 +72,7 @@ def test_names_of_tensors_cannot_act_on_the_terminal(cli: Cli, tmp_path: Path) -
         ("missing", 1, "no such model"),
         ("empty", 1, "the file is empty"),
         ("text", 1, "not a GGUF file"),
-        ("cut", 1, "outside the file"),
+        ("cut", 1, "ends inside the tensors"),
         ("bare", 1, "no config.json"),
         ("weightless", 1, "no weights"),
     ],

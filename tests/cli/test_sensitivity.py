@@ -196,7 +196,7 @@ def test_crossing_needs_two_sources_and_a_calibration_text(cli: Cli, inputs: Inp
     )
     refused(cli("run", file, "-o", out, "-q"), 2, "nothing to cross", "no calibration text")
     file.write_text(file.read_text().replace("true", '"yes"'))
-    refused(cli("run", file, "-o", out, "-q"), 2, "cross", "boolean")
+    refused(cli("run", file, "-o", out, "-q"), 2, "cross", "true or false")
     assert not out.exists()
 
 

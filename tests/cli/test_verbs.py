@@ -286,6 +286,9 @@ def test_base_then_measure_then_compare_and_report(cli: Cli, inputs: Inputs, tmp
     assert 0 < klds[0] < klds[1]
     assert results == read_results(out)
     assert results.commands[0].startswith(f"bitloss measure {files[0]}")
+    names = [c.tokens or "" for c in results.candidates]
+    assert [name.rpartition("-")[0] for name in names] == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M"]
+    assert sorted(path.name for path in (out / "tokens").iterdir()) == sorted(names)
 
     rows = _document(cli("compare", out, "--json"))
     assert {(row["a"], row["b"]) for row in rows} == {("tiny-f32-Q8_0", "tiny-f32-Q4_K_M")}

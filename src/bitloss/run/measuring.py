@@ -291,9 +291,11 @@ def _computed(file: GgufFile) -> str:
 
 def _tokens(plan: Measuring, path: Path, computed: str, part: Part | None = None) -> Path:
     """Files that compute the same share one file of tokens, named by the first of them and by what was measured."""
-    name = f"{whole_stem(path)[:150]}-{computed[:8]}"  # files of two folders may have one name
-    folder, name = ("parts", f"{name}-{part.tag}") if part else ("tokens", name)
-    return (plan.out / folder / f"{name}.parquet").resolve()
+    folder, tail = plan.out / ("parts" if part else "tokens"), f"-{part.tag}" if part else ""
+    # an earlier file of the same content may have another name, or (of older versions) only the hash
+    before = [*folder.glob(f"*-{computed[:8]}{tail}.parquet"), folder / f"{computed[:16]}{tail}.parquet"]
+    name = f"{whole_stem(path)[:150]}-{computed[:8]}{tail}.parquet"
+    return next((each for each in sorted(before) if each.is_file()), folder / name).resolve()
 
 
 def _measure_step(
