@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -229,12 +230,37 @@ def test_a_candidate_with_faulty_logits_is_counted_named_and_not_averaged(
     assert good["nonfinite_tokens"]["value"] == 0
     assert good["kld_max"]["value"] == 0
     (finding,) = [f for f in results["findings"] if f["id"] == "logits-not-finite"]
-    assert finding["evidence"] == {"tokens": {"bad": int(count)}}
+    assert finding["evidence"] == {"tokens": {"bad": int(count)}, "base": 0}
     assert all(c["verdict"] is None and c["reason"] for c in results["comparisons"])
     report = (out / "report.md").read_text()
     assert "Tokens with non-finite logits" in report
     assert "bad (60 tokens)" in report
     assert "NaN" not in json.dumps(results["candidates"][1]["metrics"])
+
+
+def test_two_files_of_faulty_logits_are_not_called_identical(
+    cli: Cli, inputs: Inputs, base: Path, tmp_path: Path
+) -> None:
+    files = [
+        _doctored(inputs.source, tmp_path / f"bad{i}.gguf", tensor, np.nan)
+        for i, tensor in enumerate(("output.weight", "blk.0.ffn_down.weight"))
+    ]
+    out = tmp_path / "m"
+    results = _document(cli("measure", *files, "--base", base, "-o", out, "--json", "-q"))
+    assert len(results["comparisons"]) == 3
+    for each in results["comparisons"]:
+        assert (each["difference"], each["verdict"]) == (None, None)
+        assert "A in 60, B in 60, base in 0 tokens" in each["reason"]
+    assert not re.search(r"\| identical +\|", (out / "report.md").read_text())
+
+
+def test_fewer_chunks_than_a_base_has_are_refused(
+    cli: Cli, inputs: Inputs, base: Path, tmp_path: Path
+) -> None:
+    words = ("measure", inputs.source, "--base", base, "-o", tmp_path / "m", "-q")
+    refused(cli(*words, "--chunks", 3), 2, "--chunks", "at least the 4 chunks of", "found 3", "--stop-when")
+    assert not (tmp_path / "m").exists()
+    assert cli(*words, "--chunks", 4).code == 0
 
 
 def test_fewer_than_ten_chunks_give_figures_without_clustered_errors(

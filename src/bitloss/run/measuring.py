@@ -182,6 +182,7 @@ def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
     for option, value in (
         ("--text", plan.text or None),
         ("--documents", plan.documents),
+        ("--chunks", plan.chunks),
         ("--chat-template", plan.chat_template or None),
         ("--base-model", plan.base_model),
         ("--stop-when", plan.stop),
@@ -235,6 +236,14 @@ def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, .
                 "the base's model is not there",
                 where=model,
                 mend="put the file back, or say where it is with --base-model",
+            )
+        if plan.chunks is not None and plan.chunks < header.n_chunks:
+            raise UsageError(
+                "a base is measured against as a whole",
+                where="--chunks",
+                expected=f"at least the {header.n_chunks} chunks of {plan.base}, or no --chunks",
+                found=plan.chunks,
+                mend="leave it out, make a base of fewer chunks, or stop sooner with --stop-when",
             )
         if plan.stop is not None and header.scored_tokens is not None:
             raise UsageError(
