@@ -15,7 +15,8 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
-from bitloss.cli import main, verbs
+from bitloss.cli import main
+from bitloss.cli.application import app
 
 
 def _after(*arguments: str) -> list[str]:
@@ -65,7 +66,7 @@ def test_versions_are_told() -> None:
 
 def test_no_line_of_a_help_ends_where_the_source_does() -> None:
     import_all()
-    for verb in verbs.app.registered_commands:
+    for verb in app.registered_commands:
         assert verb.help
         assert all("\n" not in part for part in verb.help.split("\n\n"))
 
@@ -94,7 +95,7 @@ def test_an_interrupt_says_what_is_kept(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verbs.app.__class__, "__call__", stopped)
+    monkeypatch.setattr(app.__class__, "__call__", stopped)
     assert main([verb]) == 130
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -121,7 +122,7 @@ def test_what_the_system_says_is_one_line(
     def failing(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/file")
 
-    monkeypatch.setattr(verbs.app.__class__, "__call__", failing)
+    monkeypatch.setattr(app.__class__, "__call__", failing)
     assert main(["audit"]) == 1
     assert capsys.readouterr().err.startswith("bitloss: /data/file: the disk is full. Free some space")
     with pytest.raises(OSError, match="No space"):

@@ -34,14 +34,14 @@ _PIECES = {"base": "chunks", "quantize": "tensors"}
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (`bitloss` exits with it)."""
-    from bitloss.cli import verbs
+    from bitloss.cli.application import app
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for others in ("experiments", "inspecting", "reports"):  # they add their verbs to the same app
-        if arguments and arguments[0] in _verbs(verbs.app):
+    for others in ("verbs", "experiments", "inspecting", "reports"):  # they add their verbs to the app
+        if arguments and arguments[0] in _verbs(app):
             break  # the rest takes up to half a second to import, and only `--help` shows it
         importlib.import_module(f"bitloss.cli.{others}")
-    _let_help_flow(verbs.app)
+    _let_help_flow(app)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _refuse_other_than_utf8(arguments)
         with _terminated_as_interrupted():
-            code = verbs.app(arguments, prog_name="bitloss", standalone_mode=False, obj=arguments)
+            code = app(arguments, prog_name="bitloss", standalone_mode=False, obj=arguments)
         sys.stdout.flush()  # a full disk behind a redirection is found out here, not when the interpreter ends
     except BitlossError as error:
         if debug:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import bitloss
+from bitloss.cli.application import app, command_line
 from bitloss.cli.inputs import given_model, given_text
 from bitloss.cli.options import (
     ChatTemplate,
@@ -25,7 +26,6 @@ from bitloss.cli.options import (
     with_engine,
 )
 from bitloss.cli.show import Screen, output_console, print_json
-from bitloss.cli.verbs import app, command_line
 from bitloss.display import visible
 from bitloss.errors import FileProblem, UsageError
 from bitloss.records import RESULTS_NAME, Results

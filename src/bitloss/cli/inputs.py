@@ -35,3 +35,19 @@ def given_model(model: str, revision: str | None, *, quiet: bool) -> Path:
 def given_text(text: Path) -> Path:
     """Return the path of a text; `wikitext-2` is fetched, unless a file of that name is there."""
     return wikitext() if text.name == NAME and not text.exists() else text
+
+
+def given_file(path: Path, what: str) -> Path:
+    """An existing file, as an absolute path (child processes may run elsewhere).
+
+    Raises:
+        FileProblem: there is none.
+    """
+    if not path.is_file():
+        article = "an" if what[0] in "aeiou" else "a"
+        raise FileProblem(
+            f"a folder, not {article} {what}" if path.is_dir() else f"no such {what}",
+            where=path,
+            mend=f"give the path of {article} {what}",
+        )
+    return path.resolve()

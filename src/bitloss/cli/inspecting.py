@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from bitloss.cli.application import app
 from bitloss.cli.options import Json, Quiet, listed
 from bitloss.cli.show import Screen, output_console, print_json
-from bitloss.cli.verbs import app
 from bitloss.errors import FileProblem, UsageError
 from bitloss.records import Audit
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitloss.cli.application import app
 from bitloss.cli.options import Json, Quiet, size
 from bitloss.cli.show import output_console, print_json
-from bitloss.cli.verbs import app
 from bitloss.display import visible
 from bitloss.errors import RunFolderError, UsageError
 from bitloss.records import RESULTS_NAME, Results, read_results

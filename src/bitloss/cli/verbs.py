@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import JsonValue
 
-from bitloss.cli.inputs import given_model, given_text
+from bitloss.cli.application import app
+from bitloss.cli.inputs import given_file, given_model, given_text
 from bitloss.cli.options import (
     ChatTemplate,
     Chunks,
@@ -44,54 +44,6 @@ from bitloss.run.steps import (
 )
 from bitloss.spec import EngineSpec
 from bitloss.store import atomic_path, sha256_file
-
-app = typer.Typer(
-    name="bitloss",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="What the bits you drop cost: convert, quantize and measure GGUF language models, and say why two files "
-    "differ or do not.",
-)
-
-
-def _version(asked: bool) -> None:
-    if not asked:
-        return
-    from importlib.metadata import version
-
-    from bitloss.run.machine import this_llama_cpp
-
-    engine = this_llama_cpp()
-    sys.stdout.write(
-        f"bitloss {version('bitloss')} (llama.cpp commit {engine.commit}, llama-cpp-python {engine.version})\n"
-    )
-    raise typer.Exit
-
-
-@app.callback()
-def _every_verb(
-    _asked: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Tell the versions, llama.cpp's as well."
-        ),
-    ] = False,
-) -> None:
-    pass
-
-
-def _file(path: Path, what: str) -> Path:
-    """An existing file, as an absolute path (child processes may run elsewhere)."""
-    if not path.is_file():
-        article = "an" if what[0] in "aeiou" else "a"
-        raise FileProblem(
-            f"a folder, not {article} {what}" if path.is_dir() else f"no such {what}",
-            where=path,
-            mend=f"give the path of {article} {what}",
-        )
-    return path.resolve()
 
 
 def _run(step: Step, *, quiet: bool) -> StepResult:
@@ -165,7 +117,7 @@ def convert(
         name=name,
         allow_overflow=allow_overflow,
         proof=not no_proof,
-        converter=None if converter is None else _file(converter, "converter"),
+        converter=None if converter is None else given_file(converter, "converter"),
         converter_python=converter_python,
         split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
     )
@@ -207,7 +159,7 @@ def imatrix(
     from bitloss.imatrix.file import read_imatrix, write_imatrix
     from bitloss.imatrix.matrix import merge_imatrices
 
-    earlier = [read_imatrix(_file(path, "importance matrix")) for path in in_file or []]
+    earlier = [read_imatrix(given_file(path, "importance matrix")) for path in in_file or []]
     if (source is None) != (text is None) or (source is None and len(earlier) < 2):
         raise UsageError(
             "nothing to compute",
@@ -218,7 +170,7 @@ def imatrix(
         raise FileProblem("already there", where=out, mend="choose another --out, or replace it with --force")
     facts: dict[str, Any] = {"file": out.name}
     if source is not None and text is not None:
-        source, text = _file(source, "GGUF file"), _file(given_text(text), "text")
+        source, text = given_file(source, "GGUF file"), given_file(given_text(text), "text")
     with atomic_path(out.resolve()) as partial:  # what is at `out` stays until the whole of it is made
         parts = list(earlier)
         if source is not None and text is not None:
@@ -306,14 +258,14 @@ def quantize(
     from bitloss.quantize.request import candidate_name, parse_override, parse_size, read_recipe
     from bitloss.quantize.types import parse_quant_type
 
-    source = _file(source, "GGUF file")
+    source = given_file(source, "GGUF file")
     overrides = [parse_override(text, "--tensor-type") for text in tensor_type or []]
     steps = tuple(
         QuantizeStep(
             source=source,
             source_sha256="",
             type=parse_quant_type(name).name,
-            imatrix=_file(imatrix, "importance matrix") if imatrix else None,
+            imatrix=given_file(imatrix, "importance matrix") if imatrix else None,
             imatrix_sha256=None,
             tensor_types=(*overrides, *(read_recipe(tensor_type_file) if tensor_type_file else ())),
             output_tensor_type=output_tensor_type,
@@ -383,7 +335,7 @@ def base(
     if kld is not None and kld.exists():
         raise FileProblem("already there", where=kld, mend="choose another --kld, or remove it")
     step = BaseStep(
-        source=_file(source, "GGUF file"),
+        source=given_file(source, "GGUF file"),
         source_sha256="",
         texts=EvaluationTexts.of(
             [given_text(each) for each in text],
@@ -420,11 +372,6 @@ def base(
         _say([f"{out}  ({made_of}, {size / 2**20:.1f} MiB)"])
         if kld is not None:
             _say([f"{kld}  ({kld.stat().st_size / 2**20:.1f} MiB, for llama-perplexity)"])
-
-
-def command_line(argv: Sequence[str]) -> str:
-    """A command as one would type it."""
-    return shlex.join(["bitloss", *argv])
 
 
 def _list(result: JsonValue) -> list[dict[str, Any]]:
