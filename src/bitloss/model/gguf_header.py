@@ -18,7 +18,6 @@ any other file when the caller asks for it (`bitloss.model.gguf_split` joins the
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from math import prod
@@ -26,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitloss import _native
 from bitloss.errors import GgufError, UnsupportedError, cut_off
+from bitloss.model.gguf_bytes import Cursor
 from bitloss.model.tensor_types import TensorType, block_of
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ def read_header(
         UnsupportedError: version 1, a newer version, big-endian, a tensor type of unknown size (without
             `unknown_types`), or a part of a split model (without `part_of_split`).
     """
-    reader = _Reader(path, data)
+    reader = Cursor(path, data)
     version, n_tensors, n_keys = _read_start(reader)
     metadata, spans = _read_metadata(reader, n_keys)
     if not part_of_split:
@@ -197,84 +196,7 @@ def read_header(
     return Header(version, metadata, tensors, alignment, data_offset, spans)
 
 
-class _Reader:
-    """A cursor that tests the bounds before every read."""
-
-    def __init__(self, path: Path, data: memoryview) -> None:
-        self.path = path
-        self.data = data
-        self.at = 0
-        self.place = "header"
-
-    def fail(self, what: str, *, expected: object = None, found: object = None) -> GgufError:
-        return GgufError(
-            what,
-            where=f"{self.path}[{self.place}, byte {self.at}]",
-            expected=expected,
-            found=found,
-            mend="the file is damaged: copy or fetch it again, or make it again",
-        )
-
-    def take(self, count: int, what: str) -> memoryview:
-        left = len(self.data) - self.at
-        if count > left:
-            raise cut_off(
-                GgufError,
-                where=f"{self.path}[{self.place}, byte {self.at}]",
-                inside=what,
-                expected=self.at + count,
-                found=len(self.data),
-                least=True,
-            )
-        piece = self.data[self.at : self.at + count]
-        self.at += count
-        return piece
-
-    def number(self, kind: GgufType, what: str) -> Any:
-        dtype = NUMBER_DTYPES[kind]
-        return np.frombuffer(self.take(dtype.itemsize, what), dtype=dtype)[0].item()
-
-    def u32(self, what: str) -> int:
-        return int.from_bytes(self.take(4, what), "little")
-
-    def u64(self, what: str) -> int:
-        return int.from_bytes(self.take(8, what), "little")
-
-    def name(self, what: str, limit: int) -> str:
-        length = self.u64(f"the length of {what}")
-        if length > limit:
-            raise self.fail(f"{what} is too long", expected=f"at most {limit} bytes", found=length)
-        raw = bytes(self.take(length, what))
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            raise self.fail(f"{what} is not UTF-8", found=raw[:60]) from None
-
-    def string(self) -> str:
-        length = self.u64("the length of a string")
-        return bytes(self.take(length, "a string")).decode("utf-8", errors="backslashreplace")
-
-    def strings(self, count: int) -> list[str]:
-        """As `string` so many times; a vocabulary and its merges are hundreds of thousands."""
-        starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
-        found, end = _native.find_strings(np.frombuffer(self.data, np.uint8), self.at, starts, ends)
-        if found < count:
-            self.at = end
-            self.string()  # says what is wrong here
-        first, self.at = self.at, end
-        return list(_decode(bytes(self.data[first:end]), count))
-
-
-@functools.lru_cache(maxsize=4)  # a run opens files of one vocabulary over and over
-def _decode(raw: bytes, count: int) -> tuple[str, ...]:
-    """The strings of an array that is known to hold so many."""
-    starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
-    _native.find_strings(np.frombuffer(raw, np.uint8), 0, starts, ends)
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    return tuple(str(raw[first:last], "utf-8", "backslashreplace") for first, last in spans)
-
-
-def _read_start(reader: _Reader) -> tuple[int, int, int]:
+def _read_start(reader: Cursor) -> tuple[int, int, int]:
     """Return (version, number of tensors, number of keys)."""
     magic = bytes(reader.take(4, "the magic"))
     if magic != MAGIC:
@@ -300,7 +222,7 @@ def _read_start(reader: _Reader) -> tuple[int, int, int]:
     return version, n_tensors, n_keys
 
 
-def _read_metadata(reader: _Reader, n_keys: int) -> tuple[dict[str, GgufValue], dict[str, tuple[int, int]]]:
+def _read_metadata(reader: Cursor, n_keys: int) -> tuple[dict[str, GgufValue], dict[str, tuple[int, int]]]:
     metadata: dict[str, GgufValue] = {}
     spans: dict[str, tuple[int, int]] = {}
     for index in range(n_keys):
@@ -317,7 +239,7 @@ def _read_metadata(reader: _Reader, n_keys: int) -> tuple[dict[str, GgufValue], 
     return metadata, spans
 
 
-def _value_type(reader: _Reader) -> GgufType:
+def _value_type(reader: Cursor) -> GgufType:
     number = reader.u32("a value type")
     try:
         return GgufType(number)
@@ -325,13 +247,13 @@ def _value_type(reader: _Reader) -> GgufType:
         raise reader.fail("unknown value type", expected="0 to 12", found=number) from None
 
 
-def _read_value(reader: _Reader, kind: GgufType) -> GgufValue:
+def _read_value(reader: Cursor, kind: GgufType) -> GgufValue:
     if kind is GgufType.STRING:
         return GgufValue(kind, reader.string())
     if kind is GgufType.BOOL:
-        return GgufValue(kind, bool(reader.number(kind, "a value")))
+        return GgufValue(kind, bool(reader.number(NUMBER_DTYPES[kind], "a value")))
     if kind is not GgufType.ARRAY:
-        return GgufValue(kind, reader.number(kind, "a value"))
+        return GgufValue(kind, reader.number(NUMBER_DTYPES[kind], "a value"))
     item = _value_type(reader)
     count = reader.u64("an array's length")
     if item is GgufType.ARRAY:
@@ -375,7 +297,7 @@ def _alignment(path: Path, metadata: Mapping[str, GgufValue]) -> int:
     return int(value)
 
 
-def _read_tensor(reader: _Reader, unknown_types: bool) -> TensorInfo:
+def _read_tensor(reader: Cursor, unknown_types: bool) -> TensorInfo:
     """Read one entry of the tensor list; `offset` is still relative to the data section.
 
     With `unknown_types` a type of unknown size has -1 bytes for now.
@@ -417,7 +339,7 @@ def _to_the_next(listed: list[TensorInfo], data_bytes: int) -> list[TensorInfo]:
 
 
 def _place_tensors(
-    reader: _Reader, listed: list[TensorInfo], alignment: int, data_offset: int
+    reader: Cursor, listed: list[TensorInfo], alignment: int, data_offset: int
 ) -> dict[str, TensorInfo]:
     """Make offsets absolute and refuse duplicates, misaligned, overlapping and outside tensors."""
     tensors: dict[str, TensorInfo] = {}
