@@ -253,7 +253,7 @@ def quantize(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a full-precision GGUF to any number of types, byte for byte as llama-quantize does."""
+    """Quantize a full-precision GGUF to any number of types, every tensor byte for byte as llama-quantize does."""
     from bitloss.cli import quantized
     from bitloss.quantize.request import candidate_name, parse_override, parse_size, read_recipe
     from bitloss.quantize.types import parse_quant_type

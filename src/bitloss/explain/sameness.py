@@ -146,11 +146,12 @@ def _square(cross: Cross | None, a: Candidate, b: Candidate) -> Attribution | No
 
 
 def none_identical(results: Results) -> Finding | None:
-    """Say that no two files hold the same weights; fires when files of several routes were measured and none do.
+    """Say that no type comes out the same by two routes; fires when files of several routes were measured and none do.
 
-    Files that were made to be crossed are not counted.
+    Files that were made to be crossed are not counted: those of one source and several matrices are often the same.
     """
     whole = [each for each in results.candidates if is_whole(each)]
+    crossed = len(results.candidates) - len(whole)
     routes = [(each.type, each.weights_from) for each in whole if each.weights_from]
     several = len(set(routes)) > len({kind for kind, _ in routes})
     hashes: Sequence[str] = [each.tensors_sha256 for each in whole]
@@ -158,9 +159,13 @@ def none_identical(results: Results) -> Finding | None:
         return None
     return Finding(
         id="none-identical",
-        title="No two files of this run hold the same weights",
-        text=f"The tensors of {len(hashes)} files have {len(set(hashes))} different hashes: files that score alike "
-        "here do so by chance or because they differ little, not because they are the same.",
+        title="No type comes out the same by two routes"
+        if crossed
+        else "No two files of this run hold the same weights",
+        text=f"The tensors of the {len(hashes)} files{' made by one route throughout' if crossed else ''} have "
+        f"{len(set(hashes))} different hashes: where they score alike, it is by chance or because they differ little, "
+        "not because they are the same."
+        + (f" Files made only to be crossed ({crossed}) are told of with the cross." if crossed else ""),
         evidence={"files": len(hashes), "different_tensors": len(set(hashes))},
         confidence=Confidence.PROVEN,
         question=1,

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -316,11 +317,28 @@ def _take_lock(path: Path, timeout: float) -> int:
     return descriptor
 
 
+_HASH = re.compile(r'"[0-9a-f]{64}"')
+_CONTENTS = {
+    "base.tokens": "the base's tokens (its text, or how many chunks of it, or their length)",
+    "base.tensors": "the base's tensors (it was made from another model)",
+    "base.model": "the base's model",
+    "base.kld": "the base's file",
+}
+"""What settings that are hashes stand for."""
+
+
 def describe_difference(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> str:
     """Say which settings of two experiments differ: ``ctx 512 (now 1024), quants ["Q8_0"] (now unset)``."""
     flat_old, flat_new = dict(_flat(old)), dict(_flat(new))
     names = sorted(n for n in {*flat_old, *flat_new} if flat_old.get(n) != flat_new.get(n))
-    shown = [f"{n} {flat_old.get(n, 'unset')} (now {flat_new.get(n, 'unset')})" for n in names[:6]]
+    if flat_old and flat_new and not flat_old.keys() & flat_new.keys():
+        return "settings of another command"
+    shown = [
+        f"{_CONTENTS.get(n, n)} of other content"
+        if _HASH.fullmatch(flat_old.get(n, "")) and _HASH.fullmatch(flat_new.get(n, ""))
+        else f"{n} {flat_old.get(n, 'unset')} (now {flat_new.get(n, 'unset')})"
+        for n in names[:6]
+    ]
     if len(names) > 6:
         shown.append(f"{len(names) - 6} more")
     return ", ".join(shown) or "the same settings on other content"

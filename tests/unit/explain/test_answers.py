@@ -197,6 +197,7 @@ def test_none_identical_is_said_where_routes_were_compared(sample_results: Resul
     found = none_identical(sample_results.model_copy(update={"candidates": q4}))
     assert found is not None
     assert found.question == 1
+    assert found.title == "No two files of this run hold the same weights"
     assert none_identical(sample_results.model_copy(update={"candidates": q4[:1]})) is None
     crossed = q4[0].model_copy(
         update={"name": "Q4_K_M/f32+f16", "imatrix_from": "f16", "identical_to": q4[0].name}
@@ -204,6 +205,10 @@ def test_none_identical_is_said_where_routes_were_compared(sample_results: Resul
     found = none_identical(sample_results.model_copy(update={"candidates": (*q4, crossed)}))
     assert found is not None  # whole files differ, whatever a crossed one repeats
     assert found.evidence["files"] == 2
+    assert (
+        found.title == "No type comes out the same by two routes"
+    )  # the crossed file is the same as another
+    assert found.text.endswith(" Files made only to be crossed (1) are told of with the cross.")
 
 
 # ------------------------------------------------------------------------------------------------ question 3

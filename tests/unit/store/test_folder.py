@@ -130,6 +130,14 @@ def test_differences_are_cut_short() -> None:
     assert text.endswith("n5 unset (now 5), 3 more")
 
 
+def test_differences_of_hashes_and_of_commands_are_words() -> None:
+    text = describe_difference({"base": {"tokens": "a" * 64}, "x": 1}, {"base": {"tokens": "b" * 64}, "x": 1})
+    assert text == "the base's tokens (its text, or how many chunks of it, or their length) of other content"
+    assert (
+        describe_difference({"base": {"kld": "a" * 64}}, {"from": ["f32"]}) == "settings of another command"
+    )
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema":"bitloss/run@2"}', "\0", "{" * 5000])
 def test_a_damaged_marker(tmp_path: Path, text: str) -> None:
     RunFolder.open(tmp_path, KEY, SETTINGS).close()
