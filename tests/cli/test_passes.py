@@ -72,3 +72,26 @@ def test_a_limit_below_one_candidate_is_refused(cli: Cli, inputs: Inputs, tmp_pa
         done.err,
     ), done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["base", "imatrix"])
+def test_a_limit_below_the_model_is_refused_where_one_model_is_computed(
+    cli: Cli, inputs: Inputs, tmp_path: Path, verb: str
+) -> None:
+    done = cli(
+        verb, inputs.source, "--text", inputs.text, *TINY, "--max-memory", "1MB", "-o", tmp_path / "x", "-q"
+    )
+    assert done.code == 2
+    assert done.err.startswith("bitloss: --max-memory: too little memory to compute this model: expected ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_layers_for_a_gpu_that_the_build_has_not_are_told(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    import llama_cpp
+
+    command = ("imatrix", inputs.source, "--text", inputs.text, *TINY, "-o", tmp_path / "m.gguf", "-q")
+    done = cli(*command, "-ngl", 1)
+    assert done.code == 0, done.err
+    told = "" if llama_cpp.llama_supports_gpu_offload() else "bitloss: --gpu-layers has no effect"
+    assert done.err.startswith(told)
+    assert cli(*command, "--force").err == ""

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -176,8 +177,9 @@ def with_engine(verb: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(verb)
     def wrapped(**arguments: Any) -> R:
-        flags = {name: arguments.pop(name) for name in _ENGINE}
-        return verb(**arguments, engine=_settings(flags))
+        engine = _settings({name: arguments.pop(name) for name in _ENGINE})
+        _warn_without_gpu(engine)
+        return verb(**arguments, engine=engine)
 
     kept = [p for p in signature.parameters.values() if p.name != "engine"]
     added = [
@@ -190,6 +192,17 @@ def with_engine(verb: Callable[..., R]) -> Callable[..., R]:
         "return": signature.return_annotation
     }
     return wrapped
+
+
+def _warn_without_gpu(engine: EngineSpec) -> None:
+    """Say what llama.cpp says in its log alone: without a GPU backend layers stay where they are."""
+    if engine.n_gpu_layers:
+        import llama_cpp  # a third of a second, only needed here
+
+        if not llama_cpp.llama_supports_gpu_offload():
+            sys.stderr.write(
+                "bitloss: --gpu-layers has no effect: this llama.cpp is built without a GPU backend\n"
+            )
 
 
 def _settings(flags: dict[str, Any]) -> EngineSpec:

@@ -31,6 +31,7 @@ from bitloss.cli.show import Screen, print_json
 from bitloss.display import many
 from bitloss.errors import BitlossError, FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
+from bitloss.run.passes import check_model_memory
 from bitloss.run.steps import (
     BaseStep,
     ConvertStep,
@@ -171,6 +172,7 @@ def imatrix(
     facts: dict[str, Any] = {"file": out.name}
     if source is not None and text is not None:
         source, text = given_file(source, "GGUF file"), given_file(given_text(text), "text")
+        check_model_memory(source, engine, n_ctx=ctx)
     with atomic_path(out.resolve()) as partial:  # what is at `out` stays until the whole of it is made
         parts = list(earlier)
         if source is not None and text is not None:
@@ -334,8 +336,10 @@ def base(
         )
     if kld is not None and kld.exists():
         raise FileProblem("already there", where=kld, mend="choose another --kld, or remove it")
+    source = given_file(source, "GGUF file")
+    check_model_memory(source, engine, n_ctx=ctx)
     step = BaseStep(
-        source=given_file(source, "GGUF file"),
+        source=source,
         source_sha256="",
         texts=EvaluationTexts.of(
             [given_text(each) for each in text],

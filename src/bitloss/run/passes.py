@@ -86,12 +86,25 @@ def check_memory(candidates: Iterable[Path], engine: EngineSpec, *, base: Path, 
         _refuse_too_little(path, beside + needed, engine)
 
 
-def _refuse_too_little(candidate: Path, needed: int, engine: EngineSpec) -> None:
+def check_model_memory(model: Path, engine: EngineSpec, *, n_ctx: int) -> None:
+    """Refuse a ``--max-memory`` that is surely too little to compute one model with; arguments as above.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    if engine.max_memory is not None:
+        needed = engine_bytes(open_model(model), engine_options(engine), n_ctx=n_ctx)
+        _refuse_too_little(model, needed, engine, "to compute this model")
+
+
+def _refuse_too_little(
+    model: Path, needed: int, engine: EngineSpec, what: str = "to measure a candidate"
+) -> None:
     if engine.max_memory is not None and needed > engine.max_memory:
         raise UsageError(
-            "too little memory to measure a candidate",
+            f"too little memory {what}",
             where="--max-memory",
-            expected=f"{size(needed)} for {candidate.name}",
+            expected=f"{size(needed)} for {model.name}",
             found=size(engine.max_memory),
             mend="allow more, or give a smaller --ctx or --ubatch-size",
         )
