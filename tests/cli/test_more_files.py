@@ -93,6 +93,42 @@ def test_results_that_cannot_be_kept_are_not_dropped(
     assert names(told(cli, "measure", *files[:2], *base, "-o", out)) == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M"]
 
 
+@pytest.mark.parametrize("damage", ["cut", "newer"])
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_results_that_cannot_be_read_are_not_dropped(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "out"
+    told(cli, "measure", *files[:2], *base, "-o", out)
+    results = out / "results.json"
+    whole = json.loads(results.read_text())
+    text = (
+        results.read_text()[:-100]
+        if damage == "cut"
+        else json.dumps(whole | {"schema": "bitloss/results@99"})
+    )
+    results.write_text(text)
+    refused(
+        cli("measure", files[2], *base, "-o", out, "-q"), 1, "cannot be read, and would be lost", "remove it"
+    )
+    assert results.read_text() == text
+    results.unlink()
+    assert names(told(cli, "measure", files[2], *base, "-o", out)) == ["tiny-f32-Q4_0"]
+
+
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_what_files_of_one_content_took_counts_once(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin.gguf"
+    twin.write_bytes(files[0].read_bytes())
+    told(cli, "measure", files[0], *base, "-o", tmp_path / "out")
+    done = told(cli, "measure", files[1], twin, *base, "-o", tmp_path / "out")
+    assert names(done) == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M", "twin"]
+    assert done["candidates"][2]["identical_to"] == "tiny-f32-Q8_0"
+    assert sum(cost["kind"] == "measure" for cost in done["costs"]) == 2
+
+
 @pytest.mark.parametrize("base", ["gguf"], indirect=True)
 def test_a_rule_to_stop_by_takes_all_files_or_none(
     cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path

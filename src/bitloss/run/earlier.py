@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from bitloss.divergence.measure import read_tokens
 from bitloss.errors import FileProblem, FormatError, RunFolderError
-from bitloss.records import Candidate, Results, read_results
+from bitloss.records import RESULTS_NAME, Candidate, Results, read_results
 from bitloss.run.results import MeasuredFile
 from bitloss.run.stepping import Measurement, Stepper
 from bitloss.run.steps import MeasureStep
@@ -68,10 +68,18 @@ def earlier(out: Path, names: Collection[str], *, ranking: bool, stopping: bool)
     Raises:
         RunFolderError: files measured before would be lost.
     """
+    path = out / RESULTS_NAME
+    if not path.exists():
+        return Earlier()
     try:
-        results = read_results(out)
-    except (FileProblem, FormatError):
-        return Earlier()  # nothing that could be kept
+        results = read_results(path)
+    except (FileProblem, FormatError) as error:
+        raise RunFolderError(
+            "results of what was measured here before cannot be read, and would be lost",
+            where=path,
+            found=error.what,
+            mend="restore the file, remove it to begin with the files named now, or choose another folder with --out",
+        ) from error
     if ranking and results.sensitivity is not None:
         return Earlier()
     others = tuple(each for each in results.candidates if each.name not in names)
@@ -86,19 +94,19 @@ def earlier(out: Path, names: Collection[str], *, ranking: bool, stopping: bool)
     return Earlier(results, others)
 
 
-def take_along(before: Earlier, like: MeasureStep, steps: Stepper) -> list[Kept]:
+def take_along(before: Earlier, now: Sequence[MeasureStep], steps: Stepper) -> list[Kept]:
     """Find what is kept of the files measured before.
 
     Args:
         before: what there is.
-        like: a step that measures now: base and engine are its.
+        now: the steps that measure now, at least one: base and engine are theirs, and so are their costs.
         steps: finds them, and counts their costs.
 
     Raises:
         RunFolderError: files measured before would be lost.
     """
     kept: list[Kept] = []
-    counted = {like.out}
+    like, counted = now[0], {step.out for step in now}
     lost = []
     for candidate in before.candidates:
         step = _step(candidate, like)

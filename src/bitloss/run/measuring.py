@@ -369,8 +369,8 @@ def _measured(
     before: Earlier,
 ) -> list[tuple[MeasuredFile, Mapping[str, JsonValue]]]:
     measured: list[tuple[MeasuredFile, Mapping[str, JsonValue]]] = []
-    path, file = next(iter(files.items()))
-    for kept, told in take_along(before, _measure_step(plan, path, _computed(file), base), steps):
+    now = [_measure_step(plan, path, _computed(file), base) for path, file in files.items()]
+    for kept, told in take_along(before, now, steps):
         assert isinstance(told, dict)
         measured.append((kept, told))
     done = _measure(plan, files, base, steps)
