@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.cli.conftest import snapshot
 from tests.cli.test_bad_input import refused
 
 if TYPE_CHECKING:
@@ -114,6 +115,22 @@ def test_results_that_cannot_be_read_are_not_dropped(
     assert results.read_text() == text
     results.unlink()
     assert names(told(cli, "measure", files[2], *base, "-o", out)) == ["tiny-f32-Q4_0"]
+
+
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_another_llama_cpp_is_refused_before_it_replaces_the_base(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = told(cli, "measure", files[0], *base, "-o", out)
+    before = snapshot(out / "base")
+    with monkeypatch.context() as patch:
+        patch.setattr("bitloss.engine.llama.engine_version", lambda: "0 (another)")
+        refused(cli("measure", files[1], *base, "-o", out, "-q"), 1, "would be lost", "tiny-f32-Q8_0")
+        steps = (out / "events.jsonl").read_text()
+    assert snapshot(out / "base") == before
+    assert steps.count("step-started") == 2  # of the first command
+    assert told(cli, "measure", files[1], *base, "-o", out)["candidates"][0] == first["candidates"][0]
 
 
 @pytest.mark.parametrize("base", ["gguf"], indirect=True)

@@ -16,8 +16,10 @@ from bitloss.divergence.measure import read_tokens
 from bitloss.errors import FileProblem, FormatError, RunFolderError
 from bitloss.records import RESULTS_NAME, Candidate, Results, read_results
 from bitloss.run.results import MeasuredFile
-from bitloss.run.stepping import Measurement, Stepper
-from bitloss.run.steps import MeasureStep
+from bitloss.run.stepping import Measurement, Stepper, step_key
+from bitloss.run.steps import BaseStep, MeasureStep
+
+_WHY_LOST = "their per-token results are damaged, or of another version of bitloss, llama.cpp or the base"
 
 
 class Kept(NamedTuple):
@@ -94,6 +96,30 @@ def earlier(out: Path, names: Collection[str], *, ranking: bool, stopping: bool)
     return Earlier(results, others)
 
 
+def refuse_before_base(before: Earlier, base: BaseStep, steps: Stepper) -> None:
+    """Refuse, before a base is computed, and one that is there replaced, what `take_along` would refuse after it.
+
+    Args:
+        before: what there is.
+        base: the step that makes the base, in the folder; its engine is the one that measures.
+        steps: finds what was measured.
+
+    Raises:
+        RunFolderError: files measured before would be lost.
+    """
+    like = MeasureStep(
+        candidate=base.source,
+        candidate_tensors_sha256="",
+        base=base.out,
+        base_key=step_key(base),
+        engine=base.engine,
+        out=base.out.parent / "tokens" / "any",
+    )
+    every = [(candidate.name, _step(candidate, like)) for candidate in before.candidates]
+    if lost := [name for name, step in every if step is None or steps.found(step, [step.out]) is None]:
+        raise _lost(base.out.parent, lost, _WHY_LOST)
+
+
 def take_along(before: Earlier, now: Sequence[MeasureStep], steps: Stepper) -> list[Kept]:
     """Find what is kept of the files measured before.
 
@@ -119,8 +145,7 @@ def take_along(before: Earlier, now: Sequence[MeasureStep], steps: Stepper) -> l
             counted.add(step.out)
         kept.append(Kept(_measured(candidate, step.out), record.result))
     if lost:
-        why = "their per-token results are damaged, or of another version of bitloss, llama.cpp or the base"
-        raise _lost(like.out.parent.parent, lost, why)
+        raise _lost(like.out.parent.parent, lost, _WHY_LOST)
     return kept
 
 
