@@ -148,7 +148,7 @@ def measure_files(
         )
         if kld:
             measured = _measured(plan, files, kld, steps, before)
-            described = kld_records(kld, next(iter(files.values())), [told for _, told in measured])
+            described = kld_records(kld, next(iter(files.values())), [done for _, done in measured])
         else:
             base = _base(plan, steps, before)
             forced = tuple(dict.fromkeys([*before.forced, *forced]))
