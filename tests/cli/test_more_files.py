@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.cli.conftest import snapshot
 from tests.cli.test_bad_input import refused
 
 if TYPE_CHECKING:
@@ -91,6 +92,58 @@ def test_results_that_cannot_be_kept_are_not_dropped(
     refused(cli("measure", files[1], *base, "-o", out, "-q"), 1, said, "tiny-f32-Q8_0", "Name them as well")
     assert (out / "results.json").read_bytes() == before
     assert names(told(cli, "measure", *files[:2], *base, "-o", out)) == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "newer"])
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_results_that_cannot_be_read_are_not_dropped(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "out"
+    told(cli, "measure", *files[:2], *base, "-o", out)
+    results = out / "results.json"
+    whole = json.loads(results.read_text())
+    text = (
+        results.read_text()[:-100]
+        if damage == "cut"
+        else json.dumps(whole | {"schema": "bitloss/results@99"})
+    )
+    results.write_text(text)
+    refused(
+        cli("measure", files[2], *base, "-o", out, "-q"), 1, "cannot be read, and would be lost", "remove it"
+    )
+    assert results.read_text() == text
+    results.unlink()
+    assert names(told(cli, "measure", files[2], *base, "-o", out)) == ["tiny-f32-Q4_0"]
+
+
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_another_llama_cpp_is_refused_before_it_replaces_the_base(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = told(cli, "measure", files[0], *base, "-o", out)
+    before = snapshot(out / "base")
+    with monkeypatch.context() as patch:
+        patch.setattr("bitloss.engine.llama.engine_version", lambda: "0 (another)")
+        refused(cli("measure", files[1], *base, "-o", out, "-q"), 1, "would be lost", "tiny-f32-Q8_0")
+        steps = (out / "events.jsonl").read_text()
+    assert snapshot(out / "base") == before
+    assert steps.count("step-started") == 2  # of the first command
+    assert told(cli, "measure", files[1], *base, "-o", out)["candidates"][0] == first["candidates"][0]
+
+
+@pytest.mark.parametrize("base", ["gguf"], indirect=True)
+def test_what_files_of_one_content_took_counts_once(
+    cli: Cli, files: list[Path], base: tuple[object, ...], tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin.gguf"
+    twin.write_bytes(files[0].read_bytes())
+    told(cli, "measure", files[0], *base, "-o", tmp_path / "out")
+    done = told(cli, "measure", files[1], twin, *base, "-o", tmp_path / "out")
+    assert names(done) == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M", "twin"]
+    assert done["candidates"][2]["identical_to"] == "tiny-f32-Q8_0"
+    assert sum(cost["kind"] == "measure" for cost in done["costs"]) == 2
 
 
 @pytest.mark.parametrize("base", ["gguf"], indirect=True)

@@ -218,7 +218,13 @@ def _proof(record: Conversion, earlier: Proof | None, kept: tuple[OutputFile, ..
         return record.proof
     names = {output.file for output in kept}
     engine = tuple(each for each in earlier.engine if each.file in names)
-    compared = sum(round(output.bits_per_weight * record.weights / 8) for output in kept)
+    proven = {each.file for each in engine}
+    compared = sum(
+        round(output.bits_per_weight * record.weights / 8)
+        for output in kept
+        # neither what was written without a proof nor what another converter made was compared
+        if output.file in proven and output.casts is not None
+    )
     now, tensors = record.proof, earlier.tensors
     if now is not None and now.tensors is not None and tensors is not None:
         compared += now.tensors.bytes_compared

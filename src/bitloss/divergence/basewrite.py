@@ -30,7 +30,7 @@ from bitloss.engine.output_layer import OutputLayer
 from bitloss.errors import BaseError, EngineError, MismatchError, UnsupportedError
 from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
-from bitloss.model.vocabulary import vocabulary_sha256
+from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path, atomic_write_text, content_key, sha256_file
 from bitloss.store.atomic import explained
@@ -101,7 +101,11 @@ def write_base(
     needed = base_files_bytes(plans, chunks)
     check_room([(out, needed - bytes_there(out)), *also])
     header = _header(engine, chunks, text, out)
-    same = header.model_dump(mode="json", exclude={"model_path"})  # wherever it is
+    # wherever the model is; its tensors alone do not say what is computed from them
+    same = {
+        "header": header.model_dump(mode="json", exclude={"model_path"}),
+        "graph": graph_sha256(open_model(engine.path)),
+    }
     with UnfinishedBase(out, plans, content_key("base-header", same)) as files:
         if files.n_chunks < chunks.n_chunks:
             # the same chunks side by side as in a pass that was not interrupted

@@ -144,7 +144,12 @@ class _Reporter:
         if progress.done == progress.total or now - self._last >= _PROGRESS_SECONDS:
             self._last = now
             fields = {name: getattr(progress, name) for name in ("stage", "done", "total", "unit")}
-            _say(self._channel, {"progress": fields})
+            try:
+                _say(self._channel, {"progress": fields})
+            except BrokenPipeError:
+                # The caller is gone, and its end may be seen here before the signal of it: an interrupt like any other,
+                # which keeps what can be gone on with, and no fault of the step.
+                raise KeyboardInterrupt from None
 
 
 def _say(channel: TextIO, message: dict[str, object]) -> None:

@@ -14,10 +14,12 @@ from pydantic import JsonValue
 
 from bitloss.divergence.measure import read_tokens
 from bitloss.errors import FileProblem, FormatError, RunFolderError
-from bitloss.records import Candidate, Results, read_results
+from bitloss.records import RESULTS_NAME, Candidate, Results, read_results
 from bitloss.run.results import MeasuredFile
-from bitloss.run.stepping import Measurement, Stepper
-from bitloss.run.steps import MeasureStep
+from bitloss.run.stepping import Measurement, Stepper, step_key
+from bitloss.run.steps import BaseStep, MeasureStep
+
+_WHY_LOST = "their per-token results are damaged, or of another version of bitloss, llama.cpp or the base"
 
 
 class Kept(NamedTuple):
@@ -68,10 +70,18 @@ def earlier(out: Path, names: Collection[str], *, ranking: bool, stopping: bool)
     Raises:
         RunFolderError: files measured before would be lost.
     """
+    path = out / RESULTS_NAME
+    if not path.exists():
+        return Earlier()
     try:
-        results = read_results(out)
-    except (FileProblem, FormatError):
-        return Earlier()  # nothing that could be kept
+        results = read_results(path)
+    except (FileProblem, FormatError) as error:
+        raise RunFolderError(
+            "results of what was measured here before cannot be read, and would be lost",
+            where=path,
+            found=error.what,
+            mend="restore the file, remove it to begin with the files named now, or choose another folder with --out",
+        ) from error
     if ranking and results.sensitivity is not None:
         return Earlier()
     others = tuple(each for each in results.candidates if each.name not in names)
@@ -86,19 +96,43 @@ def earlier(out: Path, names: Collection[str], *, ranking: bool, stopping: bool)
     return Earlier(results, others)
 
 
-def take_along(before: Earlier, like: MeasureStep, steps: Stepper) -> list[Kept]:
+def refuse_before_base(before: Earlier, base: BaseStep, steps: Stepper) -> None:
+    """Refuse, before a base is computed, and one that is there replaced, what `take_along` would refuse after it.
+
+    Args:
+        before: what there is.
+        base: the step that makes the base, in the folder; its engine is the one that measures.
+        steps: finds what was measured.
+
+    Raises:
+        RunFolderError: files measured before would be lost.
+    """
+    like = MeasureStep(
+        candidate=base.source,
+        candidate_tensors_sha256="",
+        base=base.out,
+        base_key=step_key(base),
+        engine=base.engine,
+        out=base.out.parent / "tokens" / "any",
+    )
+    every = [(candidate.name, _step(candidate, like)) for candidate in before.candidates]
+    if lost := [name for name, step in every if step is None or steps.found(step, [step.out]) is None]:
+        raise _lost(base.out.parent, lost, _WHY_LOST)
+
+
+def take_along(before: Earlier, now: Sequence[MeasureStep], steps: Stepper) -> list[Kept]:
     """Find what is kept of the files measured before.
 
     Args:
         before: what there is.
-        like: a step that measures now: base and engine are its.
+        now: the steps that measure now, at least one: base and engine are theirs, and so are their costs.
         steps: finds them, and counts their costs.
 
     Raises:
         RunFolderError: files measured before would be lost.
     """
     kept: list[Kept] = []
-    counted = {like.out}
+    like, counted = now[0], {step.out for step in now}
     lost = []
     for candidate in before.candidates:
         step = _step(candidate, like)
@@ -111,8 +145,7 @@ def take_along(before: Earlier, like: MeasureStep, steps: Stepper) -> list[Kept]
             counted.add(step.out)
         kept.append(Kept(_measured(candidate, step.out), record.result))
     if lost:
-        why = "their per-token results are damaged, or of another version of bitloss, llama.cpp or the base"
-        raise _lost(like.out.parent.parent, lost, why)
+        raise _lost(like.out.parent.parent, lost, _WHY_LOST)
     return kept
 
 

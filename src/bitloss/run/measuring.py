@@ -22,7 +22,7 @@ from bitloss.report.write import write_report
 from bitloss.run.basecheck import Wanted, check_base
 from bitloss.run.bases import make_base, mended
 from bitloss.run.candidates import measured_file, opened
-from bitloss.run.earlier import Earlier, earlier, take_along
+from bitloss.run.earlier import Earlier, earlier, refuse_before_base, take_along
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
 from bitloss.run.passes import check_memory, measure_in_passes
@@ -150,7 +150,7 @@ def measure_files(
             measured = _measured(plan, files, kld, steps, before)
             described = kld_records(kld, next(iter(files.values())), [done for _, done in measured])
         else:
-            base = _base(plan, steps)
+            base = _base(plan, steps, before)
             forced = tuple(dict.fromkeys([*before.forced, *forced]))
             if plan.stop is None:
                 measured = _measured(plan, files, base, steps, before)
@@ -200,8 +200,7 @@ def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
 
 def _described(base: _Base, stopped: Stopped | None, forced: tuple[str, ...]) -> Described:
     model = base.model
-    facts = model_facts(model, model)
-    sha256 = model_sha256(model)
+    facts, sha256 = model_facts(model, model), model_sha256(model)
     return Described(
         model=Model(
             name=facts.name,
@@ -277,7 +276,7 @@ def _base_identity(plan: Measuring) -> dict[str, JsonValue]:
     return {"model": model_sha256(plan.base), "ctx": texts.pop("n_ctx"), **texts}
 
 
-def _base(plan: Measuring, steps: Stepper) -> _Base:
+def _base(plan: Measuring, steps: Stepper, before: Earlier) -> _Base:
     if plan.base.is_dir():
         header = read_header(plan.base)
         model = (plan.base_model or plan.base / header.model_path).resolve()
@@ -289,6 +288,7 @@ def _base(plan: Measuring, steps: Stepper) -> _Base:
         engine=plan.engine,
         out=(plan.out / "base").resolve(),
     )
+    refuse_before_base(before, step, steps)
     record = make_base(steps, step, f"base {plan.base.name}")
     return _Base(step.out, read_header(step.out), record.key, step.source, step)
 
@@ -369,8 +369,8 @@ def _measured(
     before: Earlier,
 ) -> list[tuple[MeasuredFile, Mapping[str, JsonValue]]]:
     measured: list[tuple[MeasuredFile, Mapping[str, JsonValue]]] = []
-    path, file = next(iter(files.items()))
-    for kept, told in take_along(before, _measure_step(plan, path, _computed(file), base), steps):
+    now = [_measure_step(plan, path, _computed(file), base) for path, file in files.items()]
+    for kept, told in take_along(before, now, steps):
         assert isinstance(told, dict)
         measured.append((kept, told))
     done = _measure(plan, files, base, steps)

@@ -99,3 +99,10 @@ def test_proofs_are_those_of_the_files_listed(model: Path, tmp_path: Path) -> No
     assert [each.file for each in proof.engine] == ["m-f32.gguf", "m-f16.gguf"]
     assert proof.tensors is not None
     assert proof.tensors.bytes_compared == tensor_bytes("f32", "f16")
+    convert(model, [F16], out, proven)  # the file without a proof stays without one
+    proof = stored(out).proof
+    assert proof is not None
+    assert files(out) == ["m-f16.gguf", "m-bf16.gguf", "m-f32.gguf"]
+    assert [each.file for each in proof.engine] == ["m-f16.gguf", "m-f32.gguf"]
+    assert proof.tensors is not None
+    assert proof.tensors.bytes_compared == tensor_bytes("f32", "f16")

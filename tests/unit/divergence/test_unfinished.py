@@ -12,6 +12,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -146,6 +147,22 @@ def test_another_text_starts_anew(model: Path, tmp_path: Path, chunks: Chunks) -
     make(model, fewer, out, lambda progress: computed.append(progress.done))
     assert computed[0] == 1
     make(model, fewer, tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("chunks", [False], indirect=True)
+def test_the_same_tensors_under_another_graph_start_anew(model: Path, tmp_path: Path, chunks: Chunks) -> None:
+    """Metadata decides what is computed as well: half a base of each would be of no model."""
+    mine, out = tmp_path / "m.gguf", tmp_path / "base"
+    shutil.copy(model, mine)
+    with pytest.raises(KeyboardInterrupt):
+        make(mine, chunks, out, interrupt_after(6))
+    reader = gguf.GGUFReader(mine, "r+")
+    epsilon = reader.fields["llama.attention.layer_norm_rms_epsilon"]
+    epsilon.parts[epsilon.data[0]][0] = 0.5
+    del reader, epsilon
+    make(mine, chunks, out)
+    make(mine, chunks, tmp_path / "whole")
     assert files(out) == files(tmp_path / "whole")
 
 

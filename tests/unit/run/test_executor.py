@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from bitloss import errors
 from bitloss.errors import BitlossError, DiskFull, EngineCrash, FileProblem
 from bitloss.progress import Progress, silent
+from bitloss.run.child import _Reporter
 from bitloss.run.executor import InlineExecutor, LocalExecutor
 from bitloss.run.steps import ConvertStep, QuantizeStep
 
@@ -300,3 +302,14 @@ os.kill(os.getpid(), signal.SIGKILL)
             return
         time.sleep(0.05)
     pytest.fail("the child is still there")
+
+
+def test_a_caller_that_is_gone_is_an_interrupt_and_no_fault_of_the_step() -> None:
+    """An error would remove what the next pass goes on with."""
+    read, write = os.pipe()
+    os.close(read)
+    channel = os.fdopen(write, "w", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        _Reporter(channel)(Progress("base", 1, 9, "chunks"))
+    with contextlib.suppress(BrokenPipeError):
+        channel.close()
