@@ -77,6 +77,13 @@ def test_a_file_that_changed_takes_the_place_of_what_it_was(
     assert names(second) == names(first)
     assert second["candidates"][0]["type"] == "Q4_0"
     assert second["candidates"][1] == first["candidates"][1]
+    files[0].write_bytes(files[1].read_bytes())
+    third = cli("measure", files[0], *base, "-o", out, "-q")
+    assert third.err == (
+        "bitloss: warning: tiny-f32-Q8_0 was another file when it was measured here before: its figures are replaced. "
+        "To keep both, give one another name\n"
+    )
+    assert cli("measure", files[0], *base, "-o", out, "-q").err == ""
 
 
 @pytest.mark.parametrize("base", ["gguf"], indirect=True)

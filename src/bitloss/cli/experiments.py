@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -308,8 +309,10 @@ def measure(
     stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
         from bitloss.divergence.kldfile import is_kld
+        from bitloss.run.earlier import contents
         from bitloss.run.measuring import Measuring, measure_files
 
+        before = contents(out)
         if base.is_file() and not texts and not is_kld(base):
             raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
         plan = Measuring(
@@ -329,6 +332,12 @@ def measure(
         )
         results = measure_files(plan, executor=executor, progress=screen.step)
     _show(results, out, json=json)
+    for each in results.candidates:
+        if before.get(each.name, each.sha256) != each.sha256:
+            sys.stderr.write(
+                f"bitloss: warning: {visible(each.name)} was another file when it was measured here before: its "
+                "figures are replaced. To keep both, give one another name\n"
+            )
 
 
 @app.command(

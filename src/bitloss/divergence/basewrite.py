@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from safetensors.numpy import save
 
 from bitloss.divergence.basefile import (
@@ -102,7 +103,7 @@ def write_base(
     check_room([(out, needed - bytes_there(out)), *also])
     header = _header(engine, chunks, text, out)
     # wherever the model is; its tensors alone do not say what is computed from them
-    same = {
+    same: dict[str, JsonValue] = {
         "header": header.model_dump(mode="json", exclude={"model_path"}),
         "graph": graph_sha256(open_model(engine.path)),
     }

@@ -96,6 +96,14 @@ def earlier(out: Path, names: Collection[str], *, ranking: bool, stopping: bool)
     return Earlier(results, others)
 
 
+def contents(out: Path) -> dict[str, str]:
+    """By name, the SHA-256 of the files that a folder's results speak of; empty where there are none to read."""
+    try:
+        return {each.name: each.sha256 for each in read_results(out).candidates}
+    except (FileProblem, FormatError):
+        return {}
+
+
 def refuse_before_base(before: Earlier, base: BaseStep, steps: Stepper) -> None:
     """Refuse, before a base is computed, and one that is there replaced, what `take_along` would refuse after it.
 
