@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as ct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class GraphWatch:
 
     def start(self) -> None:
         """Forget the rows of the computation before."""
+        _listen()
         self.rows = None
         self._error = None
 
@@ -77,6 +79,10 @@ class GraphWatch:
             self._error = error
             return False
         return True
+
+    def keep(self, error: BaseException) -> None:
+        """Take an error that did not get into `callback`, to be raised by `raise_if_failed`."""
+        self._error = error
 
     def raise_if_failed(self) -> None:
         """Raise what the callback had to keep to itself."""
@@ -167,3 +173,26 @@ class GraphWatch:
             raw = (ct.c_char * size)()
             g.ggml_backend_tensor_get(ct.byref(tensor), raw, 0, size)
         return np.ndarray(tuple(tensor.ne)[::-1], dtype, buffer=raw, strides=tuple(tensor.nb)[::-1])
+
+
+_unraisable = sys.unraisablehook
+
+
+def _hook(told: sys.UnraisableHookArgs) -> None:
+    watch = getattr(told.object, "__self__", None)
+    if isinstance(watch, GraphWatch) and told.exc_value is not None:
+        watch.keep(told.exc_value)
+    else:
+        _unraisable(told)
+
+
+def _listen() -> None:
+    """Have ctypes hand over the interrupts it would drop.
+
+    Python acts on a signal where a function begins, so an interrupt during a computation is mostly raised in `callback`
+    before its first line: no `try` of it sees that, and the node it was called for is passed over.
+    """
+    global _unraisable
+    now = sys.unraisablehook
+    if now is not _hook:
+        _unraisable, sys.unraisablehook = now, _hook
