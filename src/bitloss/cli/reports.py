@@ -204,6 +204,7 @@ def pick(
                 "file": chosen.best.file if chosen.best else None,
                 "lowest": chosen.lowest.name if chosen.lowest else None,
                 "tied": list(chosen.tied),
+                "same_tensors": list(chosen.same_tensors()),
                 "budget": budget,
                 "ctx": n_ctx,
                 "besides_weights": chosen.besides,
