@@ -170,12 +170,12 @@ def keep_record(record: Conversion, folder: Path) -> None:
     Raises:
         DiskFull, FileProblem: it cannot be written.
     """
-    whole = _with_earlier(record, _read(folder / NAME), folder)
+    whole = _with_earlier(record, read_record(folder / NAME), folder)
     atomic_write_text(folder / NAME, whole.model_dump_json(indent=2) + "\n")
 
 
-def _read(path: Path) -> Conversion | None:
-    """What is written down; nothing where that is missing or damaged."""
+def read_record(path: Path) -> Conversion | None:
+    """Return what a ``conversion.json`` says; None where it is missing or damaged."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None
