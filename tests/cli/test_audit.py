@@ -121,6 +121,26 @@ def test_a_picture_of_the_exponents(cli: Cli, model: Path, tmp_path: Path, suffi
         assert b"doctored: how large the weights are" in path.read_bytes()
 
 
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_picture_replaces_a_picture_of_ours_and_nothing_else(
+    cli: Cli, model: Path, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"mine.{suffix}"
+    mine = {"svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>', "png": b"\x89PNG\r\n\x1a\n" + bytes(64)}[
+        suffix
+    ]
+    command = ("audit", model, "--summary", "--plot", path)
+    path.write_bytes(mine)
+    done = cli(*command)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert f"{path}: already there, and not a picture that bitloss drew" in done.err
+    assert path.read_bytes() == mine
+    assert cli(*command, "--force").code == 0
+    drawn = path.read_bytes()
+    assert cli(*command).code == 0
+    assert path.read_bytes() == drawn
+
+
 def test_pictures_that_cannot_be_written(cli: Cli, model: Path, tmp_path: Path) -> None:
     for path, code, said in (
         (tmp_path / "x.jpg", 2, "expected FILE.svg or FILE.png, found x.jpg"),

@@ -110,6 +110,25 @@ def test_a_converter_of_ones_own(tmp_path: Path, cli: Cli) -> None:
         assert not (tmp_path / "b").exists() or not list((tmp_path / "b").iterdir())
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["bitloss", "another converter"])
+def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, cli: Cli, *, own: bool) -> None:
+    script = Path(__file__).parents[1] / "data" / "other_converter.py"
+    by = ("--converter", script, "--converter-python", sys.executable) if own else ()
+    command = ("convert", DATA / "olmo2", "--to", "f32", "-o", tmp_path, "--no-proof", "-q", *by)
+    mine = tmp_path / "olmo2-f32.gguf"
+    mine.write_text("mine")
+    code, out, line = cli(*command)
+    assert (code, out, line.count("\n")) == (1, "", 1)
+    assert f"{mine}: already there, and not known to be made from this model" in line
+    assert "--force" in line
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+    assert mine.read_text() == "mine"
+    assert cli(*command, "--force").code == 0
+    made = mine.read_bytes()
+    assert cli(*command).code == 0  # the same again needs no force
+    assert mine.read_bytes() == made
+
+
 def test_a_gguf_is_converted(tmp_path: Path, cli: Cli) -> None:
     assert cli("convert", DATA / "olmo2", "--to", "bf16", "-o", tmp_path / "a", "-q").code == 0
     given = tmp_path / "a" / "olmo2-bf16.gguf"

@@ -15,6 +15,7 @@ from tests.tokens import token_table, write_table
 
 from bitloss import report
 from bitloss.records import Results, read_results, write_results
+from bitloss.report.card import MARK
 from bitloss.report.pictures import NAMES
 
 
@@ -228,7 +229,7 @@ def test_a_run_without_candidates_is_said_to_be_one(cli: Cli, run: Path, tmp_pat
     assert cli("report", run).code == 0
     assert nothing in (run / "report.md").read_text()
     assert cli("card", run).code == 0
-    assert (run / "README.md").read_text().endswith(f"{nothing}\n")
+    assert (run / "README.md").read_text().endswith(f"{nothing}\n\n{MARK}\n")
     compared = cli("compare", run)
     assert (compared.code, compared.out) == (0, "No comparisons: this run has no candidates yet.\n")
     assert json.loads(cli("compare", run, "--json").out) == []
@@ -268,9 +269,30 @@ def test_a_folder_that_holds_a_base_alone(cli: Cli, tmp_path: Path) -> None:
 
 def test_card(cli: Cli, run: Path, tmp_path: Path) -> None:
     assert cli("card", run).out == f"{run / 'README.md'}\n"
-    assert (run / "README.md").read_text().startswith("---\nbase_model: ")
+    assert (run / "README.md").read_text().startswith("---\nlibrary_name: gguf\n")
     assert cli("card", run, "-o", tmp_path / "card.md", "-q").out == ""
     assert (tmp_path / "card.md").read_bytes() == (run / "README.md").read_bytes()
+
+
+def test_a_card_replaces_a_card_and_nothing_else_unless_forced(cli: Cli, run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "README.md"
+    mine.write_text("# My project\n")
+    done = cli("card", run, "-o", mine)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.count("\n") == 1
+    assert f"{mine}: already there, and not a card that bitloss made" in done.err
+    assert "--force" in done.err
+    assert mine.read_text() == "# My project\n"
+    assert cli("card", run, "-o", mine, "--force").code == 0
+    made = mine.read_text()
+    assert made.endswith(f"{MARK}\n")
+    assert cli("card", run, "-o", mine, "--base-model", "owner/name").code == 0
+    assert mine.read_text() == made.replace(
+        "---\n", '---\nbase_model: "owner/name"\nbase_model_relation: quantized\n', 1
+    )
+    refused = cli("card", run, "-o", mine, "--base-model", "f32.gguf")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--base-model: no id of the hub: expected owner/name, found f32.gguf" in refused.err
 
 
 def test_pick(cli: Cli, run: Path, inputs: Any) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitloss.cli.application import app
-from bitloss.cli.options import Json, Quiet, listed
+from bitloss.cli.options import Force, Json, Quiet, listed
 from bitloss.cli.show import Screen, output_console, print_json
 from bitloss.errors import FileProblem, UsageError
 from bitloss.records import Audit
@@ -34,6 +34,7 @@ def audit(
     ] = None,
     summary: Annotated[bool, typer.Option("--summary", help="The model only, no table of tensors.")] = False,
     threads: Threads = 0,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,7 +43,7 @@ def audit(
     from bitloss.explain import audit_text
 
     if plot is not None:
-        _check_picture(plot)
+        _check_picture(plot, force=force)
     with Screen(quiet=quiet) as screen:
         found = room.audit(
             model, formats=listed(formats, "--formats"), threads=threads, progress=screen.stage
@@ -63,8 +64,10 @@ def audit(
     sys.stdout.write("".join(f"{_plain(line)}\n" for line in lines))
 
 
-def _check_picture(path: Path) -> None:
-    """Refuse before hours of counting what could not be written after them."""
+def _check_picture(path: Path, *, force: bool) -> None:
+    """Refuse before hours of counting what could not be written after them, or would replace something else."""
+    from bitloss.report.pictures import is_picture
+
     if path.suffix not in (".svg", ".png"):
         raise UsageError(
             "a picture of that kind cannot be drawn",
@@ -75,6 +78,12 @@ def _check_picture(path: Path) -> None:
     if not path.parent.is_dir() or path.is_dir():
         raise FileProblem(
             "no place to write the picture to", where=path, expected="a file in a folder that is there"
+        )
+    if path.is_file() and not force and not is_picture(path):
+        raise FileProblem(
+            "already there, and not a picture that bitloss drew",
+            where=path,
+            mend="choose another file with --plot, or replace it with --force",
         )
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitloss.cli.application import app
-from bitloss.cli.options import Json, Quiet, size
+from bitloss.cli.options import Force, Json, Quiet, size
 from bitloss.cli.show import output_console, print_json
 from bitloss.display import visible
-from bitloss.errors import RunFolderError, UsageError
+from bitloss.errors import FileProblem, RunFolderError, UsageError
 from bitloss.records import RESULTS_NAME, Results, read_results
 from bitloss.report.terminal import Fitted
 
@@ -138,16 +138,38 @@ def card(
         Path | None,
         typer.Option("--out", "-o", help="File. [default: README.md in the run]", show_default=False),
     ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            metavar="OWNER/NAME",
+            help="Hub id of the model the files were made from. [default: that of a model the run fetched]",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model card: front matter for the hub, files with their measurements, which one for which memory."""
-    from bitloss.report.card import CARD_NAME, render_card
+    """Write a model card: front matter for the hub, files with their measurements, which one for which memory.
+
+    An earlier card is replaced, any other file only with --force.
+    """
+    from bitloss.model.hub import is_hub_id
+    from bitloss.report.card import CARD_NAME, is_card, render_card
     from bitloss.store import atomic_write_text
 
+    if base_model is not None and not is_hub_id(base_model):
+        raise UsageError("no id of the hub", where="--base-model", expected="owner/name", found=base_model)
     results, folder = read_finished(run)
     path = out or folder / CARD_NAME
-    atomic_write_text(path, render_card(results, folder))
+    if path.is_file() and not force and not is_card(path):
+        raise FileProblem(
+            "already there, and not a card that bitloss made",
+            where=path,
+            mend="choose another --out, or replace it with --force",
+        )
+    atomic_write_text(path, render_card(results, folder, base_model=base_model))
     if json:
         print_json({"card": str(path)})
     elif not quiet:
@@ -204,6 +226,7 @@ def pick(
                 "file": chosen.best.file if chosen.best else None,
                 "lowest": chosen.lowest.name if chosen.lowest else None,
                 "tied": list(chosen.tied),
+                "same_tensors": list(chosen.same_tensors()),
                 "budget": budget,
                 "ctx": n_ctx,
                 "besides_weights": chosen.besides,

@@ -92,6 +92,7 @@ def convert(
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", help="Write parts of at most so much, e.g. 5G or 500M.")
     ] = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -121,6 +122,7 @@ def convert(
         converter=None if converter is None else given_file(converter, "converter"),
         converter_python=converter_python,
         split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
+        replace=force,
     )
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:
         result = executor.run(step, screen.stage).value

@@ -2,7 +2,8 @@
 
 The weights are read once for all files asked for (`writing.py`). Files are written beside their place, read back,
 proven (`bitloss.run.proof` does what needs the engine), and renamed when all are complete; a file that was there
-before is replaced. With a largest size given, a model that does not fit into one file of it becomes several, as
+before is replaced (with `ConvertOptions.replace` false, only one known to be made from the same model). With a
+largest size given, a model that does not fit into one file of it becomes several, as
 `llama-gguf-split --split-max-size` would make of it; of those the first takes its place last.
 """
 
@@ -24,7 +25,16 @@ from bitloss.convert.cast import SourceType
 from bitloss.convert.folder import FolderMaterial
 from bitloss.convert.material import Material, Target
 from bitloss.convert.recast import GgufMaterial
-from bitloss.convert.record import Casts, Conversion, InputFile, OutputFile, Proof, TensorProof, keep_record
+from bitloss.convert.record import (
+    Casts,
+    Conversion,
+    InputFile,
+    OutputFile,
+    Proof,
+    TensorProof,
+    keep_record,
+    refuse_to_replace,
+)
 from bitloss.convert.writing import Part, Written, write_files
 from bitloss.errors import FileProblem, UsageError
 from bitloss.model.gguf import DEFAULT_ALIGNMENT
@@ -60,12 +70,15 @@ class ConvertOptions:
         prover: what checks the files with the engine; None: they are only read back.
         split_max_bytes: parts of at most so many bytes of tensors; a larger tensor has a part of its own. None: one
             file of each type.
+        replace: write over files that are there, whatever they are; else only over those that ``conversion.json``
+            knows to be made from the same model.
     """
 
     name: str | None = None
     allow_overflow: bool = False
     prover: Prover | None = None
     split_max_bytes: int | None = None
+    replace: bool = True
 
 
 def source_path(out_dir: Path, name: str, kind: str) -> Path:
@@ -166,7 +179,8 @@ def convert(
         What was converted; also written to `out_dir / "conversion.json"`, with what that keeps of earlier conversions.
 
     Raises:
-        FileProblem: the folder or a file of it is missing, or the output cannot be written.
+        FileProblem: the folder or a file of it is missing, a file that may not be replaced is there, or the output
+            cannot be written.
         DiskFull: not enough room.
         CheckpointError: the checkpoint is damaged or contradicts itself.
         UnsupportedError: an architecture, tokenizer or number format that cannot be converted here.
@@ -186,6 +200,10 @@ def convert(
     with explained(out_dir):
         if out_dir.exists() and not out_dir.is_dir():
             raise FileProblem("a file is in the way of a folder", where=out_dir)
+    if not options.replace:
+        refuse_to_replace(
+            (part.path for parts in files.values() for part in parts), material.files(), out_dir
+        )
     check_room((parts[0].path, _tensor_bytes(parts, kind)) for kind, parts in files.items())
     with explained(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)

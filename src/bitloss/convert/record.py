@@ -5,11 +5,13 @@ Files of an earlier conversion stay in it as long as they are there, byte for by
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitloss.convert.cast import SourceType
+from bitloss.errors import FileProblem
 from bitloss.store import atomic_write_text, sha256_file
 
 NAME = "conversion.json"
@@ -170,18 +172,49 @@ def keep_record(record: Conversion, folder: Path) -> None:
     Raises:
         DiskFull, FileProblem: it cannot be written.
     """
-    whole = _with_earlier(record, _read(folder / NAME), folder)
+    whole = _with_earlier(record, read_record(folder / NAME), folder)
     atomic_write_text(folder / NAME, whole.model_dump_json(indent=2) + "\n")
 
 
-def _read(path: Path) -> Conversion | None:
-    """What is written down; nothing where that is missing or damaged."""
+def read_record(path: Path) -> Conversion | None:
+    """Return what a ``conversion.json`` says; None where it is missing or damaged."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None
         return Conversion.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def refuse_to_replace(targets: Iterable[Path], model: Sequence[Path], folder: Path) -> None:
+    """Refuse to write over a file that an earlier conversion of the same model did not make.
+
+    Args:
+        targets: what is to be written; files that are not there yet are as good as known.
+        model: files of the model (`Conversion.checkpoint`); hashed only where a target is there.
+        folder: of the targets, with its ``conversion.json``.
+
+    Raises:
+        FileProblem: a file is there, and is not the one the record has of this model.
+    """
+    there = {path.name: path for path in targets if path.is_file()}
+    if not there:
+        return
+    record = read_record(folder / NAME)
+    known: set[str] = set()
+    for output in record.outputs if record is not None else ():
+        names = {file.name for file in _files(output)}
+        if names & there.keys() and _is_there(output, folder):
+            known |= names
+    strange = [path for name, path in there.items() if name not in known]
+    if not strange and record is not None and _contents(record) != {sha256_file(path) for path in model}:
+        strange = list(there.values())
+    if strange:
+        raise FileProblem(
+            "already there, and not known to be made from this model",
+            where=strange[0],
+            mend="choose another --out or --name, or replace the file with --force",
+        )
 
 
 def _with_earlier(record: Conversion, earlier: Conversion | None, folder: Path) -> Conversion:
@@ -201,9 +234,13 @@ def _contents(record: Conversion) -> set[str]:
     return {file.sha256 for file in record.checkpoint}
 
 
+def _files(output: OutputFile) -> tuple[InputFile, ...]:
+    """Its parts, or itself."""
+    return output.parts or (InputFile(name=output.file, bytes=output.bytes, sha256=output.sha256 or ""),)
+
+
 def _is_there(output: OutputFile, folder: Path) -> bool:
-    whole = InputFile(name=output.file, bytes=output.bytes, sha256=output.sha256 or "")
-    for file in output.parts or (whole,):
+    for file in _files(output):
         path = folder / file.name
         if Path(file.name).name != file.name or not path.is_file() or path.stat().st_size != file.bytes:
             return False

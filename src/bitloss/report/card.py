@@ -1,7 +1,11 @@
 """A model card for the files of a run: Markdown with the hub's YAML front matter.
 
-The YAML holds only what is known; values are JSON strings, which YAML reads as they are. The licence is the source
-model's own (``general.license`` of a GGUF of the run); where no file tells, it is left out and the card says so.
+The YAML holds only what is known; values are JSON strings, which YAML reads as they are. ``base_model`` is a hub id:
+that of a model a run fetched (conversion.json), or the one given; else it is left out. The licence is the source
+model's own (``general.license`` of a GGUF of the run); where no file tells, it is left out and the card says so. Only
+of files the run made itself is it said what they were made from.
+
+Every card ends with `MARK`, by which one that may be replaced is told from a file of somebody else's.
 """
 
 from __future__ import annotations
@@ -10,10 +14,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bitloss.convert.record import NAME as CONVERSION
+from bitloss.convert.record import read_record
 from bitloss.display import size
 from bitloss.errors import FileProblem, FormatError, UnsupportedError
 from bitloss.explain.routes import routes_only
 from bitloss.model.gguf import GgufFile
+from bitloss.model.hub import is_hub_id
 from bitloss.records import Candidate, Figure, Results
 from bitloss.report.making import made_rows, reservations, scored
 from bitloss.report.missing import no_candidates
@@ -29,30 +36,44 @@ from bitloss.report.tables import (
 from bitloss.report.uncertainty import Uncertainty, usual
 
 CARD_NAME = "README.md"
+MARK = "<!-- Written by bitloss card: a file with this line is replaced by the next one. -->"
 _GIB = 1 << 30
+_MAX_BYTES = 16 << 20  # of a card, with thousands of files
 BUDGETS = tuple(n * _GIB for n in (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192))
 
 
-def render_card(results: Results, folder: Path) -> str:
-    """Return the card; `folder` is the run's, whose files tell licence and hyperparameters while they are there.
+def is_card(path: Path) -> bool:
+    """Whether a file is a card made here, which may be replaced; one that cannot be read is not."""
+    try:
+        with path.open("rb") as file:
+            return MARK.encode() in file.read(_MAX_BYTES)
+    except OSError:
+        return False
 
-    That of a run without candidates says so, and has no tables.
+
+def render_card(results: Results, folder: Path, *, base_model: str | None = None) -> str:
+    """Return the card, without tables where the run has no candidates.
+
+    Args:
+        results: of the run.
+        folder: the run's, whose files tell licence, hyperparameters and hub id while they are there.
+        base_model: hub id ("owner/name") of the model the files were made from; that in the folder when None.
     """
     results = routes_only(results)
     files = files_of(results, folder)
     licence = _licence(files)
+    front = _front_matter(results, licence, base_model or _hub_id(folder))
     if (nothing := no_candidates(results)) is not None:
         title = f"# {markdown_text(results.model.name)}: no GGUF files measured yet"
-        return "\n\n".join([_front_matter(results, licence), title, markdown_text(nothing, 300)]) + "\n"
+        return _joined([front, title, markdown_text(nothing, 300)])
     parts = [
-        _front_matter(results, licence),
+        front,
         f"# {markdown_text(results.model.name)}: GGUF files, measured",
         _opening(results, licence),
         "## Files",
         to_markdown(_files(results)),
         f"KLD is the mean Kullback-Leibler divergence from the base in nats, {_error_said(results)}; "
-        "same top p is how often a file's likeliest token is the base's. Files with the same tensors differ in metadata"
-        " alone.",
+        f"same top p is how often a file's likeliest token is the base's.{_twins_said(results)}",
         "## Which one",
         _recommendations(results, files),
         "## How it was measured",
@@ -60,20 +81,38 @@ def render_card(results: Results, folder: Path) -> str:
     ]
     if results.findings:
         parts += ["## What was found", _findings(results)]
-    return "\n\n".join(parts) + "\n"
+    return _joined(parts)
 
 
-def _front_matter(results: Results, licence: str | None) -> str:
-    lines = [f"base_model: {_yaml(results.model.name)}"]
+def _joined(parts: Sequence[str]) -> str:
+    return "\n\n".join([*filter(None, parts), MARK]) + "\n"
+
+
+def _hub_id(folder: Path) -> str | None:
+    """The model a run fetched from the hub, as its conversion recorded it."""
+    record = read_record(folder / "sources" / CONVERSION)
+    name = record.hub.partition("@")[0] if record is not None and record.hub else ""
+    return name if is_hub_id(name) else None
+
+
+def _made_here(results: Results) -> bool:
+    """Whether the run made every file itself, so that it knows what from."""
+    return all(c.weights_from is not None for c in results.candidates)
+
+
+def _front_matter(results: Results, licence: str | None, base_model: str | None) -> str:
+    lines = [f"base_model: {_yaml(base_model)}"] if base_model else []
+    if base_model and results.candidates:
+        lines.append("base_model_relation: quantized")
     if results.candidates:
-        lines += ["base_model_relation: quantized", "library_name: gguf"]
+        lines.append("library_name: gguf")
     if licence:
         lines.append(f"license: {_yaml(licence)}")
     if results.candidates:
         lines += ["pipeline_tag: text-generation", "tags:", "  - gguf", "  - quantized"]
     if any(c.imatrix_from for c in results.candidates):
         lines.append("  - imatrix")
-    return "\n".join(["---", *lines, "---"])
+    return "\n".join(["---", *lines, "---"]) if lines else ""
 
 
 def _yaml(text: str) -> str:
@@ -81,13 +120,19 @@ def _yaml(text: str) -> str:
 
 
 def _opening(results: Results, licence: str | None) -> str:
-    said = (
-        f"Made from {markdown_text(results.model.name)} ({markdown_text(results.model.architecture)}, "
-        f"{results.model.parameters:,} weights in {markdown_text(results.model.dtype)}) and measured against "
-        f"{markdown_text(results.base.name)} with bitloss {markdown_text(results.bitloss)}."
+    model, made = results.model, _made_here(results)
+    facts = (
+        f"{markdown_text(model.architecture)}, {model.parameters:,} weights in {markdown_text(model.dtype)}"
     )
+    against = markdown_text(results.base.name)
+    if made:
+        said = f"Made from {markdown_text(model.name)} ({facts}) and measured against {against}"
+    else:
+        said = f"Measured against {against}" + ("" if model.sha256 is None else f" ({facts})")
+    said += f" with bitloss {markdown_text(results.bitloss)}."
     if licence:
-        return f"{said} Licence of the source model: {markdown_text(licence)}."
+        whose = "Licence of the source model" if made else "Licence, as the files state it"
+        return f"{said} {whose}: {markdown_text(licence)}."
     return f"{said} The licence is the source model's; it is not recorded in its files, so state it here."
 
 
@@ -95,6 +140,21 @@ def _error_said(results: Results) -> str:
     if usual(results) is Uncertainty.CLUSTERED:
         return "its standard error clustered by chunk"
     return "its standard error with tokens taken as independent (too few chunks to cluster by)"
+
+
+def _twins_said(results: Results) -> str:
+    """What sets files with the same tensors apart; nothing where there are none."""
+    pairs = [(c, results.candidate(c.identical_to)) for c in results.candidates if c.identical_to]
+    same = any(c.sha256 == twin.sha256 for c, twin in pairs)
+    differ = any(c.sha256 != twin.sha256 for c, twin in pairs)
+    if same and differ:
+        return (
+            " Files with the same sha256 are the same file; others with the same tensors differ in metadata or layout"
+            " alone."
+        )
+    if same:
+        return " Files with the same sha256 are the same file."
+    return " Files with the same tensors differ in metadata or layout alone." if differ else ""
 
 
 def _files(results: Results) -> Table:
@@ -114,7 +174,7 @@ def _files(results: Results) -> Table:
             cell(c, "kld_mean"),
             cell(c, "same_top"),
             c.sha256[:HASH_DIGITS],
-            c.identical_to or "",
+            results.candidate(c.identical_to).file if c.identical_to else "",
         )
         for c in results.candidates
     )
@@ -139,7 +199,7 @@ def _recommendations(results: Results, files: Sequence[Path]) -> str:
         found = pick(results, budget=budget, n_ctx=n_ctx, besides=besides)
         if found.best is None:
             continue
-        others = [name for name in found.tied if name != found.best.name]
+        others = [results.candidate(name).file for name in found.tied if name != found.best.name]
         row = (found.best.file, size(found.best.bytes), ", ".join(others))
         if not rows or rows[-1][1:] != row:
             rows.append((f"from {budget // _GIB} GiB", *row))

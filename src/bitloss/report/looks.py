@@ -6,6 +6,7 @@ type lie side by side in one colour.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,12 +15,12 @@ from bitloss.display import visible
 from bitloss.records import Candidate, Results
 from bitloss.report.colours import COLOURS
 from bitloss.report.summary import TokenSummary
-from bitloss.report.svg import NARROW, WIDE, Chart, Series, Size
+from bitloss.report.svg import NARROW, VARIANTS, WIDE, Chart, Series, Size
 from bitloss.report.tables import Table
 
 FLOOR = "noise floor"
 _NAME = 40  # characters of a name in a caption
-_AGAIN = (0, 2, 1, 3)
+_AGAIN = (0, 2, 4, 6)
 """First variant of types that share a colour: those of two routes are apart from the others' as long as can be."""
 
 
@@ -66,15 +67,18 @@ class Look(NamedTuple):
 
 
 def series_of(candidates: Sequence[Candidate]) -> tuple[Series, ...]:
-    """Colours by type, variants within a type, in the order of the table; colours used up come again with others."""
-    types: dict[str, int] = {}
-    seen: dict[str, int] = {}
+    """Colours by type, variants within a type, in the order of the table; colours used up come again with others.
+
+    A type with more files than there are variants takes another colour for the rest.
+    """
+    kinds: dict[tuple[str, int], int] = {}
+    count: Counter[str] = Counter()
     made = []
     for each in candidates:
-        again, colour = divmod(types.setdefault(each.type, len(types)), len(COLOURS))
-        variant = seen.get(each.type, _AGAIN[again % 4])
-        seen[each.type] = variant + 1
-        made.append(Series(each.name, colour, variant))
+        more, place = divmod(count[each.type], VARIANTS)
+        count[each.type] += 1
+        again, colour = divmod(kinds.setdefault((each.type, more), len(kinds)), len(COLOURS))
+        made.append(Series(each.name, colour, (_AGAIN[again % len(_AGAIN)] + place) % VARIANTS))
     return tuple(made)
 
 

@@ -71,6 +71,14 @@ class Pick(NamedTuple):
         """Whether each of `fits` does; None where its weights do and the size of its cache is not known."""
         return tuple((None if fits and self.besides is None else fits) for _, _, fits in self.fits)
 
+    def same_tensors(self) -> tuple[str, ...]:
+        """Those of `tied` that hold the tensors of `best`: no tie of the text's, they cannot differ on any."""
+        if self.best is None:
+            return ()
+        held = {c.name: c.identical_to or c.name for c, _, _ in self.fits}
+        same = held[self.best.name]
+        return tuple(name for name in self.tied if name != self.best.name and held[name] == same)
+
     def words(self) -> str:
         """The answer in a few sentences."""
         if not self.fits:
@@ -87,7 +95,10 @@ class Pick(NamedTuple):
         said = "" if self.besides is not None else "By weights alone, "
         said += f"{'for' if said else 'For'} {room}: {self.best.name} "
         said += f"({self.best.file}, {size(self.best.bytes)}), mean KLD {_kld(self.best)}."
-        others = [name for name in self.tied if name != self.best.name]
+        same = self.same_tensors()
+        others = [name for name in self.tied if name != self.best.name and name not in same]
+        if same:
+            said += f" With the same tensors: {', '.join(same)}."
         if others:
             said += f" Tied with it on this text: {', '.join(others)}."
         if self.best.name != self.lowest.name:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,11 @@ NAMES = (
 )
 """Of the pictures that a report may have (`Plot.id`), and of the tables beside them."""
 _ZOOM = 2
+_FONT = "bitloss-sans"  # no other program's pictures name it
+_HEADER = 33  # bytes of a PNG before its second chunk: signature and IHDR
+_SIGN = b"tEXtSoftware\0bitloss"
+_SIGNED = struct.pack(">I", len(_SIGN) - 4) + _SIGN + struct.pack(">I", zlib.crc32(_SIGN))
+_HEAD_BYTES = 4096
 
 
 def write_pictures(plots: Sequence[Plot], folder: Path, *, model: str) -> list[Path]:
@@ -76,21 +83,32 @@ def remove_stale(folder: Path, written: Sequence[Path]) -> None:
 
 
 def png(svg: str) -> bytes:
-    """Draw an SVG at twice its size.
+    """Draw an SVG at twice its size; a chunk ``Software`` says who did.
 
     Fonts of the system are looked through (slow, and different everywhere) only for characters ours does not have.
     """
     import resvg_py
 
     ours = all(ord(c) < 0x180 or c in "–—‘’“”…−∆ΔΣσ≈≤≥·←↑→↓↕⁻⁰⁴⁵⁶⁷⁸⁹" for c in svg)
-    font = Path(bitloss.__file__).parent / "assets" / "fonts" / "bitloss-sans.ttf"
-    return bytes(
+    font = Path(bitloss.__file__).parent / "assets" / "fonts" / f"{_FONT}.ttf"
+    drawn = bytes(
         resvg_py.svg_to_bytes(
             svg_string=svg,
             zoom=_ZOOM,
             skip_system_fonts=ours,
             font_files=[str(font)],
-            font_family="bitloss-sans",
-            sans_serif_family="bitloss-sans",
+            font_family=_FONT,
+            sans_serif_family=_FONT,
         )
     )
+    return drawn[:_HEADER] + _SIGNED + drawn[_HEADER:]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is an SVG or PNG drawn here, which may be replaced; one that cannot be read is not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return (head.startswith(b"<svg ") and _FONT.encode() in head) or head[_HEADER:].startswith(_SIGNED)

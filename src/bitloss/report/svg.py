@@ -17,7 +17,9 @@ from xml.sax.saxutils import escape, quoteattr
 from bitloss.display import visible
 from bitloss.report.colours import COLOURS, STYLE
 
-_DASHES = ("", "6 3", "2 3", "9 3 2 3")
+_DASHES = ("", "6 3", "2 3", "9 3 2 3", "14 4", "9 3 2 3 2 3", "5 2 5 6", "1 6")
+VARIANTS = len(_DASHES)
+"""Marks, and dashes, that can be told apart."""
 _WIDTHS = ((0.32, "ijlI.,:;'|! "), (0.42, 'frtJ()[]-/_"'), (0.8, "wGOQADHNU&+<>=~"), (1.0, "mMW%@…"))
 _OTHERS = 0.66
 """Widths of characters of DejaVu Sans, one of the widest, as shares of the font size."""
@@ -157,20 +159,33 @@ def tip_attribute(tip: str) -> str:
     return "data-tip=" + quoteattr(" · ".join(visible(line, 160) for line in tip.split("\n")))
 
 
+_CORNERS = {
+    "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
+    "diamond": ((0, -1), (1, 0), (0, 1), (-1, 0)),
+    "triangle": ((0, -1), (1, 0.8), (-1, 0.8)),
+    "turned": ((0, 1), (-1, -0.8), (1, -0.8)),
+}
+_MARKS = (
+    *(("circle", True), ("square", False), ("diamond", True), ("triangle", True)),
+    *(("circle", False), ("square", True), ("diamond", False), ("turned", False)),
+)
+"""By variant: what it is, and whether it is filled."""
+
+
 def shape(series: Series, x: float, y: float, r: float = 4.5) -> str:
-    """The mark of a series: circle, square, diamond or triangle by its variant."""
-    kind = series.variant % 4
-    if kind == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="currentColor"/>'
-    if kind == 1:
-        return (
-            f'<rect x="{x - r + 0.5:.1f}" y="{y - r + 0.5:.1f}" width="{2 * r - 1}" height="{2 * r - 1}" '
-            'fill="none" class="hollow" stroke="currentColor" stroke-width="1.8"/>'
-        )
-    d = r + 1
-    corners = [(0, -d), (d, 0), (0, d), (-d, 0)] if kind == 2 else [(0, -d), (d, d * 0.8), (-d, d * 0.8)]
-    points = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners)
-    return f'<polygon points="{points}" fill="currentColor"/>'
+    """The mark of a series: circle, square, diamond or triangle, filled or hollow, by its variant."""
+    kind, filled = _MARKS[series.variant % VARIANTS]
+    paint = (
+        'fill="currentColor"'
+        if filled
+        else 'fill="none" class="hollow" stroke="currentColor" stroke-width="1.8"'
+    )
+    less = 0 if filled else 0.5  # for the stroke's own width
+    if kind == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r - less:g}" {paint}/>'
+    d = r + 1 - less
+    points = " ".join(f"{x + d * a:.1f},{y + d * b:.1f}" for a, b in _CORNERS[kind])
+    return f'<polygon points="{points}" {paint}/>'
 
 
 @dataclass(slots=True)
@@ -227,7 +242,7 @@ class Chart:
         if len(points) < 2:
             return
         path = "L".join(f"{self.px(x):.1f} {self.py(y):.1f}" for x, y in points)
-        dash = _DASHES[series.variant % 4]
+        dash = _DASHES[series.variant % VARIANTS]
         attribute = f' stroke-dasharray="{dash}"' if dash else ""
         self.body.append(
             f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="{width}"{attribute} '

@@ -17,7 +17,14 @@ from bitloss.convert.cast import SourceType
 from bitloss.convert.compared import compare
 from bitloss.convert.convert import ConvertOptions, checked_name, source_path, tool_version
 from bitloss.convert.folder import FolderMaterial
-from bitloss.convert.record import Conversion, InputFile, OutputFile, TensorProof, keep_record
+from bitloss.convert.record import (
+    Conversion,
+    InputFile,
+    OutputFile,
+    TensorProof,
+    keep_record,
+    refuse_to_replace,
+)
 from bitloss.errors import BitlossError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
@@ -49,7 +56,8 @@ def convert_by(
 
     Raises:
         UsageError: the model is no folder.
-        FileProblem: it cannot be run, fails (its last words are told) or writes nothing.
+        FileProblem: a file that may not be replaced is there; or the converter cannot be run, fails (its last words are
+            told) or writes nothing.
         CheckpointError: a tensor differs from what bitloss makes of it, or tokens do.
         BitlossError: as `bitloss.run.proof.prove`.
     """
@@ -61,6 +69,9 @@ def convert_by(
     types, name = tuple(dict.fromkeys(types)), checked_name(model, types, options)
     checkpoint = Checkpoint.open(model)
     targets = {kind: source_path(out_dir, name, kind) for kind in types}
+    made_of = [*checkpoint.files(), converter.script]
+    if not options.replace:
+        refuse_to_replace(targets.values(), made_of, out_dir)
     with ExitStack() as stack:
         partial = {kind: stack.enter_context(atomic_path(path)) for kind, path in targets.items()}
         for number, (kind, path) in enumerate(partial.items()):
@@ -90,8 +101,7 @@ def convert_by(
         gguf_architecture=file.architecture,
         weights=sum(info.n_elements for info in file.tensors.values()),
         checkpoint=tuple(
-            InputFile(name=each.name, bytes=each.stat().st_size, sha256=sha256_file(each))
-            for each in [*checkpoint.files(), converter.script]
+            InputFile(name=each.name, bytes=each.stat().st_size, sha256=sha256_file(each)) for each in made_of
         ),
         outputs=outputs,
         ignored_tensors=(),

@@ -8,6 +8,7 @@ import pytest
 
 from bitloss.convert.convert import Conversion, ConvertOptions, SourceType, convert
 from bitloss.convert.record import EngineProof, Proof
+from bitloss.errors import FileProblem
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_checkpoint import random_checkpoint
 
@@ -75,6 +76,50 @@ def test_what_is_no_longer_so_is_dropped(model: Path, tmp_path: Path, change: st
         config.write_text(config.read_text() + "\n")
     convert(model, [F32], out)
     assert files(out) == ["m-f32.gguf"]
+
+
+@pytest.mark.parametrize("change", ["foreign", "flipped", "other model", "record damaged", "record gone"])
+def test_a_file_not_known_to_be_of_this_model_is_replaced_only_when_asked(
+    model: Path, tmp_path: Path, change: str
+) -> None:
+    out = tmp_path / "out"
+    keep = ConvertOptions(replace=False)
+    first = convert(model, [F16], out, keep)
+    assert convert(model, [F16], out, keep).outputs == first.outputs  # the same again
+    file = out / "m-f16.gguf"
+    if change == "foreign":
+        file.write_text("mine")
+    elif change == "flipped":
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif change == "record damaged":
+        (out / "conversion.json").write_text("{")
+    elif change == "record gone":
+        (out / "conversion.json").unlink()
+    else:
+        config = model / "config.json"
+        config.write_text(config.read_text() + "\n")
+    there = file.read_bytes()
+    with pytest.raises(
+        FileProblem, match=r"m-f16\.gguf: already there, and not known to be made from this model"
+    ):
+        convert(model, [F32, F16], out, keep)
+    assert file.read_bytes() == there
+    assert not (out / "m-f32.gguf").exists()
+    assert convert(model, [F16], out).outputs == first.outputs
+    assert convert(model, [F32, F16], out, keep).outputs[1] == first.outputs[0]
+
+
+def test_parts_of_this_model_are_replaced_others_are_not(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    keep = ConvertOptions(split_max_bytes=5_000_000, replace=False)
+    first = convert(DEMO, [F16], out, keep)
+    assert convert(DEMO, [F16], out, keep).outputs == first.outputs
+    second = out / first.outputs[0].parts[1].name
+    second.write_text("mine")
+    with pytest.raises(FileProblem, match="already there"):
+        convert(DEMO, [F16], out, keep)
+    assert second.read_text() == "mine"
 
 
 def test_proofs_are_those_of_the_files_listed(model: Path, tmp_path: Path) -> None:

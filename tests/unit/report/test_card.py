@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bitloss.convert.record import Conversion, keep_record
 from bitloss.explain.findings import findings
 from bitloss.model.random_model import RandomShape, random_gguf
 from bitloss.records import Results
@@ -22,8 +23,10 @@ def front(card: str) -> Any:
 
 
 def test_front_matter_as_the_hub_reads_it(sample_results: Results, tmp_path: Path) -> None:
-    assert front(render_card(sample_results, tmp_path)) == {
-        "base_model": "Mistral-Nemo-Instruct-2407",
+    assert front(
+        render_card(sample_results, tmp_path, base_model="mistralai/Mistral-Nemo-Instruct-2407")
+    ) == {
+        "base_model": "mistralai/Mistral-Nemo-Instruct-2407",
         "base_model_relation": "quantized",
         "library_name": "gguf",
         "pipeline_tag": "text-generation",
@@ -35,8 +38,7 @@ def test_front_matter_as_the_hub_reads_it(sample_results: Results, tmp_path: Pat
 def test_no_name_breaks_the_front_matter(sample_document: dict[str, Any], tmp_path: Path, name: str) -> None:
     sample_document["model"]["name"] = name
     card = render_card(Results.model_validate(sample_document), tmp_path)
-    assert front(card)["base_model"] == name
-    assert "evil" not in front(card)
+    assert front(card).keys() == {"library_name", "pipeline_tag", "tags"}
     assert "<b>" not in card.split("---\n", 2)[2]
 
 
@@ -64,8 +66,18 @@ def test_which_one_for_which_memory(sample_results: Results, tmp_path: Path) -> 
         if line.startswith("| from")
     ]
     assert rows == [
-        ["from 8 GiB", "Mistral-Nemo-Instruct-2407-f16-Q4_K_M.gguf", "6.96 GiB", "Q4_K_M/f32"],
-        ["from 16 GiB", "Mistral-Nemo-Instruct-2407-f16-Q8_0.gguf", "12.13 GiB", "Q8_0/f32"],
+        [
+            "from 8 GiB",
+            "Mistral-Nemo-Instruct-2407-f16-Q4_K_M.gguf",
+            "6.96 GiB",
+            "Mistral-Nemo-Instruct-2407-f32-Q4_K_M.gguf",
+        ],
+        [
+            "from 16 GiB",
+            "Mistral-Nemo-Instruct-2407-f16-Q8_0.gguf",
+            "12.13 GiB",
+            "Mistral-Nemo-Instruct-2407-f32-Q8_0.gguf",
+        ],
     ]
     assert "Weights alone are counted, because the files were gone" in part
 
@@ -103,3 +115,74 @@ def test_with_few_chunks_errors_are_the_other_kind_and_said_to_be(
     kld = few[0].metrics["kld_mean"]
     assert kld.value is not None
     assert f"{kld.value:.6f} ±" in without
+
+
+def test_the_base_model_is_a_hub_id_or_left_out(sample_results: Results, tmp_path: Path) -> None:
+    card = render_card(sample_results, tmp_path)
+    assert not {"base_model", "base_model_relation"} & front(card).keys()
+    assert (
+        "Made from Mistral-Nemo-Instruct-2407 (MistralForCausalLM, 12,247,782,400 weights in BF16) and measured "
+        "against f32 with bitloss" in card
+    )
+    converted = Conversion(
+        model="Nemo",
+        architecture="MistralForCausalLM",
+        gguf_architecture="llama",
+        weights=1,
+        checkpoint=(),
+        outputs=(),
+        ignored_tensors=(),
+        notes=(),
+        hub=f"mistralai/Nemo@{'0' * 40}",
+        bitloss="0.1.0",
+        seconds=1.0,
+    )
+    keep_record(converted, tmp_path / "sources")
+    fetched = front(render_card(sample_results, tmp_path))
+    assert (fetched["base_model"], fetched["base_model_relation"]) == ("mistralai/Nemo", "quantized")
+    given = front(render_card(sample_results, tmp_path, base_model="you/Nemo"))
+    assert given["base_model"] == "you/Nemo"
+    (tmp_path / "sources" / "conversion.json").write_text("{")
+    assert "base_model" not in front(render_card(sample_results, tmp_path))
+
+
+def test_files_of_unknown_origin_are_only_said_to_be_measured(
+    sample_document: dict[str, Any], tmp_path: Path
+) -> None:
+    for each in sample_document["candidates"]:
+        each |= {"weights_from": None, "imatrix_from": None}
+    sample_document["model"] |= {"name": "f16.gguf", "architecture": "llama", "dtype": "F16"}
+    sample_document["base"] |= {"name": "f16.gguf", "file": "f16.gguf"}
+    card = render_card(Results.model_validate(sample_document), tmp_path)
+    assert "\n\nMeasured against f16.gguf (llama, 12,247,782,400 weights in F16) with bitloss 0.1.0." in card
+    assert "Made from" not in card
+    assert not {"base_model", "base_model_relation"} & front(card).keys()
+    sample_document["model"] |= {"dtype": "unknown", "sha256": None}
+    assert "\n\nMeasured against f16.gguf with bitloss" in render_card(
+        Results.model_validate(sample_document), tmp_path
+    )
+
+
+def test_files_with_the_same_tensors_are_named_as_files(
+    sample_document: dict[str, Any], tmp_path: Path
+) -> None:
+    def told() -> tuple[list[str], str]:
+        part = render_card(Results.model_validate(sample_document), tmp_path).split("## Which one")[0]
+        rows = [line.split("|")[-2].strip() for line in part.splitlines() if ".gguf" in line and "|" in line]
+        return rows, part
+
+    rows, part = told()
+    assert rows == ["", "", "", "Mistral-Nemo-Instruct-2407-f32-Q8_0.gguf"]
+    assert "Files with the same tensors differ in metadata or layout alone." in part
+    assert "the same file" not in part
+    twin = sample_document["candidates"][3]
+    twin["sha256"] = sample_document["candidates"][2]["sha256"]
+    rows, part = told()
+    assert rows[3] == "Mistral-Nemo-Instruct-2407-f32-Q8_0.gguf"
+    assert "Files with the same sha256 are the same file." in part
+    assert "differ in metadata" not in part
+    twin["identical_to"] = None
+    twin["tensors_sha256"] = twin["tensors_sha256"][::-1]
+    rows, part = told()
+    assert rows == [""] * 4
+    assert "metadata" not in part

@@ -10,7 +10,7 @@ import pytest
 from bitloss.explain.findings import findings
 from bitloss.explain.questions import QUESTIONS
 from bitloss.records import Results
-from bitloss.report.card import render_card
+from bitloss.report.card import MARK, render_card
 from bitloss.report.missing import NO_AUDIT, NOTHING_TO_SAY, answered, no_candidates, no_comparisons
 from bitloss.report.page import PAGE_NAME
 from bitloss.report.write import write_report
@@ -54,11 +54,7 @@ def test_a_run_without_candidates(empty: Results, tmp_path: Path, floor: bool) -
 
 def test_a_card_without_candidates(empty: Results, tmp_path: Path) -> None:
     card = render_card(empty, tmp_path)
-    assert card == (
-        '---\nbase_model: "Mistral-Nemo-Instruct-2407"\n---\n\n'
-        "# Mistral-Nemo-Instruct-2407: no GGUF files measured yet\n\n"
-        f"{NOTHING}\n"
-    )
+    assert card == (f"# Mistral-Nemo-Instruct-2407: no GGUF files measured yet\n\n{NOTHING}\n\n{MARK}\n")
 
 
 def test_a_card_of_files_without_a_divergence(sample_document: dict[str, Any], tmp_path: Path) -> None:

@@ -38,6 +38,23 @@ def test_the_lowest_divergence_that_fits_and_the_smallest_of_those_tied(sample_r
     assert "Q4_K_M/f32 has the lowest mean KLD, 0.018110 ± 0.000168, but is no better beyond chance." in words
 
 
+def test_files_with_the_same_tensors_are_not_called_tied(sample_document: dict[str, Any]) -> None:
+    found = pick(Results.model_validate(sample_document), budget=24 * GIB, n_ctx=8192, besides=GIB)
+    assert found.same_tensors() == ("Q8_0/f32",)
+    assert " With the same tensors: Q8_0/f32." in found.words()
+    assert "Tied" not in found.words()
+    # and where one is tied with both, each is called what it is
+    tie = sample_document["comparisons"][1] | {"b": "Q4_K_M/f32", "verdict": "tie", "p_holm": 1.0}
+    twin = tie | {"a": "Q8_0/f16"}
+    sample_document["comparisons"] += (twin,)
+    sample_document["comparisons"] = (tie, *sample_document["comparisons"][2:])
+    both = pick(Results.model_validate(sample_document), budget=24 * GIB, n_ctx=8192, besides=GIB)
+    assert both.best is not None
+    assert both.best.name == "Q4_K_M/f32"
+    assert both.same_tensors() == ()
+    assert " Tied with it on this text: Q8_0/f16, Q8_0/f32." in both.words()
+
+
 def test_the_budget_is_met_to_the_byte(sample_results: Results) -> None:
     needed = 7_477_208_160 + 1000
     assert pick(sample_results, budget=needed - 1, n_ctx=512, besides=1000).best is None

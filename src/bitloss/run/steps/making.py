@@ -31,6 +31,7 @@ class ConvertStep(StepModel):
     converter: Path | None = None
     converter_python: str = "python3"
     split_max_bytes: int | None = None
+    replace: bool = True
 
     def identity(self) -> dict[str, JsonValue]:
         """Parts of the content key."""
@@ -57,6 +58,7 @@ class ConvertStep(StepModel):
             allow_overflow=self.allow_overflow,
             prover=prover,
             split_max_bytes=self.split_max_bytes,
+            replace=self.replace,
         )
         if self.converter is not None:
             from bitloss.run.converter import Converter, convert_by
