@@ -374,6 +374,7 @@ def test_the_route_beside_the_noise_of_the_text() -> None:
     less, more, equal, unknown = told(0.001, halves), told(0.5, halves), told(0.0, halves), told(0.1, [])
     assert less is not None
     assert less.title.startswith("The route changes the importance matrix less than")
+    assert less.title.endswith("(judged by one pair of halves)")
     assert less.evidence["text_noise"] == pytest.approx(0.2 / 2**0.5)
     assert less.evidence["route_over_text"] == pytest.approx(0.001 / (0.2 / 2**0.5))
     assert more is not None
