@@ -391,7 +391,7 @@ def test_demo_with_two_chunks(cli: Cli, tmp_path: Path) -> None:
     assert document["text"]["chunks"] == 2
     reasons = {half["reason"] for half in document["cross"]["halves"]}  # one chunk has no halves
     assert len(reasons) == 1
-    assert "too short to be halved" in reasons.pop()
+    assert "of calibration text: too few to be halved" in reasons.pop()
     shutil.rmtree(tmp_path / "demo")
 
 

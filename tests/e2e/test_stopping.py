@@ -133,7 +133,7 @@ def test_goes_on_to_the_end_of_the_text_where_nothing_is_settled(
     assert mean is not None
     assert known.low < mean < known.high
     parts = sorted(path.name for path in (tmp_path / "run" / "base").iterdir())
-    assert parts == ["000000-000016", "000016-000032", "000032-000064"]
+    assert parts == ["000000-000016", "000016-000032", "000032-000040"]
 
 
 def test_measure_stops_on_a_base_that_is_there(model: Path, text: Path, tmp_path: Path) -> None:

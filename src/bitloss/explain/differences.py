@@ -287,11 +287,12 @@ def imatrix_route(pair: ImatrixPair, halves: Sequence[ImatrixHalves]) -> Finding
         less = like.spread < noise
         title = (
             f"The route changes the importance matrix {'less' if less else 'more'} than another text of the same "
-            "length would"
+            "length would (judged by one pair of halves)"
         )
         text += (
-            f" The two halves of the calibration text differ by {percent(min(known))}, so two texts of its length by "
-            f"about {percent(noise)}: the route's effect is {_times(like.spread, noise)} of that."
+            f" The two halves of the calibration text differ by {percent(min(known))}, so "
+            f"two texts of its length by about {percent(noise)}: the route's effect is {_times(like.spread, noise)} of "
+            "that."
         )
     return Finding(
         id="imatrix-route",

@@ -8,7 +8,7 @@ varies.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from bitloss.explain.losses import cast_losses, not_counted
 from bitloss.explain.routes import is_whole, route_costs, twin_verdicts
 from bitloss.explain.sameness import identical_tensors, none_identical, sources_of, why_identical
 from bitloss.explain.sensitive import most_sensitive
+from bitloss.explain.stopped import stopped
 from bitloss.records import (
     Candidate,
     Comparison,
@@ -31,9 +32,7 @@ from bitloss.records import (
     Figure,
     Finding,
     NoiseFloor,
-    Outcome,
     Results,
-    Stopping,
     Verdict,
 )
 
@@ -56,7 +55,6 @@ def findings(results: Results) -> tuple[Finding, ...]:
 
 
 _LAST = 9
-_PAIRS_NAMED = 10
 
 
 def _all(results: Results) -> Iterator[Finding | None]:
@@ -106,69 +104,6 @@ def _different(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[F
     yield ties(results.comparisons)
 
 
-# --------------------------------------------------------------------------------------------- stopping
-
-
-def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
-    """Say where measuring stopped and what was settled by then; fires when there was a rule.
-
-    Args:
-        stopping: the rule and its answer.
-        chunks: chunks measured.
-    """
-    if stopping is None:
-        return None
-    counts = Counter(each.outcome.value for each in stopping.settled)
-    said = ", ".join(f"{n} {name}" for name, n in counts.items())
-    what = {
-        "decided": f"Pairs by mean KLD: {said}.{_settled(stopping)}",
-        "precise": f"Asked for was mean KLD to within {rough_percent(stopping.precision or 0.0)}.",
-    }[stopping.rule]
-    return Finding(
-        id="stopped-by-rule",
-        title=(
-            f"{chunks} of {stopping.chunks_available} chunks were enough"
-            if stopping.met
-            else f"The text of {stopping.chunks_available} chunks was not enough to meet the rule"
-        ),
-        text=f"{what} Chunks were taken in random order (seed {stopping.seed}); bounds and verdicts hold although one "
-        f"looked after every block (confidence sequences, {rough_percent(stopping.alpha)} for the whole table). "
-        "Standard errors of single figures are those of the chunks measured.",
-        evidence={
-            "rule": stopping.rule,
-            "chunks": chunks,
-            "chunks_available": stopping.chunks_available,
-            **({"pairs": dict(counts)} if counts else {}),
-        },
-        confidence=Confidence.MEASURED,
-    )
-
-
-def _settled(stopping: Stopping) -> str:
-    """Each pair with what was settled of it, and the bounds of its difference."""
-    words = {
-        Outcome.BETTER: "{a} is better than {b}",
-        Outcome.WORSE: "{b} is better than {a}",
-        Outcome.EQUIVALENT: "{a} and {b} are equivalent",
-        Outcome.IDENTICAL: "{a} and {b} are identical",
-        Outcome.OPEN: "{a} and {b} are open",
-        Outcome.UNDEFINED: "{a} and {b} cannot be compared",
-    }
-    said = []
-    for each in stopping.settled[:_PAIRS_NAMED]:
-        text = words[each.outcome].format(a=each.a, b=each.b)
-        if each.low is not None and each.high is not None and each.outcome is not Outcome.IDENTICAL:
-            text += f" ({each.a} less {each.b}: {decimal(each.low)} to {decimal(each.high)} nats)"
-        said.append(text)
-    if not said:
-        return ""
-    more = len(stopping.settled) - len(said)
-    margin = (
-        "" if stopping.margin is None else f" The margin of equivalence is {rough_percent(stopping.margin)}."
-    )
-    return f" {'; '.join(said)}{f'; and {more} more' if more > 0 else ''}.{margin}"
-
-
 # --------------------------------------------------------------------------------- pairs of the same type
 
 
@@ -188,7 +123,7 @@ def same_type_pair(a: Candidate, b: Candidate, group: Sequence[Comparison], toke
     tested = [c for c in group if c.verdict not in {None, Verdict.IDENTICAL}]
     if a.type != b.type or not routes_differ or not tested:
         return None
-    text = f"{_what_differs(a, b)} On the same {tokens} tokens, paired and clustered by chunk: "
+    text = f"{_what_differs(a, b)} On the same {tokens:,} tokens, paired and clustered by chunk: "
     text += "; ".join(_sentence(c) for c in tested) + "."
     if any(c.verdict is Verdict.TIE for c in tested):
         text += " A tie means that this text shows no difference, not that there is none."
@@ -221,7 +156,7 @@ def pair_not_told(a: Candidate, b: Candidate, group: Sequence[Comparison], token
     reasons = list(dict.fromkeys(c.reason for c in group if c.verdict is None and c.reason))
     text = f"{_what_differs(a, b)} Their tensors differ. "
     text += (
-        f"On these {tokens} tokens they scored the same, token by token: what differs does not show on this text."
+        f"On these {tokens:,} tokens they scored the same, token by token: what differs does not show on this text."
         if equal
         else f"Which is nearer to the base was not tested: {'; '.join(reasons) or 'no reason was kept'}. Whether "
         "what their figures differ by is more than chance is not known."

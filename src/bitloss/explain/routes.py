@@ -3,7 +3,8 @@
 A route is a precision by way of which files are made. Beside the cost stands what was found of the routes' files, type
 by type: the same tensors, a tie by every metric that was tested, a difference, or that none was tested. A
 recommendation is only made where every type that two routes share is one of the first two; where time and disk speak
-for different routes, both are said.
+for different routes, both are said. Every route is told against the dearest. Time speaks for a route only where it
+differs by more than one run of one wall clock can be trusted with (`_SAME_TIME`, `_LEAST_SECONDS`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 _MAKING = ("convert", "imatrix", "quantize")
 _TOLD = {Verdict.BETTER, Verdict.WORSE}
 _CLOSE = 0.02
-"""Times nearer than this are called equal: wall clocks say no more."""
+"""Sizes on the disk nearer than this are called equal: they differ by metadata."""
+_SAME_TIME = 0.25
+"""Differences of time below this share are none: each step ran once, and what else a machine does in between (other
+processes, a file already in the page cache, the clock of a warm processor) moves the same step by a tenth and more."""
+_LEAST_SECONDS = 5.0
+"""Where no route took this long, times are not compared: starting a process and opening files is much of them."""
 
 
 class Twin(NamedTuple):
@@ -142,7 +148,11 @@ def _took(routes: _Routes, making: Sequence[Cost], base: str) -> str:
         text += f" Shared by the routes ({', '.join(c.step for c in shared)}): {took[0]}, {took[1]}."
     if any(cost.kind == "convert" and cost.route == base for cost in making):
         text += f" The conversion to {base} is counted, though the base needs it in any case."
-    text += " Times are one run's, by the wall clock, with whatever else the machine did."
+    text += (
+        " Times are one run's, by the wall clock, with whatever else the machine did: a difference below "
+        f"{percent(_SAME_TIME, digits=0)} is called about the same time, and times below {duration(_LEAST_SECONDS)} "
+        "are not compared."
+    )
     if any(cost.reused for cost in making):
         text += " Steps taken over from an earlier run count with the time they took then."
     return text
@@ -164,32 +174,52 @@ def _by_type(twins: Sequence[Twin]) -> dict[str, str]:
     return said
 
 
-def _two(routes: _Routes) -> tuple[str, str]:
-    """The dearer route and the cheaper one: by the size of the source, else by time."""
+def _dearest(routes: _Routes) -> str:
+    """The route the others are told against: with the largest source, or where they do not differ the slowest."""
     cost: Mapping[str, float] = routes.seconds
     if routes.seconds.keys() <= routes.sources.keys() and len(set(routes.sources.values())) > 1:
         cost = {name: float(routes.sources[name]) for name in routes.seconds}
-    return max(cost, key=lambda r: cost[r]), min(cost, key=lambda r: cost[r])
+    return max(cost, key=lambda r: cost[r])
+
+
+def _time(routes: _Routes, dear: str, other: str) -> float | None:
+    """Time of `other` over that of `dear`: 1 where they are about the same, None where they are not compared."""
+    ratio = routes.seconds[other] / routes.seconds[dear] if routes.seconds[dear] > 0 else None
+    if ratio is None or max(routes.seconds[dear], routes.seconds[other]) < _LEAST_SECONDS:
+        return None
+    return ratio if abs(ratio - 1) >= _SAME_TIME else 1.0
 
 
 def _title(routes: _Routes, twins: Sequence[Twin]) -> str:
-    dear, cheap = _two(routes)
+    dear = _dearest(routes)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for other in routes.seconds:
+        if other != dear:
+            alike[", ".join(_against(routes, twins, dear, other))].append(other)
+    clauses = [f"{' or '.join(names)} instead of {dear}: {said}" for said, names in alike.items() if said]
+    return "; ".join(clauses) or f"What {' and '.join(routes.seconds)} took"
+
+
+def _against(routes: _Routes, twins: Sequence[Twin], dear: str, other: str) -> list[str]:
+    """What `other` bought and cost beside `dear`, in a few words each."""
     parts: list[str] = []
-    mine = [twin for twin in twins if twin.routes == {dear, cheap}]
-    by_type = _by_type(mine)
+    by_type = _by_type([twin for twin in twins if twin.routes == {dear, other}])
     for words in ("the same tensors", "a tie", "a difference", "not decided"):
         kinds = [kind for kind, said in by_type.items() if said == words]
         if kinds:
             parts.append(f"{words} ({', '.join(kinds)})" if any(kinds) else words)
-    if dear in routes.sources and cheap in routes.sources and routes.sources[dear]:
-        parts.append(_compared(routes.sources[cheap] / routes.sources[dear], "disk for the source"))
-    if routes.seconds[dear] > 0:
-        parts.append(_compared(routes.seconds[cheap] / routes.seconds[dear], "time") + " in this one run")
-    return f"{cheap} instead of {dear}: {', '.join(parts)}" if parts else f"What {dear} and {cheap} took"
+    if dear in routes.sources and other in routes.sources and routes.sources[dear]:
+        parts.append(_compared(routes.sources[other] / routes.sources[dear], "disk for the source"))
+    time = _time(routes, dear, other)
+    if time == 1:
+        parts.append("about the same time")
+    elif time is not None:
+        parts.append(_compared(time, "time") + " in this one run")
+    return parts
 
 
 def _compared(ratio: float, what: str) -> str:
-    """``half the disk``, ``38 % less time``, ``12 % more time``, ``the same time``."""
+    """``half the disk``, ``38 % less time``, ``50 % more time``, ``the same disk``."""
     if abs(ratio - 1) < _CLOSE:
         return f"the same {what}"
     if abs(ratio - 0.5) < _CLOSE / 2:
@@ -198,25 +228,45 @@ def _compared(ratio: float, what: str) -> str:
 
 
 def _recommendation(routes: _Routes, twins: Sequence[Twin]) -> str:
-    dear, cheap = _two(routes)
-    mine = [twin for twin in twins if twin.routes == {dear, cheap}]
-    if not mine:
-        return f" Files of {dear} and {cheap} were not compared, so nothing is recommended."
-    by_type = _by_type(mine)
+    dear = _dearest(routes)
+    said: dict[str, list[str]] = defaultdict(list)
+    for other in routes.seconds:
+        if other != dear:
+            said[_advice(routes, twins, dear, other)].append(other)
+    return "".join(" " + words.replace(_OTHER, " or ".join(names)) for words, names in said.items())
+
+
+_OTHER = "\0"
+"""Stands for the route in an advice, so that routes with the same advice share a sentence."""
+
+
+def _advice(routes: _Routes, twins: Sequence[Twin], dear: str, other: str) -> str:
+    by_type = _by_type([twin for twin in twins if twin.routes == {dear, other}])
+    if not by_type:
+        return f"Files of {dear} and {_OTHER} were not compared, so nothing is recommended."
     told, undecided = (
         [kind for kind, said in by_type.items() if said == words] for words in ("a difference", "not decided")
     )
     if undecided and not told:
         return (
-            f" Whether the files of {dear} and {cheap} differ could not be tested for {', '.join(undecided) or 'all'}, "
-            "so nothing is recommended."
+            f"Whether the files of {dear} and {_OTHER} differ could not be tested for "
+            f"{', '.join(undecided) or 'all'}, so nothing is recommended."
         )
     if told:
-        return f" There is a difference ({', '.join(told) or 'see the comparisons'}): what it is worth is yours to say."
-    quicker = routes.seconds[cheap] < routes.seconds[dear] * (1 + _CLOSE)
-    if quicker:
-        return f" Nothing measured here speaks for {dear}: take {cheap}."
-    return (
-        f" Nothing measured here speaks for {dear} but its time: {cheap} takes less disk, {dear} less time, and "
-        "their files are no different on this text."
-    )
+        return (
+            f"Between {dear} and {_OTHER} there is a difference ({', '.join(told) or 'see the comparisons'}): what it "
+            "is worth is yours to say."
+        )
+    time = _time(routes, dear, other) or 1.0
+    sizes = routes.sources
+    smaller = dear in sizes and other in sizes and sizes[other] < sizes[dear] * (1 - _CLOSE)
+    if time > 1:
+        return (
+            f"Nothing measured here speaks for {dear} but its time: {_OTHER} takes less disk, {dear} less time in this "
+            "one run, and their files are no different on this text."
+            if smaller
+            else f"Nothing measured here speaks for {_OTHER}: take {dear}."
+        )
+    if smaller or time < 1:
+        return f"Nothing measured here speaks for {dear}: take {_OTHER}."
+    return f"Nothing measured here sets {dear} and {_OTHER} apart: take either."

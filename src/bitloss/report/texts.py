@@ -20,7 +20,7 @@ def texts_table(results: Results) -> Table:
         (
             part.name,
             str(part.chunks),
-            str(part.scored_tokens),
+            f"{part.scored_tokens:,}",
             candidate.name,
             *(show_figure(candidate.by_text[i].get(m), m, kinds[i], notes) for m in _OF_TEXTS),
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bitloss.display import many
 from bitloss.divergence.factorial import Cells, attribute
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.explain.crossed import nothing_differs
@@ -158,7 +159,8 @@ def imatrix_pairs(files: Mapping[str, Path]) -> tuple[ImatrixPair, ...]:
 
 
 def _halves(name: str, record: StepRecord) -> ImatrixHalves:
-    told = record.result.get("halves", ...) if isinstance(record.result, dict) else ...
+    result = record.result if isinstance(record.result, dict) else {}
+    told = result.get("halves", ...)
     if isinstance(told, dict):
         return ImatrixHalves(source=name, likeness=Likeness.model_validate(told))
     return ImatrixHalves(
@@ -166,5 +168,10 @@ def _halves(name: str, record: StepRecord) -> ImatrixHalves:
         likeness=None,
         reason="the matrix is from a version that did not keep halves"
         if told is ...
-        else "the calibration text was too short to be halved: it was computed all at once",
+        else f"{_count(result.get('chunks'))} of calibration text: too few to be halved (chunks computed side by side "
+        "are not taken apart, and each half has to reach every weight)",
     )
+
+
+def _count(chunks: object) -> str:
+    return many(chunks, "chunk") if isinstance(chunks, int) else "few chunks"

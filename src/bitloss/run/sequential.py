@@ -72,8 +72,15 @@ def check_rule(stop: StopSpec | None, candidates: int) -> None:
 
 
 def part_label(step: str, part: Part | None) -> str:
-    """What to call a step, or that step on a part of the text."""
-    return f"{step}, chunks {part.first}..{part.last - 1}" if part else step
+    """What to call a step, or that step on a part of the text, its chunks counted from 1.
+
+    How long the text is is not known before its first block.
+    """
+    if part is None:
+        return step
+    return (
+        f"{step}, chunks {part.first + 1}..{part.last}" if part.first else f"{step}, first {part.last} chunks"
+    )
 
 
 def measure_until(
@@ -91,19 +98,18 @@ def measure_until(
     """
     parts: list[Part] = []
     tables: dict[str, list[TokenTable]] = {}
-    last = 0
+    part = Part(seed=stop.seed, first=0, last=FIRST_BLOCK)
     while True:
-        part = Part(seed=stop.seed, first=last, last=2 * last or FIRST_BLOCK)
-        last = part.last
         block = measure(part)
         parts.append(part)
         for key, path in block.tokens.items():
             tables.setdefault(key, []).append(read_tokens(path)[0])
-        which = Part(seed=stop.seed, first=0, last=last).of(block.available)
+        which = Part(seed=stop.seed, first=0, last=part.last).of(block.available)
         joined = {key: TokenTable.join(each, which) for key, each in tables.items()}
         record = ask(stop, measured_as, joined, block.available)
         if record.met or len(which) == block.available:
             return Stopped(record, which, tuple(parts), joined)
+        part = Part(seed=stop.seed, first=part.last, last=min(2 * part.last, block.available))
 
 
 def ask(

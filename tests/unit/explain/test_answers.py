@@ -379,6 +379,7 @@ def test_the_route_beside_the_noise_of_the_text() -> None:
     less, more, equal, unknown = told(0.001, halves), told(0.5, halves), told(0.0, halves), told(0.1, [])
     assert less is not None
     assert less.title.startswith("The route changes the importance matrix less than")
+    assert less.title.endswith("(judged by one pair of halves)")
     assert less.evidence["text_noise"] == pytest.approx(0.2 / 2**0.5)
     assert less.evidence["route_over_text"] == pytest.approx(0.001 / (0.2 / 2**0.5))
     assert more is not None
@@ -434,6 +435,56 @@ def test_which_route_to_take() -> None:
     unknown = route_costs(_costs(100, 62), [], base="f32", sources=SIZES)
     assert unknown is not None
     assert "were not compared, so nothing is recommended" in unknown.text
+
+
+@pytest.mark.parametrize(("f32", "f16"), [(24.8, 28.6), (28.6, 24.8), (100, 124)])
+def test_times_that_one_run_cannot_tell_apart(f32: float, f16: float) -> None:
+    """One wall clock, one run: a route is not recommended, nor advised against, for a few seconds."""
+    same = [Twin(frozenset({"f32", "f16"}), Verdict.TIE, "Q4_K_M")]
+    found = route_costs(_costs(f32, f16), same, base="f32", sources=SIZES)
+    assert found is not None
+    assert found.title.endswith("half the disk for the source, about the same time")
+    assert "a difference below 25 % is called about the same time" in found.text
+    assert found.text.endswith("Nothing measured here speaks for f32: take f16.")
+    no_sizes = route_costs(_costs(f32, f16), same, base="f32")
+    assert no_sizes is not None
+    assert no_sizes.text.endswith(" apart: take either.")
+
+
+def test_times_of_a_few_seconds_are_not_compared() -> None:
+    same = [Twin(frozenset({"f32", "f16"}), Verdict.TIE, "Q4_K_M")]
+    found = route_costs(_costs(0.95, 3.1), same, base="f32", sources=SIZES)
+    assert found is not None
+    assert found.title == "f16 instead of f32: a tie (Q4_K_M), half the disk for the source"
+    assert found.text.endswith("Nothing measured here speaks for f32: take f16.")
+    assert "times below 5.0 s are not compared" in found.text
+
+
+def test_every_route_is_told_against_the_dearest() -> None:
+    third = Cost(step="imatrix bf16", kind="imatrix", route="bf16", seconds=99, bytes=1, reused=False)
+    sizes = (*SIZES, Source(name="bf16", file="a-bf16.gguf", bytes=2000, sha256="c" * 64))
+    f16 = Twin(frozenset({"f32", "f16"}), Verdict.TIE, "Q4_K_M")
+    bf16 = Twin(frozenset({"f32", "bf16"}), Verdict.BETTER, "Q4_K_M")
+    between = Twin(frozenset({"f16", "bf16"}), Verdict.BETTER, "Q4_K_M")
+    costs = [*_costs(100, 62), third]
+    found = route_costs(costs, [f16, bf16, between], base="f32", sources=sizes)
+    assert found is not None
+    assert found.title == (
+        "f16 instead of f32: a tie (Q4_K_M), half the disk for the source, 38 % less time in this one run; "
+        "bf16 instead of f32: a difference (Q4_K_M), half the disk for the source, about the same time"
+    )
+    assert found.text.endswith(
+        "Nothing measured here speaks for f32: take f16. Between f32 and bf16 there is a difference (Q4_K_M): what it "
+        "is worth is yours to say."
+    )
+    alike = route_costs(
+        [*_costs(100, 98), third], [f16, bf16._replace(verdict=Verdict.TIE)], base="f32", sources=sizes
+    )
+    assert alike is not None  # what is the same is said once
+    assert alike.title == (
+        "f16 or bf16 instead of f32: a tie (Q4_K_M), half the disk for the source, about the same time"
+    )
+    assert alike.text.endswith("Nothing measured here speaks for f32: take f16 or bf16.")
 
 
 def test_what_was_not_tested_recommends_nothing() -> None:
