@@ -93,7 +93,7 @@ def _kept(arguments: list[str]) -> str:
     """What the same command finds when it is given again."""
     verb = arguments[0] if arguments else ""
     if verb in _STEPS:
-        return "finished steps are kept, the same command goes on from there (a step under way starts anew)"
+        return "finished steps are kept, the same command goes on from there (a measurement under way starts anew)"
     if verb in _PIECES:
         return f"finished {_PIECES[verb]} are kept, the same command goes on from there"
     return "nothing half-written was left, the same command starts anew"
