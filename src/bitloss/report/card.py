@@ -39,6 +39,7 @@ CARD_NAME = "README.md"
 MARK = "<!-- Written by bitloss card: a file with this line is replaced by the next one. -->"
 _GIB = 1 << 30
 _MAX_BYTES = 16 << 20  # of a card, with thousands of files
+_LIST = 2000  # characters of a cell that lists files
 BUDGETS = tuple(n * _GIB for n in (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192))
 
 
@@ -199,7 +200,12 @@ def _recommendations(results: Results, files: Sequence[Path]) -> str:
         found = pick(results, budget=budget, n_ctx=n_ctx, besides=besides)
         if found.best is None:
             continue
-        others = [results.candidate(name).file for name in found.tied if name != found.best.name]
+        same = found.same_tensors()
+        others = [
+            results.candidate(name).file + (" (same tensors)" if name in same else "")
+            for name in found.tied
+            if name != found.best.name
+        ]
         row = (found.best.file, size(found.best.bytes), ", ".join(others))
         if not rows or rows[-1][1:] != row:
             rows.append((f"from {budget // _GIB} GiB", *row))
@@ -215,8 +221,8 @@ def _recommendations(results: Results, files: Sequence[Path]) -> str:
     memory = "Memory" if besides is not None else "Memory, for weights alone"
     table = Table((memory, "File", "Size", "No different on this text"), tuple(rows), right=frozenset({2}))
     return (
-        f"{to_markdown(table)}\n\n{counted} Each line is the file with the lowest mean KLD that fits, or the smallest "
-        "of those that the paired test does not tell from it."
+        f"{to_markdown(table, limit=_LIST)}\n\n{counted} Each line is the file with the lowest mean KLD that fits, "
+        "or the smallest of those that the paired test does not tell from it."
     )
 
 

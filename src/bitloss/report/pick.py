@@ -219,9 +219,8 @@ def _value(c: Candidate) -> float | None:
 
 def _alike(results: Results, name: str) -> set[str]:
     """Files whose mean KLD the comparisons do not tell apart from this one's."""
-    found = {c.name for c in results.candidates if c.identical_to == name}
-    mine = results.candidate(name).identical_to
-    found |= {mine} if mine else set()
+    first = results.candidate(name).identical_to or name
+    found = {c.name for c in results.candidates if (c.identical_to or c.name) == first}
     for row in results.comparisons:
         if row.metric == "kld_mean" and row.verdict in _ALIKE and name in (row.a, row.b):
             found.add(row.b if row.a == name else row.a)

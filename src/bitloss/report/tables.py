@@ -348,9 +348,9 @@ def markdown_text(text: str, limit: int = 80) -> str:
     return _UNDERSCORE.sub(r"\_", _SPECIAL.sub(r"\\\1", shown))
 
 
-def to_markdown(table: Table) -> str:
-    """Render as a GitHub-flavoured Markdown table, columns padded; notes below it."""
-    cells = [tuple(markdown_text(c) for c in row) for row in (table.columns, *table.rows)]
+def to_markdown(table: Table, limit: int = 80) -> str:
+    """Render as a GitHub-flavoured Markdown table, columns padded, cells of `limit` characters; notes below it."""
+    cells = [tuple(markdown_text(c, limit) for c in row) for row in (table.columns, *table.rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.columns))]
     right = [i in table.right for i in range(len(widths))]
 

@@ -76,10 +76,19 @@ def test_which_one_for_which_memory(sample_results: Results, tmp_path: Path) -> 
             "from 16 GiB",
             "Mistral-Nemo-Instruct-2407-f16-Q8_0.gguf",
             "12.13 GiB",
-            "Mistral-Nemo-Instruct-2407-f32-Q8_0.gguf",
+            "Mistral-Nemo-Instruct-2407-f32-Q8_0.gguf (same tensors)",
         ],
     ]
     assert "Weights alone are counted, because the files were gone" in part
+
+
+def test_many_tied_files_are_all_named(sample_document: dict[str, Any], tmp_path: Path) -> None:
+    twin = sample_document["candidates"][3]
+    more = [twin | {"name": f"Q8_0/{i}", "file": f"{'long-name-' * 4}{i}.gguf"} for i in range(4)]
+    sample_document["candidates"] += tuple(more)
+    card = render_card(Results.model_validate(sample_document), tmp_path)
+    part = card.split("## Which one\n")[1].split("\n## ")[0]
+    assert all(f"{each['file']} (same tensors)" in part for each in more)
 
 
 def test_a_files_licence_and_shape_are_used(sample_results: Results, tmp_path: Path) -> None:
