@@ -253,7 +253,7 @@ def test_types_that_cannot_be_made_are_named_before_anything_is_written(
     asked = ("quantize", inputs.source, "--types", "Q8_0,IQ2_XS,Q4_K_M,IQ1_M", "-o", out, "-q")
     for more in ((), ("--dry-run",)):
         refused(cli(*asked, *more), 1, "2 of 4 types cannot be made: IQ2_XS, IQ1_M (blk.0.",
-                "Leave out IQ2_XS, IQ1_M; the others can be made: Q8_0,Q4_K_M")  # fmt: skip
+                "or leave out IQ2_XS, IQ1_M; the others can be made: Q8_0,Q4_K_M")  # fmt: skip
     rows = RandomShape(n_embd=96, n_head=2, n_head_kv=1, head_dim=48, n_ff=160, n_layer=1)
     odd = random_gguf(tmp_path / "odd.gguf", rows, dtype="f32")
     refused(cli("quantize", odd, "--types", "Q8_0,Q1_0", "-o", out, "-q"), 1,

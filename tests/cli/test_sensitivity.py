@@ -257,3 +257,31 @@ def test_a_finished_run_is_crossed_in_its_own_folder(cli: Cli, inputs: Inputs, t
     results = read_results(out)
     assert results.cross is not None
     assert "not-crossed" not in {finding.id for finding in results.findings}
+
+
+def test_a_type_that_wants_a_matrix_is_refused_before_anything_is_written(
+    cli: Cli, inputs: Inputs, tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    done = cli(
+        "sensitivity", inputs.source, "--text", inputs.text, *SMALL, "-o", out, "-q", "--type", "IQ1_S"
+    )
+    refused(
+        done, 1, "is garbage without an importance matrix", "give it with --imatrix, or take another type"
+    )
+    assert not out.exists()
+
+
+def test_an_importance_matrix_is_no_model(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = ("--text", inputs.text, *SMALL, "-o", out, "-q")
+    for asked in (
+        ("base", inputs.imatrix, *text),
+        ("measure", inputs.imatrix, "--base", inputs.source, *text),
+        ("measure", inputs.source, "--base", inputs.imatrix, *text),
+        ("sensitivity", inputs.imatrix, "--type", "Q4_0", *text),
+    ):
+        refused(
+            cli(*asked), 2, f"{inputs.imatrix.name}: an importance matrix, not a model. Give the model's GGUF"
+        )
+        assert not out.exists(), asked

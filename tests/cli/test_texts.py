@@ -237,7 +237,10 @@ def test_a_model_without_a_template_is_refused_before_anything_is_made(
     ("options", "words"),
     [
         (("--documents", "pages"), ("--documents", "pages")),
-        (("--documents", "jsonl"), ("text.txt, line 1", "no JSON")),
+        (
+            ("--documents", "jsonl"),
+            ("text.txt, line 1", "no JSON", '{"text": "..."}', "--documents blank-line"),
+        ),
         (("--documents", "line=%%", "--ctx", 512), ("longer than", "at most 256")),
         (("--text", "SAME"), ("two texts have the same file name",)),
     ],

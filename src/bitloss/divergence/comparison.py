@@ -147,7 +147,7 @@ def _faults(a: TokenMetrics, b: TokenMetrics) -> str:
     of_a, of_b = (np.count_nonzero(each.nonfinite & NONFINITE_CANDIDATE) for each in (a, b))
     if not (base or of_a or of_b):
         return ""
-    return f" (logits NaN or infinite: A in {of_a}, B in {of_b}, base in {base} tokens)"
+    return f" (logits NaN or infinite: A in {of_a:,}, B in {of_b:,}, base in {base:,} tokens)"
 
 
 def compare_all(

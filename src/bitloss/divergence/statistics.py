@@ -223,7 +223,7 @@ def _figure(x: FloatArray, estimator: _Estimator, clusters: _Clusters, fault: st
     if n >= MIN_TOKENS:
         se = math.sqrt(float(np.sum(influence * influence)) / n / (n - 1))
     else:
-        reasons.append(f"no standard error: {n} tokens, at least {MIN_TOKENS} needed")
+        reasons.append(f"no standard error: {n:,} tokens, at least {MIN_TOKENS} needed")
     if clusters.total >= MIN_CHUNKS:
         se_clustered = clustered_error(influence, clusters.of_token, clusters.total)
     else:
@@ -248,7 +248,7 @@ def _missing(x: FloatArray, fault: str) -> str | None:
     if n == 0:
         return "no tokens"
     bad = int(np.count_nonzero(~np.all(np.isfinite(x), axis=tuple(range(x.ndim - 1)))))
-    return f"{bad} of {n} tokens have no finite value{fault}" if bad else None
+    return f"{bad:,} of {n:,} tokens have no finite value{fault}" if bad else None
 
 
 def same_top_share(tokens: TokenMetrics) -> FloatArray:
@@ -263,4 +263,4 @@ def _fault(tokens: TokenMetrics) -> str:
     left = np.count_nonzero(tokens.nonfinite & LEFT_OUT)
     if left and not base and not cand:
         return " (the file the base was read from leaves out improbable tokens)"
-    return f" (logits NaN or infinite: candidate in {cand}, base in {base} tokens)"
+    return f" (logits NaN or infinite: candidate in {cand:,}, base in {base:,} tokens)"

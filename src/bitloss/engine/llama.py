@@ -40,6 +40,7 @@ from bitloss.engine.llama_log import captured_log
 from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.gguf_split import open_model
+from bitloss.model.source import refuse_matrix
 from bitloss.model.text import scored_positions
 
 __all__ = ["LlamaEngine", "build_flags", "engine_version", "usable_cores"]
@@ -68,7 +69,7 @@ class LlamaEngine:
 
     Raises:
         FileProblem: no such file, or a part of it is missing.
-        UsageError: a later part of a split model.
+        UsageError: a later part of a split model, or an importance matrix.
         EngineError: llama.cpp could not load it; the last lines of its log are in the message.
         EngineLayoutError: the installed ggml is not the one this code was written for.
     """
@@ -80,7 +81,9 @@ class LlamaEngine:
         self.options = options or EngineOptions()
         self.handle: Any = None
         ggml()  # checks the struct layout before anything relies on it
-        check_limits(open_model(path))  # hyperparameters on which libllama aborts the process
+        file = open_model(path)
+        refuse_matrix(file)
+        check_limits(file)  # hyperparameters on which libllama aborts the process
         self.handle = self._load(vocab_only)
         self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self._facts = self._read_facts()

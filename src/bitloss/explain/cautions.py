@@ -56,7 +56,7 @@ def calibrated_on_the_measured_text(results: Results) -> Finding | None:
     return Finding(
         id="calibrated-on-the-measured-text",
         title=f"The importance matrices have seen {percent(max(shares.values()))} of a text that was measured on",
-        text=f"Windows of {overlap.window} tokens that occur in {calibration.name} as well: {', '.join(shown)} "
+        text=f"Windows of {overlap.window:,} tokens that occur in {calibration.name} as well: {', '.join(shown)} "
         f"({overlap.shared} of {overlap.windows} in all). {fitted.format('these passages')}",
         evidence={**evidence, "share": dict(shares)},
         confidence=Confidence.PROVEN,

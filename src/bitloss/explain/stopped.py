@@ -48,9 +48,9 @@ def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
     return Finding(
         id="stopped-by-rule",
         title=(
-            f"{chunks} of {stopping.chunks_available} chunks were enough"
+            f"{chunks:,} of {stopping.chunks_available:,} chunks were enough"
             if stopping.met
-            else f"The text of {stopping.chunks_available} chunks was not enough to meet the rule"
+            else f"The text of {stopping.chunks_available:,} chunks was not enough to meet the rule"
         ),
         text=f"{what} Chunks were taken in random order (seed {stopping.seed}); bounds and verdicts hold although one "
         f"looked after every block (confidence sequences, {rough_percent(stopping.alpha)} for the whole table). "

@@ -95,7 +95,10 @@ class Checkpoint:
                     "an adapter (LoRA), not a model", where=folder, mend="merge it into its base model first"
                 )
             raise FileProblem(
-                "no config.json in the folder", where=folder, expected="a Hugging Face model folder"
+                "no config.json in the folder",
+                where=folder,
+                expected="a Hugging Face model folder",
+                mend="give a folder with config.json, safetensors weights and tokenizer files, or a GGUF file",
             )
         config = read_json(folder / "config.json")
         if (folder / INDEX).is_file():

@@ -40,6 +40,10 @@ class Conversation(NamedTuple):
     where: str
 
 
+_A_LINE: Final = 'one conversation a line: {"messages": [{"role": ..., "content": ...}, ...]}'
+_MEND: Final = "put every conversation on a line of its own, or leave out --chat-template for a plain text"
+
+
 def read_conversations(text: str, where: Path) -> list[Conversation]:
     """Read a file of conversations.
 
@@ -47,7 +51,8 @@ def read_conversations(text: str, where: Path) -> list[Conversation]:
         FormatError: a line is no conversation; it is named.
         TextError: there is none.
     """
-    found = [_conversation(value, f"{where}, line {number}") for number, value in json_lines(text, where)]
+    lines = json_lines(text, where, expected=_A_LINE, mend=_MEND)
+    found = [_conversation(value, f"{where}, line {number}") for number, value in lines]
     if not found:
         raise TextError("no conversation", where=where, expected='lines of {"messages": [...]}')
     return found

@@ -20,12 +20,12 @@ import json
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitloss.display import json_kind, many
+from bitloss.display import json_kind, many, visible
 from bitloss.errors import FormatError, TextError, UsageError
 from bitloss.model.text import Chunks
 
@@ -118,6 +118,10 @@ class CutDocuments(NamedTuple):
     counts: DocumentCounts
 
 
+_A_LINE: Final = 'one document a line: {"text": "..."}'
+_MEND: Final = "for a text that is no JSON give --documents blank-line, file or line=TEXT, or leave it out"
+
+
 def split_documents(text: str, rule: DocumentRule, where: Path) -> list[str]:
     """Split a text into documents, in order; those of white space only are no documents.
 
@@ -126,7 +130,10 @@ def split_documents(text: str, rule: DocumentRule, where: Path) -> list[str]:
         TextError: there is no document.
     """
     if rule.how is Splitting.JSONL:
-        documents = [_text_of(value, number, where) for number, value in json_lines(text, where)]
+        documents = [
+            _text_of(value, number, where)
+            for number, value in json_lines(text, where, expected=_A_LINE, mend=_MEND)
+        ]
     elif rule.how is Splitting.FILE:
         documents = [text]
     else:
@@ -152,8 +159,10 @@ def _separated(text: str, rule: DocumentRule) -> list[str]:
     return ["\n".join(lines) for lines in documents]
 
 
-def json_lines(text: str, where: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield number and object of every line that is not empty.
+def json_lines(
+    text: str, where: Path, *, expected: str, mend: str
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield number and object of every line that is not empty; `expected` and `mend` say what lines should be.
 
     Raises:
         FormatError: a line is no JSON object; it is named.
@@ -164,9 +173,21 @@ def json_lines(text: str, where: Path) -> Iterator[tuple[int, dict[str, object]]
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise FormatError("no JSON", where=f"{where}, line {number}", found=str(error)[:80]) from error
+            raise FormatError(
+                "no JSON",
+                where=f"{where}, line {number}",
+                expected=expected,
+                found=visible(line.strip(), 40),
+                mend=mend,
+            ) from error
         if not isinstance(value, dict):
-            raise FormatError("no JSON object", where=f"{where}, line {number}", found=json_kind(value))
+            raise FormatError(
+                "no JSON object",
+                where=f"{where}, line {number}",
+                expected=expected,
+                found=json_kind(value),
+                mend=mend,
+            )
         yield number, value
 
 

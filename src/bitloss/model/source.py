@@ -77,12 +77,27 @@ def model_facts(model: Path, source: Path) -> ModelFacts:
     return ModelFacts(name, checkpoint.architecture, parameters, dtypes.most_common(1)[0][0])
 
 
+def refuse_matrix(file: GgufFile) -> None:
+    """Refuse an importance matrix given as a model: both are GGUF files.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if file.value("general.type", None) == "imatrix":
+        raise UsageError(
+            "an importance matrix, not a model",
+            where=file.path,
+            mend="give the model's GGUF file; the matrix goes to --imatrix, where a command has it",
+        )
+
+
 def precision(file: GgufFile) -> str:
     """``f32``, ``f16`` or ``bf16``: the type most weights of a GGUF are stored in.
 
     Raises:
-        UsageError: the file is quantized.
+        UsageError: the file is quantized, or an importance matrix.
     """
+    refuse_matrix(file)
     by_type: dict[str, int] = {}
     for info in file.tensors.values():
         by_type[info.type_name] = by_type.get(info.type_name, 0) + info.n_elements

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from bitloss.errors import FileProblem, GgufError, UnsupportedError, UsageError
 from bitloss.model.gguf import GgufFile, type_name
 from bitloss.model.gguf_split import open_model
+from bitloss.model.source import refuse_matrix
 from bitloss.model.tensor_types import TensorType
 from bitloss.quantize.layout import FileLayout, layout, trimmed
 from bitloss.quantize.plan import TypePlan, type_plan
 from bitloss.quantize.request import MatrixFacts, QuantizeSpec, rules_of
-from bitloss.quantize.weights import Weights, check_needed, matrix_facts, read_weights
+from bitloss.quantize.weights import GARBAGE, Weights, check_needed, matrix_facts, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,12 +99,7 @@ def plan_candidates(specs: Sequence[QuantizeSpec]) -> list[Candidate]:
     assert specs
     assert len({spec.source for spec in specs}) == 1
     source = open_model(specs[0].source)
-    if source.value("general.type", None) == "imatrix":
-        raise UsageError(
-            "an importance matrix, not a model",
-            where=source.path,
-            mend="give the model's GGUF file, and the matrix with --imatrix",
-        )
+    refuse_matrix(source)
     matrices: dict[Path, Weights] = {}
     candidates, refused = [], []
     for spec in specs:
@@ -133,7 +129,8 @@ def _refusal(
     source: GgufFile, refused: Sequence[tuple[str, UnsupportedError]], possible: Sequence[str]
 ) -> UnsupportedError:
     """Name every type that cannot be made, why, and what could be: a long list is corrected once."""
-    if not possible and len({str(error) for _, error in refused}) == 1:
+    named = list(dict.fromkeys(kind for kind, _ in refused))
+    if not possible and (len(named) == 1 or len({str(error) for _, error in refused}) == 1):
         return refused[0][1]  # the only type, or a fault that has nothing to do with types
     kinds: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
@@ -143,13 +140,24 @@ def _refusal(
         found = f": expected {error.expected}, found {error.found}" if error.found else ""
         reasons.setdefault(why, f"{_within(source, error.where)}{error.what}{found}")
     told = [f"{', '.join(dict.fromkeys(kinds[why]))} ({reasons[why]})" for why in kinds]
-    left_out = ", ".join(dict.fromkeys(kind for kind, _ in refused))
+    weighable = [
+        kind for kind in named if all(_lacks_matrix(error) for other, error in refused if other == kind)
+    ]
+    remedy = f"leave out {', '.join(named)}"
+    if weighable:
+        which = "" if weighable == named else f" for {', '.join(weighable)}"
+        remedy = f"give an importance matrix with --imatrix{which} (`bitloss imatrix` makes one), or {remedy}"
     others = f"; the others can be made: {','.join(dict.fromkeys(possible))}" if possible else ""
     return UnsupportedError(
-        f"{len(refused)} of {len(refused) + len(possible)} types cannot be made: {'; '.join(told)}",
+        f"{len(named)} of {len({*named, *possible})} types cannot be made: {'; '.join(told)}",
         where=source.path,
-        mend=f"leave out {left_out}{others}",
+        mend=f"{remedy}{others}",
     )
+
+
+def _lacks_matrix(error: UnsupportedError) -> bool:
+    """Whether a type only wants an importance matrix, and none was given."""
+    return error.what.endswith(GARBAGE) and error.expected is None
 
 
 def _within(source: GgufFile, where: str | None) -> str:

@@ -41,7 +41,9 @@ def write_through_llama(candidate: Candidate, how: How, progress: ProgressCallba
         )
     if how.errors:
         raise UsageError(
-            "nothing is told of errors", where="--encoder llama.cpp", mend="use bitloss's encoder"
+            "errors of quantization are measured by bitloss's encoder only",
+            where="--encoder llama.cpp",
+            mend="leave out --errors, or --encoder llama.cpp",
         )
     call = QuantizeCall(
         candidate.rules,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bitloss.quantize.plan import TypePlan
     from bitloss.quantize.types import QuantType
 
+GARBAGE = "is garbage without an importance matrix"
 # tensor_requires_imatrix of llama.cpp: types that are garbage without weights, except on the two tables.
 _NEED_WEIGHTS = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 # ggml_quantize_requires_imatrix: without weights these end the process, on the tables as well.
@@ -118,7 +119,7 @@ def check_needed(
         needed = _ABORT_WITHOUT_WEIGHTS if name in _TABLES else _NEED_WEIGHTS
         if target in needed or (kind.name == "Q2_K_S" and target == "Q2_K" and name not in _TABLES):
             raise UnsupportedError(
-                f"{target} is garbage without an importance matrix",
+                f"{target} {GARBAGE}",
                 where=f"{source.path}[{name}]",
                 expected=f"weights for this tensor in {weights.path}" if weights else None,
                 mend=_how_to_weigh(source, kind, rules, plan.tensors[name].target_type, weights),
@@ -129,7 +130,7 @@ def _how_to_weigh(
     source: GgufFile, kind: QuantType, rules: TypeRules, target: int, weights: Weights | None
 ) -> str:
     forced = {rules.output_tensor_type, rules.token_embedding_type, *(each for _, each in rules.tensor_types)}
-    other = "choose another type for it" if target in forced else f"leave out {kind.name}"
+    other = "choose another type for it" if target in forced else f"take another type than {kind.name}"
     if weights:
         return f"make a matrix that has this tensor (with a text that reaches it), or {other}"
     return f"make one with `bitloss imatrix {source.path.name}` and give it with --imatrix, or {other}"

@@ -71,9 +71,10 @@ def _refusal(data: bytes, error: ValidationError, path: Path) -> RecordError:
         return RecordError("not the results of a run: no JSON", where=path, mend=_RUN_FOLDER)
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"]).lstrip(".")
     shown = fault["input"]
+    missing = fault["type"] == "missing"
     return RecordError(
-        f"damaged record: {plain_fault(fault['msg'])[:200]}",
-        where=f"{path}: {place}" if place else path,
+        f"damaged record: {f'{place} is missing' if missing else plain_fault(fault['msg'])[:200]}",
+        where=f"{path}: {place}" if place and not missing else path,
         found=repr(shown)[:80] if isinstance(shown, str | int | float | bool) and place else None,
         mend="restore the file, or run again",
     )

@@ -19,7 +19,7 @@ def texts_table(results: Results) -> Table:
     rows = tuple(
         (
             part.name,
-            str(part.chunks),
+            f"{part.chunks:,}",
             f"{part.scored_tokens:,}",
             candidate.name,
             *(show_figure(candidate.by_text[i].get(m), m, kinds[i], notes) for m in _OF_TEXTS),

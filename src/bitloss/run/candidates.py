@@ -8,7 +8,7 @@ from pathlib import Path
 from bitloss.errors import FileProblem, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model, whole_stem
-from bitloss.model.source import model_sha256
+from bitloss.model.source import model_sha256, refuse_matrix
 from bitloss.quantize.types import type_of_file
 from bitloss.run.results import MeasuredFile
 
@@ -18,7 +18,7 @@ def opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
 
     Raises:
         FileProblem, GgufError: one is missing or damaged.
-        UsageError: two have one name.
+        UsageError: two have one name, or one is an importance matrix.
     """
     files: dict[Path, GgufFile] = {}
     names: dict[str, Path] = {}
@@ -33,6 +33,7 @@ def opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
                 mend="rename one, the table needs names",
             )
         files[path] = open_model(path)
+        refuse_matrix(files[path])
     return files
 
 

@@ -15,7 +15,7 @@ from bitloss.errors import FileProblem, UsageError
 from bitloss.model.documents import Splitting
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model, whole_stem
-from bitloss.model.source import model_bytes, model_facts, model_sha256
+from bitloss.model.source import model_bytes, model_facts, model_sha256, refuse_matrix
 from bitloss.model.vocabulary import graph_sha256, refuse_other_vocabulary, vocabulary_sha256
 from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
 from bitloss.report.write import write_report
@@ -225,7 +225,8 @@ def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, .
     """Refuse a base that does not fit; returns the differences that ``--force`` accepts."""
     header, wanted = None, Wanted()
     if plan.base.is_file():
-        model, expected = plan.base, vocabulary_sha256(open_model(plan.base))
+        refuse_matrix(source := open_model(plan.base))
+        model, expected = plan.base, vocabulary_sha256(source)
     else:
         header = read_header(plan.base)
         expected = header.vocabulary_sha256

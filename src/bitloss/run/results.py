@@ -150,7 +150,7 @@ def assemble(
         table, _ = read_tokens(path)
         few = len(np.unique(table.chunk))
         if few < setting.texts.text.chunks:
-            how = f"{how}, on {few} of its {setting.texts.text.chunks} chunks drawn at random"
+            how = f"{how}, on {few:,} of its {setting.texts.text.chunks:,} chunks drawn at random"
         floor = NoiseFloor(how=how, metrics=_metrics(table))
     results = Results(
         bitloss=importlib.metadata.version("bitloss"),

@@ -17,7 +17,9 @@ from bitloss.explain.sensitivity import Plan, sensitivity
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model, whole_stem
 from bitloss.model.source import model_sha256, precision
+from bitloss.quantize.candidate import plan_candidates
 from bitloss.quantize.groups import Group, tensor_groups
+from bitloss.quantize.request import QuantizeSpec
 from bitloss.quantize.types import parse_quant_type
 from bitloss.records import Cost, Results
 from bitloss.run.executor import Executor
@@ -64,15 +66,14 @@ def sense(sensing: Sensing, *, executor: Executor, progress: RunProgress) -> Res
     Raises:
         FileProblem, GgufError: source, importance matrix or base is missing or damaged.
         UsageError: a quantized source, an unknown type, a type that is no quantization, nothing to raise.
+        UnsupportedError: a type that needs an importance matrix, without one; before anything is written.
         MismatchError: an importance matrix or base of another model.
         BitlossError: a step failed; what was finished is used next time.
     """
     kind, source, groups = _checked(sensing)
-    out = sensing.measuring.out
-    folder = (out / "candidates").resolve()
-    stem = f"{whole_stem(sensing.source)}-{kind}"
-    wanted = [_Wanted(None, folder / f"{stem}.gguf")]
-    wanted += [_Wanted(group, folder / f"{stem}+{group.tag}.gguf") for group in groups]
+    first = _plain_file(sensing, kind)
+    wanted = [_Wanted(None, first)]
+    wanted += [_Wanted(group, first.with_name(f"{first.stem}+{group.tag}.gguf")) for group in groups]
     costs = _make(sensing, kind, source, wanted, executor, progress)
     plain = wanted[0].file
     plan = Plan(
@@ -95,6 +96,10 @@ def sense(sensing: Sensing, *, executor: Executor, progress: RunProgress) -> Res
     return measure_files(measuring, executor=executor, progress=progress, why=why, costs=costs)
 
 
+def _plain_file(sensing: Sensing, kind: str) -> Path:
+    return (sensing.measuring.out / "candidates").resolve() / f"{whole_stem(sensing.source)}-{kind}.gguf"
+
+
 def _checked(sensing: Sensing) -> tuple[str, GgufFile, list[Group]]:
     """Everything that can be found out before anything is written."""
     kind = parse_quant_type(sensing.type).name
@@ -113,6 +118,8 @@ def _checked(sensing: Sensing) -> tuple[str, GgufFile, list[Group]]:
     groups = tensor_groups(source, per_layer=sensing.per_layer)
     if not groups:
         raise UsageError("no matrices to raise", where=sensing.source)
+    # the plain file asks more of a matrix than those with a group raised
+    plan_candidates([QuantizeSpec(sensing.source, kind, _plain_file(sensing, kind), sensing.imatrix)])
     prepare_measuring(sensing.measuring._replace(candidates=[sensing.source]))
     return kind, source, groups
 

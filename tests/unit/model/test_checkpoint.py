@@ -134,7 +134,7 @@ def index(change: Any) -> Any:
 
 FIRST = "model-00001-of-00002.safetensors"
 FOLDERS: dict[str, tuple[int, Any, type[BitlossError], str]] = {
-    "no config": (1, remove("config.json"), FileProblem, "no config.json in the folder"),
+    "no config": (1, remove("config.json"), FileProblem, "no config.json in the folder.*or a GGUF file"),
     "config": (1, write("config.json", "{"), CheckpointError, "config.json: not valid JSON"),
     "config list": (1, write("config.json", "[]"), CheckpointError, "not a JSON object"),
     "no weights": (1, remove("model.safetensors"), FileProblem, "no weights in the folder"),

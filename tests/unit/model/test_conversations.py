@@ -45,9 +45,9 @@ def test_both_forms_are_read() -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "line 2: no JSON"),
+        ("{", 'line 2: no JSON: expected one conversation a line: {"messages": '),
         ("[" * 100_000, "line 2: no JSON"),
-        ("[]", "line 2: no JSON object: found a list"),
+        ("[]", ", found a list. Put every conversation on a line of its own"),
         ('{"text": "a"}', "line 2: no conversation"),
         ('{"messages": {}}', "line 2: no conversation"),
         ('{"messages": []}', "line 2: conversation without a message"),

@@ -164,7 +164,7 @@ def test_types_that_need_weights(source: Path, tmp_path: Path) -> None:
     out, imatrix = tmp_path / "a.gguf", tmp_path / "m.gguf"
     with pytest.raises(
         UnsupportedError,
-        match=r"\[blk\.0\.attn_k\.weight\]: IQ2_XS is garbage.*--imatrix, or leave out IQ2_XS",
+        match=r"\[blk\.0\.attn_k\.weight\]: IQ2_XS is garbage.*--imatrix, or take another type than IQ2_XS",
     ):
         quantize(QuantizeSpec(source, "IQ2_XS", out))
     with pytest.raises(UnsupportedError, match="Q2_K is garbage"):
@@ -205,6 +205,10 @@ def test_wrong_use(source: Path, tmp_path: Path) -> None:
         (replace(spec, split_max_bytes=10**6), How("llama.cpp")),
         (spec, How("llama.cpp", errors=True)),
     )
+    with pytest.raises(
+        UsageError, match=r"errors of quantization are measured by .*Leave out --errors, or --enc"
+    ):
+        quantize(spec, how=How("llama.cpp", errors=True))
     for wrong, how in refused:
         with pytest.raises(UsageError, match="encoder"):
             quantize(wrong, how=how)

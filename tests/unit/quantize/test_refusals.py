@@ -65,7 +65,10 @@ def test_all_impossible_types_are_named_at_once(plain: Path, tmp_path: Path) -> 
     line = str(caught.value)
     assert line.startswith(f"{plain}: 3 of 5 types cannot be made: IQ2_XXS, IQ1_S, Q2_K_S (blk.0.")
     assert "is garbage without an importance matrix" in line
-    assert line.endswith("Leave out IQ2_XXS, IQ1_S, Q2_K_S; the others can be made: Q8_0,Q4_0")
+    assert line.endswith(
+        "Give an importance matrix with --imatrix (`bitloss imatrix` makes one), or leave out IQ2_XXS, IQ1_S, Q2_K_S; "
+        "the others can be made: Q8_0,Q4_0"
+    )
     # One fault of all types is said once.
     with pytest.raises(UnsupportedError, match=r"plain\.gguf\[blk\.0\.attn_q\.weight\]: IQ2_XS is garbage"):
         quantize_all(specs(plain, tmp_path, "Q8_0", **forced)[:1])
@@ -73,6 +76,20 @@ def test_all_impossible_types_are_named_at_once(plain: Path, tmp_path: Path) -> 
     with pytest.raises(UnsupportedError, match=r"^\S+: the source is quantized already"):
         quantize_all(specs(made, tmp_path, "Q4_0", "Q5_0"))
     assert only(tmp_path) == ["Q8_0.gguf"]
+
+
+def test_one_type_of_several_files_is_one_type(plain: Path, tmp_path: Path) -> None:
+    raised = specs(plain, tmp_path / "a", "IQ1_S", tensor_types=(("attn_q", "F32"),))
+    with pytest.raises(
+        UnsupportedError, match=r"IQ1_S is garbage .*--imatrix, or take another type than IQ1_S"
+    ):
+        quantize_all([*specs(plain, tmp_path, "IQ1_S"), *raised])
+
+
+def test_a_matrix_is_not_the_remedy_for_rows_that_do_not_fit(odd: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        quantize_all(specs(odd, tmp_path, "Q8_0", "Q1_0"))
+    assert "--imatrix" not in str(caught.value)
 
 
 def test_types_refused_for_two_reasons(odd: Path, tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_damaged_results(
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_missing_is_named(sample_results: Results, tmp_path: Path) -> None:
+    document = json.loads(sample_results.model_dump_json(by_alias=True))
+    del document["base"]["file"]
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    with pytest.raises(RecordError, match=r"results\.json: damaged record: base\.file is missing\. Restore"):
+        read_results(tmp_path)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(
         FileProblem, match=r"no results in this folder \(results\.json is missing\)\. Give a run's"

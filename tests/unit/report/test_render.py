@@ -48,6 +48,16 @@ def test_sections_in_order(explained: Results) -> None:
     assert not text.endswith("\n\n")
 
 
+def test_a_noise_floor_of_fewer_chunks_says_that_its_perplexity_is_another(explained: Results) -> None:
+    floor = explained.noise_floor
+    assert floor is not None
+    note = "measured on these chunks only: its perplexity is theirs and not to be set beside the files'"
+    assert note not in section(render_markdown(explained), "Noise floor")
+    fewer = floor.model_copy(update={"how": "the base again, on 8 of its 64 chunks drawn at random"})
+    results = explained.model_copy(update={"noise_floor": fewer})
+    assert note in section(render_markdown(results), "Noise floor")
+
+
 def test_the_answer_comes_first(explained: Results) -> None:
     text = section(render_markdown(explained), "In short")
     assert text.count("\n- **") == 7
