@@ -178,8 +178,9 @@ def with_engine(verb: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(verb)
     def wrapped(**arguments: Any) -> R:
         engine = _settings({name: arguments.pop(name) for name in _ENGINE})
-        _warn_without_gpu(engine)
-        return verb(**arguments, engine=engine)
+        done = verb(**arguments, engine=engine)
+        _warn_without_gpu(engine)  # afterwards: a mistake gets one line, its own
+        return done
 
     kept = [p for p in signature.parameters.values() if p.name != "engine"]
     added = [

@@ -31,7 +31,6 @@ from bitloss.cli.show import Screen, print_json
 from bitloss.display import many
 from bitloss.errors import BitlossError, FileProblem, UsageError
 from bitloss.run.executor import LocalExecutor, StepResult
-from bitloss.run.passes import check_model_memory
 from bitloss.run.steps import (
     BaseStep,
     ConvertStep,
@@ -161,6 +160,7 @@ def imatrix(
     """Compute an importance matrix from a calibration text, or merge several."""
     from bitloss.imatrix.file import read_imatrix, write_imatrix
     from bitloss.imatrix.matrix import merge_imatrices
+    from bitloss.run.passes import check_model_memory
 
     earlier = [read_imatrix(given_file(path, "importance matrix")) for path in in_file or []]
     if (source is None) != (text is None) or (source is None and len(earlier) < 2):
@@ -323,6 +323,8 @@ def base(
     quiet: Quiet = False,
 ) -> None:
     """Store a base: the hidden states candidates are measured against."""
+    from bitloss.run.passes import check_model_memory
+
     if kld is not None and (documents is not None or chat_template):
         raise UsageError(
             "llama-perplexity's file has no place for which tokens are scored",
