@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser import pages
+
+few, folder, ladder, long, page = pages.few, pages.folder, pages.ladder, pages.long, pages.page  # fixtures
 
 FLAGS = (
     "--headless=new",
@@ -108,6 +111,10 @@ class Browser:
 
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+def column_titles(browser: Browser) -> list[str]:
+    return [cell.text for cell in browser.all("#measurements thead th")]
 
 
 def start(profile: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 import bitloss
 from bitloss.cli.application import app, command_line
-from bitloss.cli.inputs import given_model, given_text
+from bitloss.cli.inputs import gguf_precision, given_model, given_text
 from bitloss.cli.options import (
     ChatTemplate,
     Chunks,
@@ -26,7 +25,7 @@ from bitloss.cli.options import (
     stop_rule,
     with_engine,
 )
-from bitloss.cli.show import Screen, output_console, print_json
+from bitloss.cli.show import Screen, output_console, print_json, warn
 from bitloss.display import visible
 from bitloss.errors import FileProblem, UsageError
 from bitloss.records import RESULTS_NAME, Results
@@ -162,7 +161,7 @@ def run(
 
     name, model = Path(model).name, str(given_model(model, revision, quiet=quiet))
     if from_ is None:
-        from_ = _gguf_precision(Path(model)) if Path(model).is_file() else "f32,f16"
+        from_ = gguf_precision(Path(model)) if Path(model).is_file() else "f32,f16"
     values: dict[str, Any] = {
         "model": model,
         "from": list(listed(from_, "--from")),
@@ -199,13 +198,6 @@ def _refuse_more_settings(context: typer.Context, file: str) -> None:
             found=", ".join("--" + name.strip("_").replace("_", "-") for name in given),
             mend="write them into the file, or leave them out",
         )
-
-
-def _gguf_precision(path: Path) -> str:
-    from bitloss.model.gguf_split import open_model
-    from bitloss.model.source import precision
-
-    return precision(open_model(path))
 
 
 def _experiment(spec: ExperimentSpec, out: Path, context: typer.Context, *, json: bool, quiet: bool) -> None:
@@ -309,7 +301,7 @@ def measure(
     stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
         from bitloss.divergence.kldfile import is_kld
-        from bitloss.run.earlier import contents
+        from bitloss.run.earlier import contents, replaced
         from bitloss.run.measuring import Measuring, measure_files
 
         before = contents(out)
@@ -332,12 +324,8 @@ def measure(
         )
         results = measure_files(plan, executor=executor, progress=screen.step)
     _show(results, out, json=json)
-    for each in results.candidates:
-        if before.get(each.name, each.sha256) != each.sha256:
-            sys.stderr.write(
-                f"bitloss: warning: {visible(each.name)} was another file when it was measured here before: its "
-                "figures are replaced. To keep both, give one another name\n"
-            )
+    for line in replaced(before, results):
+        warn(line)
 
 
 @app.command(

@@ -51,3 +51,15 @@ def given_file(path: Path, what: str) -> Path:
             mend=f"give the path of {article} {what}",
         )
     return path.resolve()
+
+
+def gguf_precision(path: Path) -> str:
+    """Precision of a GGUF file that is a source (``f32``, ``f16``, ``bf16``).
+
+    Raises:
+        GgufError: it is no GGUF file.
+    """
+    from bitloss.model.gguf_split import open_model
+    from bitloss.model.source import precision
+
+    return precision(open_model(path))

@@ -10,7 +10,7 @@ import typer
 
 from bitloss.cli.application import app
 from bitloss.cli.options import Force, Json, Quiet, size
-from bitloss.cli.show import output_console, print_json
+from bitloss.cli.show import output_console, print_json, warn
 from bitloss.display import visible
 from bitloss.errors import FileProblem, RunFolderError, UsageError
 from bitloss.records import RESULTS_NAME, Results, read_results
@@ -80,7 +80,7 @@ def report(
     if finished:
         markdown, html = written.markdown, written.html
         for line in written.warnings:
-            sys.stderr.write(f"bitloss: warning: {visible(line, 1000)}\n")
+            warn(line)
     if json:
         print_json({"report": markdown.name, "html": html.name, "finished": finished})
     elif not quiet:

@@ -44,6 +44,11 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed", no_wrap=True)
 
 
+def warn(line: str) -> None:
+    """Write one line of warning on standard error."""
+    sys.stderr.write(f"bitloss: warning: {visible(line, 1000)}\n")
+
+
 class Screen:
     """Shows progress on standard error; a context manager.
 

@@ -139,6 +139,14 @@ class _Encoding:
     sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     fault: str | None = None
 
+    def error(self) -> TensorError:
+        error, source, weighted, weighted_source = self.sums.tolist()
+        return TensorError(
+            type=type_name(self.kind),
+            rms=(error / source) ** 0.5 if source else None,
+            rms_weighted=(weighted / weighted_source) ** 0.5 if weighted_source else None,
+        )
+
 
 class _Piece(NamedTuple):
     """Rows of the tensor at hand, all of one expert."""
@@ -226,7 +234,7 @@ class _Pass:
             self._source_hashes[name] = own.digest()
         source = self._source_hashes[name] if self._source_hashes is not None else b""
         for encoding in encodings:
-            error = _error(encoding) if self.errors and encoding.kind != info.ggml_type else None
+            error = encoding.error() if self.errors and encoding.kind != info.ggml_type else None
             done = TensorDone(name, source, encoding.digest.digest(), error)
             for index in encoding.users:
                 self._outputs[index].end(done)
@@ -390,12 +398,3 @@ class _Pass:
 
     def _all(self, test: Callable[[T], bool], items: Iterable[T]) -> bool:
         return all(self._pool.map(test, items))
-
-
-def _error(encoding: _Encoding) -> TensorError:
-    error, source, weighted, weighted_source = encoding.sums.tolist()
-    return TensorError(
-        type=type_name(encoding.kind),
-        rms=(error / source) ** 0.5 if source else None,
-        rms_weighted=(weighted / weighted_source) ** 0.5 if weighted_source else None,
-    )

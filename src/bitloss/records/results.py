@@ -396,7 +396,4 @@ class Results(Record):
 
     def candidate(self, name: str) -> Candidate:
         """Return the candidate of that name; KeyError when there is none."""
-        for candidate in self.candidates:
-            if candidate.name == name:
-                return candidate
-        raise KeyError(name)
+        return {candidate.name: candidate for candidate in self.candidates}[name]

@@ -104,6 +104,16 @@ def contents(out: Path) -> dict[str, str]:
         return {}
 
 
+def replaced(before: dict[str, str], results: Results) -> list[str]:
+    """Say of each file of the results that another one of its name was there `before` (`contents`)."""
+    return [
+        f"{each.name} was another file when it was measured here before: its figures are replaced. To keep both, give "
+        "one another name"
+        for each in results.candidates
+        if before.get(each.name, each.sha256) != each.sha256
+    ]
+
+
 def refuse_before_base(before: Earlier, base: BaseStep, steps: Stepper) -> None:
     """Refuse, before a base is computed, and one that is there replaced, what `take_along` would refuse after it.
 
