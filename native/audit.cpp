@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "arrays.hpp"
 #include "module.hpp"
 
 namespace nb = nanobind;
@@ -27,10 +28,8 @@ using bitloss::words;
 
 namespace {
 
-template <typename T, int Dims>
-using In = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-template <typename T, int Dims>
-using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using bitloss::In;
+using bitloss::Out;
 
 constexpr std::size_t q8_0_block = 32;
 constexpr std::size_t shared_out = 1U << 16;     // values: at most 256 kB, which stay in the second-level cache

@@ -11,16 +11,15 @@
 #include <thread>
 #include <vector>
 
+#include "arrays.hpp"
 #include "module.hpp"
 
 namespace nb = nanobind;
 
 namespace {
 
-template <typename T, int Dims>
-using In = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-template <typename T, int Dims>
-using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using bitloss::In;
+using bitloss::Out;
 
 struct Path {
     const char* name;

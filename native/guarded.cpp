@@ -16,16 +16,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "arrays.hpp"
 #include "module.hpp"
 
 namespace nb = nanobind;
 
 namespace {
 
-template <typename T, int Dims>
-using In = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-template <typename T, int Dims>
-using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using bitloss::In;
+using bitloss::Out;
 
 using AbortCallback = void (*)(const char*);
 using SetAbortCallback = AbortCallback (*)(AbortCallback);

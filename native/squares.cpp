@@ -5,16 +5,15 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "arrays.hpp"
 #include "module.hpp"
 
 namespace nb = nanobind;
 
 namespace {
 
-template <typename T, int Dims>
-using In = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-template <typename T, int Dims>
-using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using bitloss::In;
+using bitloss::Out;
 
 // Element-wise, so the compiler's vector code gives the same sums on every machine.
 void add_row(double* __restrict acc, const float* __restrict x, std::size_t n) {

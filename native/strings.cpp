@@ -7,16 +7,15 @@
 #include <stdexcept>
 #include <utility>
 
+#include "arrays.hpp"
 #include "module.hpp"
 
 namespace nb = nanobind;
 
 namespace {
 
-template <typename T, int Dims>
-using In = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-template <typename T, int Dims>
-using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using bitloss::In;
+using bitloss::Out;
 
 // From `at` on: a little-endian u64 length, so many bytes, and again. Returns how many strings were found whole, as many
 // as `starts` has room for, and where the next one begins.
