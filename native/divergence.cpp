@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -53,12 +54,13 @@ std::vector<std::string> divergence_isas() {
     return names;
 }
 
-// Runs `work(row)` for every row; rows are independent, so their order does not matter.
+// Runs `work(row, scratch)` for every row; rows are independent, so their order does not matter.
 template <typename Work>
-void for_rows(std::size_t rows, std::size_t threads, const Work& work) {
+void for_rows(std::size_t rows, std::size_t threads, std::size_t scratch, const Work& work) {
     std::atomic<std::size_t> next{0};
     const auto loop = [&] {
-        for (std::size_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows;) work(row);
+        const std::unique_ptr<float[]> own(new float[scratch]);  // not touched, so not there, but where it is used
+        for (std::size_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows;) work(row, own.get());
     };
     std::vector<std::jthread> helpers;
     for (std::size_t i = 1; i < threads && i < rows; ++i) helpers.emplace_back(loop);
@@ -77,9 +79,9 @@ void divergence_rows(In<float, 2> base, In<float, 2> cand, In<std::int32_t, 1> t
             throw std::invalid_argument("divergence_rows: target outside the vocabulary");
     const bitloss::RowKernel kernel = pick(isa);
     const nb::gil_scoped_release unlocked;
-    for_rows(rows, threads, [&](std::size_t row) {
+    for_rows(rows, threads, bitloss::scratch_floats(n_vocab), [&](std::size_t row, float* scratch) {
         const bitloss::RowMetrics m = kernel(base.data() + row * n_vocab, cand.data() + row * n_vocab, n_vocab,
-                                             static_cast<std::size_t>(targets.data()[row]));
+                                             static_cast<std::size_t>(targets.data()[row]), scratch);
         const double columns[] = {m.nll_base, m.nll, m.kld, m.kld_reverse, m.js, m.p_base, m.p, m.entropy_base, m.entropy};
         for (std::size_t i = 0; i < 9; ++i) values.data()[i * rows + row] = columns[i];
         overlaps.data()[row] = m.top5_overlap;

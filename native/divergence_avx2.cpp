@@ -4,8 +4,8 @@
 
 namespace bitloss {
 
-RowMetrics row_avx2(const float* base, const float* cand, std::size_t n_vocab, std::size_t target) {
-    return row_vector(base, cand, n_vocab, target);
+RowMetrics row_avx2(const float* base, const float* cand, std::size_t n_vocab, std::size_t target, float* scratch) {
+    return row_vector(base, cand, n_vocab, target, scratch);
 }
 
 }  // namespace bitloss
