@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bitloss.engine.ggml import TYPE_F32, InitParams, ggml
 from bitloss.engine.product import SameProduct
+from bitloss.engine.weight_buffer import ExtraWeight, extra_buffer_type
 from bitloss.errors import GgufError, MismatchError, UnsupportedError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
@@ -61,8 +62,11 @@ class OutputLayer:
         self._weight = self._g.ggml_new_tensor_2d(
             self._weight_context, info.ggml_type, self.n_embd, self.n_vocab
         )
-        base = ct.addressof(ct.c_char.from_buffer(self._map))
-        self._weight.contents.data = base + info.offset
+        data = ct.addressof(ct.c_char.from_buffer(self._map)) + info.offset
+        kind = extra_buffer_type(info.ggml_type, self.n_embd, self.n_vocab)
+        self._extra = kind and ExtraWeight(self._weight_context, self._weight, kind=kind, data=data)
+        if not self._extra:
+            self._weight.contents.data = data
         self.rows_per_slice = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
         room = 4 * self.rows_per_slice * (self.n_vocab + 6 * self.n_embd)
         self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
@@ -128,6 +132,8 @@ class OutputLayer:
 
     def close(self) -> None:
         """Give the mapping back."""
+        if self._extra:
+            self._extra.close()
         if self._weight_context:
             self._g.ggml_free(self._weight_context)
             self._weight_context = None
