@@ -28,7 +28,9 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
 
 _ROOM_FOR_GRAPH = 1 << 20
-SLICE_BYTES = 16 << 20  # logits of one slice: worth its threads, and not much more than a cache holds
+SLICE_BYTES = (
+    24 << 20
+)  # logits of one slice: the weight is read once for them, and they should stay in a cache
 _CAPPING = frozenset({"gemma2", "gemma3"})
 _DIVIDING = frozenset({"granite"})
 
@@ -67,7 +69,9 @@ class OutputLayer:
         self._extra = kind and ExtraWeight(self._weight_context, self._weight, kind=kind, data=data)
         if not self._extra:
             self._weight.contents.data = data
-        self.rows_per_slice = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
+        rows = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
+        # whole tiles of the product (6 rows, see native/product_avx512.cpp) and of libggml's kernels (up to 16)
+        self.rows_per_slice = next((rows - rows % n for n in (48, 12) if rows >= n), rows)
         room = 4 * self.rows_per_slice * (self.n_vocab + 6 * self.n_embd)
         self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
         self._same = SameProduct(
