@@ -68,6 +68,10 @@ class LlamaEngine:
         options: how to run it.
         vocab_only: load the vocabulary alone (enough for `tokenize` and `facts`, no weights).
 
+    Attributes:
+        path, options: as given.
+        file: its header and tensors, read by us.
+
     Raises:
         FileProblem: no such file, or a part of it is missing.
         UsageError: a later part of a split model, or an importance matrix.
@@ -83,9 +87,9 @@ class LlamaEngine:
         self.handle: Any = None
         self._vocabulary_key: bytes | None = None
         ggml()  # checks the struct layout before anything relies on it
-        file = open_model(path)
-        refuse_matrix(file)
-        check_limits(file)  # hyperparameters on which libllama aborts the process
+        self.file = open_model(path)
+        refuse_matrix(self.file)
+        check_limits(self.file)  # hyperparameters on which libllama aborts the process
         self.handle = self._load(vocab_only)
         self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self._facts = self._read_facts()
@@ -154,7 +158,7 @@ class LlamaEngine:
         if len(data) < WORTH_KEEPING:
             return self._tokenize(data, rendered)
         if self._vocabulary_key is None:
-            self._vocabulary_key = vocabulary_key(open_model(self.path))
+            self._vocabulary_key = vocabulary_key(self.file)
         return remembered((self._vocabulary_key, rendered), data, lambda: self._tokenize(data, rendered))
 
     def _tokenize(self, data: bytes, rendered: bool) -> NDArray[np.int32]:

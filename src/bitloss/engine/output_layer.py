@@ -28,9 +28,7 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
 
 _ROOM_FOR_GRAPH = 1 << 20
-SLICE_BYTES = (
-    24 << 20
-)  # logits of one slice: the weight is read once for them, and they should stay in a cache
+SLICE_BYTES = 24 << 20  # logits of one slice, for which the weight is read once; they should stay in a cache
 _CAPPING = frozenset({"gemma2", "gemma3"})
 _DIVIDING = frozenset({"granite"})
 

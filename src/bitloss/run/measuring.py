@@ -18,7 +18,7 @@ from bitloss.model.gguf_split import open_model, whole_stem
 from bitloss.model.source import model_bytes, model_facts, model_sha256, refuse_matrix
 from bitloss.model.vocabulary import graph_sha256, refuse_other_vocabulary, vocabulary_sha256
 from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
-from bitloss.report.write import get_ready, write_report
+from bitloss.report.write import write_report
 from bitloss.run.basecheck import Wanted, check_base
 from bitloss.run.bases import make_base, mended
 from bitloss.run.candidates import measured_file, opened
@@ -138,7 +138,6 @@ def measure_files(
     if plan.base.is_file() and kld is None:
         check_memory(files, plan.engine, base=plan.base, n_ctx=plan.n_ctx or _N_CTX)
     stopped: Stopped | None = None
-    get_ready()
     with _folder(plan, kld) as folder:
         steps = Stepper(folder, executor, progress)
         before = earlier(
