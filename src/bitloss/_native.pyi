@@ -78,6 +78,9 @@ def find_strings(
     Returns how many stand whole in the data, and where the next one begins.
     """
 
+def decode_strings(raw: bytes, count: int) -> list[str]:
+    r"""Decode ``count`` length-prefixed strings (u64, little-endian); what is not UTF-8 is shown as ``\xNN``."""
+
 def audit_isas() -> list[str]:
     """Instruction sets this machine and build offer, best first, and last "wide" (16 lanes on AVX2, for tests)."""
 

@@ -127,3 +127,20 @@ def test_what_the_system_says_is_one_line(
     assert capsys.readouterr().err.startswith("bitloss: /data/file: the disk is full. Free some space")
     with pytest.raises(OSError, match="No space"):
         main(["audit", "--debug"])
+
+
+def test_a_verb_that_starts_a_process_ahead_fails_in_one_line(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "bitloss",
+        "base",
+        tmp_path / "no.gguf",
+        "--text",
+        __file__,
+        "-o",
+        tmp_path / "b",
+    ]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"bitloss: .*no\.gguf: no such GGUF file\..*\n", done.stderr), done.stderr

@@ -148,8 +148,3 @@ def _plain(said: str) -> str:
 def _fail(line: str, code: int) -> int:
     sys.stderr.write(f"bitloss: {' '.join(line.split())}\n")
     return code
-
-
-def entry() -> None:
-    """Entry point of the installed script."""
-    sys.exit(main())

@@ -301,6 +301,7 @@ def measure(
     stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
         from bitloss.divergence.kldfile import is_kld
+        from bitloss.report.write import get_ready
         from bitloss.run.earlier import contents, replaced
         from bitloss.run.measuring import Measuring, measure_files
 
@@ -322,6 +323,7 @@ def measure(
             commands=(command_line(context.obj),),
             stop=stop,
         )
+        get_ready()
         results = measure_files(plan, executor=executor, progress=screen.step)
     _show(results, out, json=json)
     for line in replaced(before, results):

@@ -29,7 +29,6 @@ from bitloss.engine.finite import CAUSES, TOKENS, compute_finite
 from bitloss.engine.llama import LlamaEngine, usable_cores
 from bitloss.engine.output_layer import OutputLayer
 from bitloss.errors import BaseError, EngineError, MismatchError, UnsupportedError
-from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
 from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
 from bitloss.progress import Progress, ProgressCallback, silent
@@ -105,7 +104,7 @@ def write_base(
     # wherever the model is; its tensors alone do not say what is computed from them
     same: dict[str, JsonValue] = {
         "header": header.model_dump(mode="json", exclude={"model_path"}),
-        "graph": graph_sha256(open_model(engine.path)),
+        "graph": graph_sha256(engine.file),
     }
     with UnfinishedBase(out, plans, content_key("base-header", same)) as files:
         if files.n_chunks < chunks.n_chunks:
@@ -131,8 +130,7 @@ def base_files_bytes(plans: Sequence[ShardPlan], chunks: Chunks) -> int:
 
 def _header(engine: LlamaEngine, chunks: Chunks, text: TextSource, out: Path) -> BaseHeader:
     """What is known of a base before it is computed: all but its shards."""
-    options = engine.options
-    file = open_model(engine.path)
+    options, file = engine.options, engine.file
     layer = OutputLayer(engine.path, threads=options.threads or usable_cores())
     worst = check_remade_logits(engine, layer, chunks.as_computed()[0, :TOKENS])
     layer.close()
@@ -280,7 +278,7 @@ def repair_base(
 
 def header_differences(header: BaseHeader, engine: LlamaEngine, chunks: Chunks) -> list[str]:
     """Say what a base was made from that is not what is at hand, each by name; empty when all is the same."""
-    file = open_model(engine.path)
+    file = engine.file
     pairs: list[tuple[str, object, object]] = [
         ("model", header.tensors_sha256[:12], file.tensors_sha256()[:12]),
         ("vocabulary", header.vocabulary_sha256[:12], vocabulary_sha256(file)[:12]),

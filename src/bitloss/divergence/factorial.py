@@ -31,7 +31,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from bitloss.divergence.comparison import ALPHA
 from bitloss.divergence.metrics import FloatArray
@@ -141,5 +140,7 @@ def _test(value: float, se: float | None, chunks: int) -> tuple[tuple[float, flo
     """Interval and p-value by Student's t with one degree of freedom less than chunks; None where there is no error."""
     if not se:
         return None, None
+    from scipy import special  # a fifth of a second to import, which only crossed runs need
+
     margin = float(special.stdtrit(chunks - 1, 0.975)) * se
     return (value - margin, value + margin), float(2.0 * special.stdtr(chunks - 1, -abs(value) / se))

@@ -89,9 +89,7 @@ class Context:
         position = np.tile(np.arange(begin, begin + width, dtype=np.int32), n_seq)
         n_seq_id = np.ones(n, np.int32)
         seq = np.repeat(np.arange(n_seq, dtype=np.int32), width)
-        seq_pointers = (ct.POINTER(ct.c_int32) * n)(
-            *(ct.cast(seq.ctypes.data + 4 * i, ct.POINTER(ct.c_int32)) for i in range(n))
-        )
+        seq_pointers = (seq.ctypes.data + seq.itemsize * np.arange(n)).astype(np.uintp)
         flags = np.ascontiguousarray(wanted)
         batch = llama_cpp.llama_batch(
             n,
@@ -99,7 +97,7 @@ class Context:
             None,
             position.ctypes.data_as(ct.POINTER(ct.c_int32)),
             n_seq_id.ctypes.data_as(ct.POINTER(ct.c_int32)),
-            seq_pointers,
+            seq_pointers.ctypes.data_as(ct.POINTER(ct.POINTER(ct.c_int32))),
             flags.ctypes.data_as(ct.POINTER(ct.c_int8)),
         )
         self.watch.start()

@@ -98,6 +98,13 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
         "ggml_tanh_inplace": (TensorPointer, [ct.c_void_p, TensorPointer]),
         "ggml_backend_tensor_get": (None, [TensorPointer, ct.c_void_p, ct.c_size_t, ct.c_size_t]),
         "ggml_backend_buffer_is_host": (ct.c_bool, [ct.c_void_p]),
+        "ggml_backend_tensor_set": (None, [TensorPointer, ct.c_void_p, ct.c_size_t, ct.c_size_t]),
+        "ggml_backend_alloc_ctx_tensors_from_buft": (ct.c_void_p, [ct.c_void_p, ct.c_void_p]),
+        "ggml_backend_buft_alloc_buffer": (ct.c_void_p, [ct.c_void_p, ct.c_size_t]),
+        "ggml_backend_buffer_free": (None, [ct.c_void_p]),
+        "ggml_backend_dev_supports_op": (ct.c_bool, [ct.c_void_p, TensorPointer]),
+        "ggml_backend_reg_dev_get": (ct.c_void_p, [ct.c_void_p, ct.c_size_t]),
+        "ggml_backend_reg_get_proc_address": (ct.c_void_p, [ct.c_void_p, ct.c_char_p]),
         "ggml_commit": (ct.c_char_p, []),
         "ggml_version": (ct.c_char_p, []),
         "ggml_validate_row_data": (ct.c_bool, [ct.c_int, ct.c_void_p, ct.c_size_t]),
@@ -111,6 +118,7 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
     },
     "ggml-cpu": {
         "ggml_cpu_init": (None, []),
+        "ggml_backend_cpu_reg": (ct.c_void_p, []),
         "ggml_graph_compute_with_ctx": (ct.c_int, [ct.c_void_p, ct.c_void_p, ct.c_int]),
     },
 }

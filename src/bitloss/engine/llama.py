@@ -37,6 +37,7 @@ from bitloss.engine.context import Context, last_error, usable_cores
 from bitloss.engine.ggml import ggml
 from bitloss.engine.limits import check_limits
 from bitloss.engine.llama_log import captured_log
+from bitloss.engine.tokenized import WORTH_KEEPING, remembered, vocabulary_key
 from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
 from bitloss.model.gguf_split import open_model
@@ -67,6 +68,10 @@ class LlamaEngine:
         options: how to run it.
         vocab_only: load the vocabulary alone (enough for `tokenize` and `facts`, no weights).
 
+    Attributes:
+        path, options: as given.
+        file: its header and tensors, read by us.
+
     Raises:
         FileProblem: no such file, or a part of it is missing.
         UsageError: a later part of a split model, or an importance matrix.
@@ -80,10 +85,11 @@ class LlamaEngine:
         self.path = path
         self.options = options or EngineOptions()
         self.handle: Any = None
+        self._vocabulary_key: bytes | None = None
         ggml()  # checks the struct layout before anything relies on it
-        file = open_model(path)
-        refuse_matrix(file)
-        check_limits(file)  # hyperparameters on which libllama aborts the process
+        self.file = open_model(path)
+        refuse_matrix(self.file)
+        check_limits(self.file)  # hyperparameters on which libllama aborts the process
         self.handle = self._load(vocab_only)
         self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self._facts = self._read_facts()
@@ -149,6 +155,13 @@ class LlamaEngine:
     def tokenize(self, text: str, *, rendered: bool = False) -> NDArray[np.int32]:
         """See `bitloss.engine.base.Engine.tokenize` (``add_special`` and ``parse_special`` of llama.cpp)."""
         data = text.encode("utf-8")
+        if len(data) < WORTH_KEEPING:
+            return self._tokenize(data, rendered)
+        if self._vocabulary_key is None:
+            self._vocabulary_key = vocabulary_key(self.file)
+        return remembered((self._vocabulary_key, rendered), data, lambda: self._tokenize(data, rendered))
+
+    def _tokenize(self, data: bytes, rendered: bool) -> NDArray[np.int32]:
         room = len(data) + 16  # a token is never shorter than a byte, but for the special ones added around
         while True:
             tokens = np.empty(room, np.int32)

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from bitloss.engine.ggml import TYPE_F32, InitParams, ggml
 from bitloss.engine.product import SameProduct
+from bitloss.engine.weight_buffer import ExtraWeight, extra_buffer_type
 from bitloss.errors import GgufError, MismatchError, UnsupportedError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
 
 _ROOM_FOR_GRAPH = 1 << 20
-SLICE_BYTES = 16 << 20  # logits of one slice: worth its threads, and not much more than a cache holds
+SLICE_BYTES = 24 << 20  # logits of one slice, for which the weight is read once; they should stay in a cache
 _CAPPING = frozenset({"gemma2", "gemma3"})
 _DIVIDING = frozenset({"granite"})
 
@@ -61,9 +62,14 @@ class OutputLayer:
         self._weight = self._g.ggml_new_tensor_2d(
             self._weight_context, info.ggml_type, self.n_embd, self.n_vocab
         )
-        base = ct.addressof(ct.c_char.from_buffer(self._map))
-        self._weight.contents.data = base + info.offset
-        self.rows_per_slice = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
+        data = ct.addressof(ct.c_char.from_buffer(self._map)) + info.offset
+        kind = extra_buffer_type(info.ggml_type, self.n_embd, self.n_vocab)
+        self._extra = kind and ExtraWeight(self._weight_context, self._weight, kind=kind, data=data)
+        if not self._extra:
+            self._weight.contents.data = data
+        rows = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
+        # whole tiles of the product (6 rows, see native/product_avx512.cpp) and of libggml's kernels (up to 16)
+        self.rows_per_slice = next((rows - rows % n for n in (48, 12) if rows >= n), rows)
         room = 4 * self.rows_per_slice * (self.n_vocab + 6 * self.n_embd)
         self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
         self._same = SameProduct(
@@ -128,6 +134,8 @@ class OutputLayer:
 
     def close(self) -> None:
         """Give the mapping back."""
+        if self._extra:
+            self._extra.close()
         if self._weight_context:
             self._g.ggml_free(self._weight_context)
             self._weight_context = None

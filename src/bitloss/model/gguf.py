@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import struct
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ class GgufFile:
         self.size = len(data)
         self._data = [data]
         self._tensors_sha256: str | None = None
+        self._hashing = threading.Lock()
         header = read_header(path, data, part_of_split=part_of_split, unknown_types=unknown_types)
         self.version = header.version
         self.metadata = header.metadata
@@ -216,11 +218,12 @@ class GgufFile:
         """Return the hash of what the file computes with: the tensors, metadata left out.
 
         That of `join_tensor_hashes` over all tensors; order in the file, alignment and padding do not matter. Computed
-        once as long as the file is open.
+        once as long as the file is open; who asks while another thread is at it waits for that.
         """
-        if self._tensors_sha256 is None:
-            self._tensors_sha256 = self._hash_tensors(progress)
-        return self._tensors_sha256
+        with self._hashing:
+            if self._tensors_sha256 is None:
+                self._tensors_sha256 = self._hash_tensors(progress)
+            return self._tensors_sha256
 
     def _hash_tensors(self, progress: ProgressCallback) -> str:
         hashes: dict[str, tuple[TensorInfo, bytes]] = {}

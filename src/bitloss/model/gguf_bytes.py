@@ -95,7 +95,4 @@ class Cursor:
 @functools.lru_cache(maxsize=4)  # a run opens files of one vocabulary over and over
 def _decode(raw: bytes, count: int) -> tuple[str, ...]:
     """The strings of an array that is known to hold so many."""
-    starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
-    _native.find_strings(np.frombuffer(raw, np.uint8), 0, starts, ends)
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    return tuple(str(raw[first:last], "utf-8", "backslashreplace") for first, last in spans)
+    return tuple(_native.decode_strings(raw, count))

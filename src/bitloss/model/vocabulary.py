@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 
 from bitloss.display import many, visible
 from bitloss.errors import MismatchError
-from bitloss.model.gguf import GgufFile
+from bitloss.model.gguf import GgufFile, GgufType
+
+_TOKENS: Final = "tokenizer.ggml.tokens"
 
 
 def vocabulary_sha256(file: GgufFile) -> str:
@@ -20,10 +23,28 @@ def vocabulary_sha256(file: GgufFile) -> str:
     from text, which is done once, with the base's vocabulary.
     """
     digest = hashlib.sha256(str(file.value("tokenizer.ggml.model", "none")).encode())
-    for token in file.value("tokenizer.ggml.tokens", []):
+    tokens = file.value(_TOKENS, [])
+    if (stored := _as_stored(file, tokens)) is not None:
+        digest.update(stored)
+        return digest.hexdigest()
+    for token in tokens:
         data = token.encode("utf-8", "surrogateescape") if isinstance(token, str) else bytes(token)
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+def _as_stored(file: GgufFile, tokens: Sequence[object]) -> bytes | None:
+    """The bytes of the tokens' array, each a u64 length and its text: what is hashed, at once instead of one by one.
+
+    None where that would be something else: no array of strings, or text that is not UTF-8 (which is hashed with its
+    escapes, and they make it longer).
+    """
+    entry = file.metadata.get(_TOKENS)
+    if entry is None or entry.item_type is not GgufType.STRING:
+        return None
+    stored = file.key_bytes(_TOKENS)[8 + len(_TOKENS) + 4 + 4 + 8 :]  # behind key, type, item type and count
+    text = len("".join(map(str, tokens)).encode("utf-8", "surrogateescape"))
+    return stored if len(stored) == 8 * len(tokens) + text else None
 
 
 def refuse_other_vocabulary(
@@ -43,10 +64,10 @@ def refuse_other_vocabulary(
     """
     if vocabulary_sha256(candidate) == vocabulary:
         return
-    found = candidate.value("tokenizer.ggml.tokens", [])
+    found = candidate.value(_TOKENS, [])
     here, there = many(len(found), "token"), f"the tokens of {name}"
     if base is not None and vocabulary_sha256(base) == vocabulary:
-        wanted = base.value("tokenizer.ggml.tokens", [])
+        wanted = base.value(_TOKENS, [])
         kinds = [str(file.value("tokenizer.ggml.model", "none")) for file in (base, candidate)]
         there = f"the {many(len(wanted), 'token')} of {name}"
         at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)

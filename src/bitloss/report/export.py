@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bitloss.display import visible
@@ -23,6 +22,7 @@ from bitloss.report.tables import TITLES, Notes, Table, show_figure
 from bitloss.report.uncertainty import Uncertainty
 from bitloss.report.worst import WorstOf
 from bitloss.store import atomic_path, atomic_write_text
+from bitloss.store.columns import table_of_rows
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -62,7 +62,7 @@ def write_tables(
             atomic_write_text(target, _csv(rows))
             parquet = target.with_suffix(".parquet")
             with atomic_path(parquet) as partial:
-                pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), partial, compression="zstd")
+                pq.write_table(table_of_rows(rows), partial, compression="zstd")
             written += [target, parquet]
     return written
 

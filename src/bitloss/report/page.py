@@ -8,6 +8,7 @@ nothing be fetched.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,6 @@ class Page(NamedTuple):
 
 def render_html(page: Page) -> str:
     """Return the page."""
-    environment = _environment()
     results = page.results
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -90,7 +90,8 @@ def render_html(page: Page) -> str:
         | {name: {"markdown": to_markdown(table), "csv": to_csv(table)} for name, table in tables.items()},
         "worst": [{"name": visible(each.name), "tokens": each.tokens} for each in page.worst],
     }
-    return environment.get_template("report.html.j2").render(
+    template = _environment().get_template("report.html.j2")
+    return template.render(
         results=results,
         opening=opening(results),
         css=css(),
@@ -143,6 +144,13 @@ def _sections(page: Page) -> Mapping[str, str]:
     return found | {plot.id: plot.title for plot in page.plots}
 
 
+def compile_templates() -> None:
+    """Compile what `render_html` needs, which takes most of its time; once in a process."""
+    for name in ("report.html.j2", "table.html.j2", "report.css"):
+        _environment().get_template(name)
+
+
+@functools.cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),

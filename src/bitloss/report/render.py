@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from bitloss.display import visible
 from bitloss.report.crossed import cross_table, imatrices_table, sensitivity_table, tensors_table
@@ -55,18 +56,7 @@ def render_markdown(
     """
     uncertainty = uncertainty or fullest(results)
     many = len(results.comparisons) > _MANY_COMPARISONS
-    # Markdown, not HTML: texts from outside go through the filter `md`, tables through to_markdown.
-    environment = Environment(  # noqa: S701 - as said above
-        loader=FileSystemLoader(_TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = lambda text: markdown_text(str(text), 2000)
-    environment.filters["code"] = _code
-    environment.filters["rows"] = _rows
-    return environment.get_template("report.md.j2").render(
+    return template().render(
         results=results,
         errors=said_of(uncertainty, usual(results)),
         no_audit=NO_AUDIT,
@@ -92,6 +82,23 @@ def render_markdown(
         imatrices=to_markdown(imatrices_table(results)),
         sensitivity=to_markdown(sensitivity_table(results)),
     )
+
+
+@functools.cache
+def template() -> Template:
+    """The template of `render_markdown`, compiled."""
+    # Markdown, not HTML: texts from outside go through the filter `md`, tables through to_markdown.
+    environment = Environment(  # noqa: S701 - as said above
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = lambda text: markdown_text(str(text), 2000)
+    environment.filters["code"] = _code
+    environment.filters["rows"] = _rows
+    return environment.get_template("report.md.j2")
 
 
 # Sections a finding may name (`Finding.rows`), under the anchors that Markdown gives their headings here.

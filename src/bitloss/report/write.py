@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +13,10 @@ from bitloss.errors import FormatError, MismatchError
 from bitloss.records import Results
 from bitloss.report.export import write_tables
 from bitloss.report.looks import Look, series_of
-from bitloss.report.page import PAGE_NAME, Page, render_html
+from bitloss.report.page import PAGE_NAME, Page, compile_templates, render_html
 from bitloss.report.pictures import remove_stale, write_pictures
 from bitloss.report.plots import all_plots
-from bitloss.report.render import write_markdown
+from bitloss.report.render import template, write_markdown
 from bitloss.report.summary import TokenSummary, noise_file, read_table, summarize_tokens, token_files
 from bitloss.report.worst import WorstOf, worst_of
 from bitloss.store import atomic_write_text
@@ -52,6 +55,25 @@ class Gathered(NamedTuple):
     floor: TokenSummary | None
     worst: list[WorstOf]
     warnings: list[str]
+
+
+def get_ready(*modules: str) -> None:
+    """Import and compile, on a thread of its own, what a report needs, while this process waits for a step.
+
+    A fault is left to the report itself, which does the same and says what is wrong.
+
+    Args:
+        modules: what else will be imported.
+    """
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            for name in ("resvg_py", *modules):
+                importlib.import_module(name)
+            compile_templates()
+            template()
+
+    threading.Thread(target=work).start()
 
 
 def write_report(results: Results, folder: Path, *, out: Path | None = None) -> Report:

@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,14 +24,12 @@ from pydantic import JsonValue
 from bitloss import errors
 from bitloss.errors import BitlossError, EngineCrash
 from bitloss.progress import Progress, ProgressCallback
+from bitloss.run.starting import start_child, take
 from bitloss.run.steps import Step
 from bitloss.store import clean_partials
 
 _LAST_LINES = 3
 _COMPILED_AT = re.compile(r"(?<!\S)/\S*/(?=[\w.-]+:\d+: )")  # folders of the machine that compiled ggml
-# Threads of ggml that wait for one another spin some milliseconds by default, and keep a core from the kernel, which
-# runs between two products (docs/log.md, "Scoring"). Numbers do not depend on it.
-_PATIENCE = {"GOMP_SPINCOUNT": "10000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +118,7 @@ class LocalExecutor:
         )
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # GGML_NO_BACKTRACE: else an abort of ggml starts a debugger, where one is installed, and waits for it
-        return subprocess.Popen(
-            # -P: no module from the folder one stands in
-            [sys.executable, "-P", "-m", "bitloss.run.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**_PATIENCE, **os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
+        return start_child(self._log)
 
     def close(self) -> None:
         """Let the child end. Twice is harmless."""
@@ -142,7 +131,12 @@ class LocalExecutor:
         self._log.close()
 
     def __enter__(self) -> Self:
-        self._child = self._start()
+        ahead = take()
+        if ahead is None:
+            self._child = self._start()
+        else:
+            self._log.close()
+            self._child, self._log = ahead
         return self
 
     def __exit__(

@@ -28,7 +28,7 @@ from bitloss.records import (
     TensorError,
     write_results,
 )
-from bitloss.report.write import write_report
+from bitloss.report.write import get_ready, write_report
 from bitloss.run.executor import Executor
 from bitloss.run.experiment import Measured, Runner, spec_texts
 from bitloss.run.results import MeasuredFile, Setting, Why, assemble
@@ -74,6 +74,7 @@ def run_experiment(
     }
     with RunFolder.open(out, spec.key(**contents), spec.settings(), timeout=_LOCK_SECONDS) as folder:
         atomic_write_text(out / "spec.toml", dump_toml(spec.model_copy(update={"out": None})))
+        get_ready("scipy.special")  # for comparisons
         measured = Runner(spec, folder, executor, progress, model_sha256=model).run()
         results = _results(spec, measured, contents, commands)
         write_results(results, out / RESULTS_NAME)

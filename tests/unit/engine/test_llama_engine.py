@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ ODD = RandomShape(n_vocab=700, n_embd=160, n_head=5, n_head_kv=1, head_dim=32, n
 EXPERTS = RandomShape(
     n_vocab=700, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_expert=4, n_expert_used=2
 )
+# what AMX takes: whole tiles of outputs, and of inputs
+TILES = RandomShape(n_vocab=704, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256)
 TIED = RandomShape(n_vocab=700, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=128, tied=True)
 
 
@@ -51,7 +54,9 @@ def _all_rows(engine: LlamaEngine, chunks: np.ndarray, outputs: Outputs) -> np.n
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("shape", [DENSE, ODD, EXPERTS, TIED], ids=["dense", "odd", "experts", "tied"])
+@pytest.mark.parametrize(
+    "shape", [DENSE, ODD, EXPERTS, TIED, TILES], ids=["dense", "odd", "experts", "tied", "tiles"]
+)
 def test_logits_made_again_from_hidden_states_are_the_engines_bit_for_bit(
     tmp_path: Path, shape: RandomShape, dtype: str
 ) -> None:
@@ -64,6 +69,22 @@ def test_logits_made_again_from_hidden_states_are_the_engines_bit_for_bit(
     flat = hidden.reshape(-1, hidden.shape[-1])
     again = np.concatenate([layer.logits(flat[part]).copy() for part in layer.slices(len(flat))])
     assert np.array_equal(again.view(np.uint32), logits.reshape(again.shape).view(np.uint32))
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0", "q4_k", "iq4_nl"])
+def test_logits_of_quantized_weights_are_the_engines_where_it_keeps_them_repacked(
+    tmp_path: Path, kind: str, llama_tool: Callable[..., str]
+) -> None:
+    plain, path = random_gguf(tmp_path / "f32.gguf", TILES, seed=3, dtype="f32"), tmp_path / "m.gguf"
+    llama_tool("llama-quantize", "--output-tensor-type", kind, plain, path, "F16", 1)
+    with LlamaEngine(path, EngineOptions(threads=2, ubatch=128)) as engine:
+        # 32 rows at once: those that do not fill a group of libggml's kernels may be rounded otherwise
+        hidden, logits = engine.hidden_and_logits(_chunks(1, 64)[0])
+    layer = OutputLayer(path, threads=1)
+    again = layer.logits(hidden)
+    assert again.shape == (32, TILES.n_vocab)
+    assert np.array_equal(again.view(np.uint32), logits.view(np.uint32))
+    layer.close()
 
 
 @pytest.mark.parametrize(("n_ctx", "ubatch"), [(33, 512), (64, 32), (65, 32), (67, 16), (48, 50), (512, 100)])

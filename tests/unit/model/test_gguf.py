@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from bitloss.errors import BitlossError, DiskFull, FileProblem, GgufError, Unsup
 from bitloss.model.gguf import GgufFile, GgufType, GgufValue, tensor_bytes
 from bitloss.model.gguf_writer import GgufStream, TensorPlan
 from bitloss.model.random_model import RandomShape, random_gguf
+from bitloss.progress import ProgressCallback
 
 ARCHITECTURE = {"general.architecture": GgufValue(GgufType.STRING, "llama")}
 
@@ -392,3 +395,20 @@ def test_random_models_are_reproducible_and_of_the_shape_asked(tmp_path: Path) -
     assert np.array_equal(half.tensor_f32(name), file.tensor_f32(name).astype(np.float16).astype(np.float32))
     with pytest.raises(BitlossError, match="n_head a multiple of n_head_kv"):
         random_gguf(tmp_path / "x", RandomShape(n_head=3))
+
+
+def test_tensors_are_hashed_once_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = GgufFile.open(random_gguf(tmp_path / "m.gguf", RandomShape(), seed=1))
+    expected = GgufFile.open(file.path).tensors_sha256()
+    calls: list[str] = []
+    hash_tensors = GgufFile._hash_tensors
+
+    def counted(self: GgufFile, progress: ProgressCallback) -> str:
+        calls.append("hashed")
+        time.sleep(0.05)  # long enough for the other threads to ask
+        return hash_tensors(self, progress)
+
+    monkeypatch.setattr(GgufFile, "_hash_tensors", counted)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: file.tensors_sha256(), range(4))) == {expected}
+    assert calls == ["hashed"]

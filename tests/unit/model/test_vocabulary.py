@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,3 +53,26 @@ def test_the_first_token_that_differs_is_named(
         refuse_other_vocabulary(other, base, vocabulary=vocabulary_sha256(base), name="base")
     with pytest.raises(MismatchError, match=r"expected the tokens of base, found \d+ tokens\."):
         refuse_other_vocabulary(other, None, vocabulary=vocabulary_sha256(base), name="base")
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[b"a", b"", "ä→😀".encode(), b"\x00\\xff"], [b"a", b"\xff\xfe", b"b"], [b"caf\xc3", b"\xa9"]],
+    ids=["text", "not UTF-8", "cut within a character"],
+)
+def test_the_hash_is_of_the_texts_one_after_the_other(tmp_path: Path, tokens: list[bytes]) -> None:
+    # the writer takes text; bytes that are none are put in its place afterwards
+    places = {i: chr(65 + i) * len(token) for i, token in enumerate(tokens)}
+    file = _with_tokens(tmp_path / "m.gguf", places, size=len(tokens))
+    data = file.path.read_bytes()
+    for i, token in enumerate(tokens):
+        if token:
+            size = len(token).to_bytes(8, "little")
+            assert data.count(size + places[i].encode()) == 1
+            data = data.replace(size + places[i].encode(), size + token)
+    (tmp_path / "other.gguf").write_bytes(data)
+    digest = hashlib.sha256(b"gpt2")
+    for token in tokens:
+        shown = token.decode("utf-8", "backslashreplace").encode()
+        digest.update(len(shown).to_bytes(8, "little") + shown)
+    assert vocabulary_sha256(GgufFile.open(tmp_path / "other.gguf")) == digest.hexdigest()

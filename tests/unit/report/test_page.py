@@ -7,6 +7,8 @@ import html
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -291,3 +293,13 @@ def test_the_worst_token_stands_in_its_text(sample_document: dict[str, Any], tmp
     assert table.chunk[row - 1] == table.chunk[row]
     assert before[2] == decimal(float(table.metrics.kld[row - 1]))
     assert entry["base"][0] == [" word3", "50.000 %", 0.5, 3]
+
+
+def test_getting_ready_compiles_the_templates() -> None:
+    script = (
+        "import threading\nfrom bitloss.report import page, render, write\nwrite.get_ready()\n"
+        "[t.join() for t in threading.enumerate() if t is not threading.main_thread()]\n"
+        "assert render.template.cache_info().currsize == 1\n"
+        "assert {name for _, name in page._environment().cache} >= {'report.html.j2', 'table.html.j2', 'report.css'}"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -17,6 +17,7 @@ import pytest
 from bitloss import errors
 from bitloss.errors import BitlossError, DiskFull, EngineCrash, FileProblem
 from bitloss.progress import Progress, silent
+from bitloss.run import starting
 from bitloss.run.child import _Reporter
 from bitloss.run.executor import InlineExecutor, LocalExecutor
 from bitloss.run.steps import ConvertStep, QuantizeStep
@@ -234,6 +235,27 @@ def test_a_child_that_was_given_nothing_is_not_waited_for(child: Any) -> None:
     assert time.monotonic() - began < 20
 
 
+def test_a_child_that_was_started_ahead_is_taken_once(tmp_path: Path) -> None:
+    starting.start_ahead()
+    ahead = starting._ahead[0].process
+    with LocalExecutor() as executor, LocalExecutor() as another:
+        assert executor._child is ahead
+        assert another._child is not ahead
+        executor.run(_step(tmp_path / "o"), silent)
+        assert executor._child is ahead
+    assert ahead.poll() == 0
+    assert starting.take() is None
+
+
+def test_a_child_that_was_started_ahead_in_vain_ends_with_its_parent() -> None:
+    script = "from bitloss.run import starting as s; s.start_ahead(); print(s._ahead[0].process.pid)"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.parametrize("given", [None, "7"])
 def test_threads_that_wait_sleep_soon_unless_the_caller_says_otherwise(
     given: str | None, child: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,6 +308,7 @@ def test_the_child_goes_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = f"""
 import os, signal, sys
 from pathlib import Path
+from bitloss.run import starting
 from bitloss.run.executor import LocalExecutor
 from bitloss.run.steps import ConvertStep
 executor, out = LocalExecutor(), Path({str(tmp_path / "o")!r})

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bitloss.store.columns import from_arrow, to_arrow
+from bitloss.store.columns import from_arrow, table_of_rows, to_arrow
 
 TYPES = [np.int32, np.int64, np.float32, np.float64, np.uint8, np.bool_]
 
@@ -44,10 +44,47 @@ def test_another_type_and_nulls_are_refused() -> None:
         from_arrow(pa.chunked_array([pa.array([1, None])]), np.int64)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a", "", None, "ä→😀"],
+        [1, None, -(2**53), 0],
+        [1, 2.5, None],
+        [0.1, float("inf"), -0.0],
+        [True, None, False],
+        [None, None],
+        [2**53 + 1, None],
+        [2**53 + 1, 0.5],
+        [1, True],
+        [["a"], None, []],
+        ["a", None],
+    ],
+    ids=str,
+)
+def test_rows_are_the_table_pyarrow_makes_of_them(values: list[object]) -> None:
+    rows = [{"first": i, "second": value} for i, value in enumerate(values)]
+    rows[-1].pop("second")  # left out is None
+    try:
+        expected = pa.Table.from_pylist(rows)
+    except pa.ArrowInvalid:
+        with pytest.raises(pa.ArrowInvalid):
+            table_of_rows(rows)
+        return
+    made = table_of_rows(rows)
+    made.validate(full=True)
+    assert made.equals(expected)
+    assert made.schema.equals(expected.schema)
+
+
+def test_no_rows_are_an_empty_table() -> None:
+    assert table_of_rows([]).equals(pa.Table.from_pylist([]))
+
+
 def test_pandas_is_not_imported() -> None:
     code = (
         "import sys, numpy as np, pyarrow as pa; from bitloss.store.columns import *;"
         "a = np.arange(5.0); assert (from_arrow(pa.chunked_array([to_arrow(a)]), np.float64) == a).all();"
+        "table_of_rows([{'a': 1, 'b': 'x', 'c': 1.5, 'd': None, 'e': True}]);"
         "sys.exit('pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

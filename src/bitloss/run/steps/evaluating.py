@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,10 @@ from bitloss.progress import ProgressCallback
 from bitloss.run.steps.common import StepModel, engine_options, rounding
 from bitloss.run.steps.texts import EvaluationTexts
 from bitloss.spec import EngineSpec
+
+if TYPE_CHECKING:
+    from bitloss.divergence.basefile import Base
+    from bitloss.divergence.kldfile import KldFile
 
 _NOT_TO_BE_MENDED = (BaseError, FileProblem, MismatchError)
 
@@ -93,6 +99,8 @@ class BaseStep(StepModel):
 
         mended: list[str] | None = None
         with LlamaEngine(self.source, engine_options(self.engine)) as engine:
+            # the header will need it; libllama makes tokens of the text on one core
+            threading.Thread(target=engine.file.tensors_sha256, daemon=True).start()
             cut = self.texts.cut(engine)
             chunks = pooled(cut)
             self._refuse_mask_in_parts(chunks)
@@ -198,25 +206,27 @@ class MeasureTogetherStep(BaseModel):
 
 def _measure(steps: Sequence[MeasureStep], progress: ProgressCallback) -> list[dict[str, JsonValue]]:
     """Measure candidates side by side; they have the base, its part and the engine's settings in common."""
-    from bitloss.divergence.basefile import Base, check_vocabulary
     from bitloss.divergence.kldfile import KldFile
     from bitloss.divergence.measure import measure_together, write_tokens
+    from bitloss.engine.ggml import ggml
     from bitloss.engine.llama import LlamaEngine, usable_cores
 
     first = steps[0]
     threads = first.engine.threads or usable_cores()
-    base: Base | KldFile | None = None
-    if not first.base.is_file():
-        base = Base(first.base, model=first.base_model, threads=threads)
-        for step in steps:
-            check_vocabulary(base, step.candidate)
     with contextlib.ExitStack() as stack:
+        # hashed and checked on one core while libllama reads models on another
+        beside = stack.enter_context(ThreadPoolExecutor(1))
+        ggml()  # which both will need
+        opening = None if first.base.is_file() else beside.submit(_opened_base, steps, threads)
         engines = [
             stack.enter_context(LlamaEngine(step.candidate, engine_options(step.engine))) for step in steps
         ]
-        if base is None:
+        base: Base | KldFile
+        if opening is None:
             facts = engines[0].facts
             base = KldFile(first.base, bos=facts.bos if facts.add_bos else None)
+        else:
+            base = opening.result()
         which = first.part.of(base.chunks.n_chunks) if first.part else None
         measured = measure_together(engines, base, which=which, threads=threads, progress=progress)
     results: list[dict[str, JsonValue]] = []
@@ -238,3 +248,13 @@ def _measure(steps: Sequence[MeasureStep], progress: ProgressCallback) -> list[d
             }
         )
     return results
+
+
+def _opened_base(steps: Sequence[MeasureStep], threads: int) -> Base:
+    """Open the base and refuse candidates of another vocabulary."""
+    from bitloss.divergence.basefile import Base, check_vocabulary
+
+    base = Base(steps[0].base, model=steps[0].base_model, threads=threads)
+    for step in steps:
+        check_vocabulary(base, step.candidate)
+    return base
