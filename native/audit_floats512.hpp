@@ -135,11 +135,16 @@ private:
     std::size_t take_odd(const float* x, const std::uint16_t* plain, std::size_t vectors, bool two, Bounds& bounds) {
         float odd[piece + 16];
         std::size_t count = 0;
-        for (std::size_t v = 0; v < vectors; ++v) {
-            const __mmask16 which = static_cast<__mmask16>(~plain[v]);
-            if (which == 0) continue;
-            _mm512_storeu_ps(odd + count, _mm512_maskz_compress_ps(which, _mm512_loadu_ps(x + v * lanes)));
-            count += number(which);
+        const __m512i every = _mm512_set1_epi16(-1);
+        for (std::size_t v = 0; v < vectors; v += 32) {
+            // over those that have one: a branch for each vector would be guessed wrong for most of them
+            std::uint32_t left = _mm512_cmpneq_epi16_mask(_mm512_loadu_si512(plain + v), every);
+            for (; left != 0; left &= left - 1) {
+                const std::size_t at = v + static_cast<unsigned>(__builtin_ctz(left));
+                const __mmask16 which = static_cast<__mmask16>(~plain[at]);
+                _mm512_storeu_ps(odd + count, _mm512_maskz_compress_ps(which, _mm512_loadu_ps(x + at * lanes)));
+                count += number(which);
+            }
         }
         _mm512_storeu_ps(odd + count, _mm512_setzero_ps());
         const Ints first = all(fields.first - (two ? 16 : 0)), last = all(fields.first + 14);

@@ -126,10 +126,16 @@ private:
     }
 
     void take_odd(const std::uint16_t* x, const std::uint32_t* odd, std::size_t vectors, bool two) {
-        for (std::size_t v = 0; v < vectors; v += 2) {
+        static_assert(group_vectors * most_steps / 2 == 64);
+        std::uint64_t pairs = 0;  // of vectors that have one: a branch for each would be guessed wrong for most of them
+        for (std::size_t v = 0; v < vectors; v += 16) {
+            const __m512i here = _mm512_loadu_si512(odd + v);
+            pairs |= std::uint64_t{_mm512_test_epi64_mask(here, here)} << (v / 2);
+        }
+        for (; pairs != 0; pairs &= pairs - 1) {
+            const std::size_t v = 2 * static_cast<unsigned>(__builtin_ctzll(pairs));
             std::uint64_t left;
             __builtin_memcpy(&left, odd + v, sizeof left);
-            if (left == 0) continue;
             if (rest && blocks != nullptr) {
                 if (static_cast<std::uint32_t>(left) != 0) note(x + v * words_of_512);
                 if (left >> 32 != 0) note(x + (v + 1) * words_of_512);
