@@ -4,6 +4,7 @@
 // Three words of equal weight are two: their exclusive or, and of double weight their majority (a carry-save adder, two
 // instructions). So of 16 vectors all but the 16th part of the work is done by 15 adders (Harley and Seal; Muła, Kurz
 // and Lemire, "Faster Population Counts Using AVX2 Instructions", 2018).
+#include "audit.hpp"
 #include "lanes.hpp"
 
 namespace bitloss {
@@ -49,7 +50,8 @@ struct OneHotSum {
 
 // How often each bit was set, level by level.
 struct OneHotCounts {
-    static constexpr int levels = 13;  // for up to 2^13 - 1 vectors
+    static constexpr int levels = 13;
+    static_assert(most_at_once / 32 < 1U << levels);  // vectors of a call
     __m512i level[levels];
     bool empty = true;
 
