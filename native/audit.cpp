@@ -32,7 +32,7 @@ using bitloss::In;
 using bitloss::Out;
 
 constexpr std::size_t q8_0_block = 32;
-constexpr std::size_t shared_out = 1U << 16;     // values: at most 256 kB, which stay in the second-level cache
+constexpr std::size_t shared_out = bitloss::most_at_once;
 constexpr std::size_t most_values = 1ULL << 31;  // counters of a call are 32 bits wide
 
 struct Path {
@@ -91,7 +91,7 @@ std::size_t useful_threads(std::size_t n, std::size_t threads) {
 
 struct Words {
     WordTally tally;
-    std::unique_ptr<std::uint32_t[]> table = std::make_unique<std::uint32_t[]>(words);
+    std::uint32_t* table = nullptr;  // zeros before a call, and again after it
 };
 
 // What a thread has counted.
@@ -99,6 +99,27 @@ struct Counted {
     FloatTally floats;
     Words f16, bf16;
     BlockTally blocks;
+};
+
+// Words that were counted one by one, and how often each came; a word may be there again for another thread.
+struct OddWords {
+    std::vector<std::uint16_t> word;
+    std::vector<std::int64_t> times;
+
+    // Takes a table's counts, and leaves zeros.
+    void take(std::uint32_t* table) {
+        for (std::size_t i = 0; i < words; i += 16) {
+            std::uint32_t some = 0;
+            for (std::size_t j = 0; j < 16; ++j) some |= table[i + j];
+            if (some == 0) continue;
+            for (std::size_t j = i; j < i + 16; ++j) {
+                if (table[j] == 0) continue;
+                word.push_back(static_cast<std::uint16_t>(j));
+                times.push_back(table[j]);
+                table[j] = 0;
+            }
+        }
+    }
 };
 
 void join(CastTally& into, const CastTally& from) {
@@ -129,7 +150,6 @@ void join(Words& into, const Words& from) {
     into.tally.below += from.tally.below;
     into.tally.changed += from.tally.changed;
     for (std::size_t i = 0; i < std::size(into.tally.fields); ++i) into.tally.fields[i] += from.tally.fields[i];
-    for (std::size_t i = 0; i < words; ++i) into.table[i] += from.table[i];
 }
 
 void join(bitloss::ThroughTally& into, const bitloss::ThroughTally& from) {
@@ -145,19 +165,22 @@ void join(BlockTally& into, const BlockTally& from) {
 }
 
 using Table = Out<std::int64_t, 1>;
+using Scratch = Out<std::uint32_t, 2>;
 
-void check_tables(const std::vector<Table>& tables, const Table& histogram) {
-    for (const Table& table : tables)
-        if (table.shape(0) != words) throw std::invalid_argument("audit: a table must have 65536 entries");
-    if (histogram.shape(0) != bitloss::exponents) throw std::invalid_argument("audit: a histogram must have 277");
-}
-
-// Calls work(thread's, first, end) for pieces of n values, and adds up what it counts.
+// Calls work(thread's, first, end) for pieces of n values, and adds up what it counts, all but the tables.
 template <class Work>
-Counted count(std::size_t n, std::size_t threads, const Work& work) {
+std::vector<Counted> count(std::size_t n, std::size_t threads, const Scratch& scratch, const Table& histogram,
+                           const Work& work) {
     threads = useful_threads(n, threads);
-    const nb::gil_scoped_release unlocked;
+    if (scratch.shape(0) < 2 * threads || scratch.shape(1) != words)
+        throw std::invalid_argument("audit: scratch must have two rows of 65536 for each thread");
+    if (histogram.shape(0) != bitloss::exponents) throw std::invalid_argument("audit: a histogram must have 277");
     std::vector<Counted> each(threads);
+    for (std::size_t t = 0; t < threads; ++t) {
+        each[t].f16.table = scratch.data() + 2 * t * words;
+        each[t].bf16.table = scratch.data() + (2 * t + 1) * words;
+    }
+    const nb::gil_scoped_release unlocked;
     share_out(n, shared_out, threads, [&](std::size_t t, std::size_t first, std::size_t end) { work(each[t], first, end); });
     for (std::size_t t = 1; t < threads; ++t) {
         join(each[0].floats, each[t].floats);
@@ -165,11 +188,21 @@ Counted count(std::size_t n, std::size_t threads, const Work& work) {
         join(each[0].bf16, each[t].bf16);
         join(each[0].blocks, each[t].blocks);
     }
-    return std::move(each[0]);
+    return each;
 }
 
-void add_table(const Words& from, const Table& to) {
-    for (std::size_t i = 0; i < words; ++i) to.data()[i] += from.table[i];
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> as_array(std::vector<T>&& values) {
+    auto held = std::make_unique<std::vector<T>>(std::move(values));
+    T* const data = held->data();
+    const std::size_t n = held->size();
+    return {data, {n}, nb::capsule(held.release(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); })};
+}
+
+nb::tuple odd_words(const std::vector<Counted>& each, Words Counted::* of) {
+    OddWords odd;
+    for (const Counted& one : each) odd.take((one.*of).table);
+    return nb::make_tuple(as_array(std::move(odd.word)), as_array(std::move(odd.times)));
 }
 
 // Adds counts of normal numbers by exponent field.
@@ -183,39 +216,34 @@ nb::tuple as_tuple(const BlockTally& of) {
                           nb::make_tuple(of.bf16.changed, of.bf16.overflowed));
 }
 
-// Returns (values, zeros, below, changed in BF16) of those that are not in the table, and what blocks came to.
-nb::tuple audit_words(bool f16, In<std::uint16_t, 1> x, Table table, Table histogram, bool blocks, std::size_t threads,
-                      const std::string& isa) {
+// Returns odd words, (values, zeros, below, changed in BF16) of the others, and what blocks came to.
+nb::tuple audit_words(bool f16, In<std::uint16_t, 1> x, Scratch scratch, Table histogram, bool blocks,
+                      std::size_t threads, const std::string& isa) {
     const AuditKernels kernels = pick(isa);
-    check_tables({table}, histogram);
     const std::size_t n = x.shape(0);
     if (blocks && n % q8_0_block != 0) throw std::invalid_argument("audit_words: whole blocks");
-    const auto tally = f16 ? kernels.tally_f16 : kernels.tally_bf16;
-    const auto compare = f16 ? kernels.blocks_of_f16 : kernels.blocks_of_bf16;
-    const Counted all = count(n, threads, [&](Counted& own, std::size_t first, std::size_t end) {
-        tally(x.data() + first, end - first, own.f16.tally, own.f16.table.get());
-        if (blocks) compare(x.data() + first, (end - first) / q8_0_block, own.blocks);
+    const auto count_words = f16 ? kernels.words_of_f16 : kernels.words_of_bf16;
+    const auto each = count(n, threads, scratch, histogram, [&](Counted& own, std::size_t first, std::size_t end) {
+        count_words(x.data() + first, end - first, own.f16.tally, own.f16.table, blocks ? &own.blocks : nullptr);
     });
-    add_table(all.f16, table);
+    const Counted& all = each[0];
     const WordTally& of = all.f16.tally;
     add_fields(of.fields, f16 ? 15 : 127, histogram);
-    return nb::make_tuple(of.plain, of.fields[0], of.below, of.changed, as_tuple(all.blocks));
+    return nb::make_tuple(odd_words(each, &Counted::f16), of.plain, of.fields[0], of.below, of.changed,
+                          as_tuple(all.blocks));
 }
 
-// Returns counts of what is in neither table, and what blocks came to; see _native.pyi.
-nb::tuple audit_floats(In<float, 1> x, Table f16, Table bf16, Table histogram, bool blocks, std::size_t threads,
+// Returns odd words, counts of what is not among them, and what blocks came to; see _native.pyi.
+nb::tuple audit_floats(In<float, 1> x, Scratch scratch, Table histogram, bool blocks, std::size_t threads,
                        const std::string& isa) {
     const AuditKernels kernels = pick(isa);
-    check_tables({f16, bf16}, histogram);
     const std::size_t n = x.shape(0);
     if (blocks && n % q8_0_block != 0) throw std::invalid_argument("audit_floats: whole blocks");
-    Counted all = count(n, threads, [&](Counted& own, std::size_t first, std::size_t end) {
-        kernels.tally(x.data() + first, end - first, own.floats, own.bf16.tally, own.bf16.table.get(), own.f16.tally,
-                      own.f16.table.get());
-        if (blocks) kernels.blocks(x.data() + first, (end - first) / q8_0_block, own.blocks);
+    auto each = count(n, threads, scratch, histogram, [&](Counted& own, std::size_t first, std::size_t end) {
+        kernels.floats(x.data() + first, end - first, own.floats, own.bf16.tally, own.bf16.table, own.f16.tally,
+                       own.f16.table, blocks ? &own.blocks : nullptr);
     });
-    add_table(all.f16, f16);
-    add_table(all.bf16, bf16);
+    Counted& all = each[0];
     FloatTally& of = all.floats;
     add_fields(of.fields, 127, histogram);
     std::uint64_t zeros = of.fields[0];
@@ -233,8 +261,9 @@ nb::tuple audit_floats(In<float, 1> x, Table f16, Table bf16, Table histogram, b
     const auto cast = [](const CastTally& c) {
         return nb::make_tuple(c.changed, c.overflowed, c.zeroed, c.error, c.relative);
     };
-    return nb::make_tuple(of.values, zeros, of.below, of.above, of.nans, of.positive_infinities, of.negative_infinities,
-                          of.largest, of.smallest, cast(of.f16), cast(of.bf16), as_tuple(all.blocks));
+    return nb::make_tuple(odd_words(each, &Counted::f16), odd_words(each, &Counted::bf16), of.values, zeros, of.below,
+                          of.above, of.nans, of.positive_infinities, of.negative_infinities, of.largest, of.smallest,
+                          cast(of.f16), cast(of.bf16), as_tuple(all.blocks));
 }
 
 void check_blocks(std::size_t n, std::size_t block, std::size_t marks) {
@@ -274,10 +303,9 @@ void mark_floats(In<float, 1> x, std::size_t block, Out<std::uint8_t, 1> marks, 
 
 void register_audit(nb::module_& m) {
     m.def("audit_isas", &audit_isas);
-    m.def("audit_words", &audit_words, nb::arg("f16"), nb::arg("x"), nb::arg("table").noconvert(),
+    m.def("audit_words", &audit_words, nb::arg("f16"), nb::arg("x"), nb::arg("scratch").noconvert(),
           nb::arg("histogram").noconvert(), nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
-    m.def("audit_floats", &audit_floats, nb::arg("x"), nb::arg("f16").noconvert(), nb::arg("bf16").noconvert(),
-          nb::arg("histogram").noconvert(), nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
+    m.def("audit_floats", &audit_floats, nb::arg("x"), nb::arg("scratch").noconvert(), nb::arg("histogram").noconvert(), nb::arg("blocks"), nb::arg("threads"), nb::arg("isa"));
     m.def("mark_words", &mark_words, nb::arg("x"), nb::arg("flags"), nb::arg("block"), nb::arg("marks").noconvert(),
           nb::arg("threads"));
     m.def("mark_floats", &mark_floats, nb::arg("x"), nb::arg("block"), nb::arg("marks").noconvert(),

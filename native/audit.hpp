@@ -43,21 +43,22 @@ struct BlockTally {
     ThroughTally f16, bf16;
 };
 
+constexpr std::size_t most_at_once = 1U << 16;  // values: at most 256 kB, which stay in the second-level cache
+
 // Flags of a block: what some value of it does.
 constexpr std::uint8_t f16_changes = 1, f16_overflows = 2, bf16_changes = 4, bf16_overflows = 8, not_finite = 16;
 
 struct AuditKernels {
-    // Count n words; odd ones in `table`.
-    void (*tally_f16)(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table);
-    void (*tally_bf16)(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table);
-    // Counts n values. Pieces of values that are all exact in BF16 or F16 are counted as such words; the others go into
-    // `tally`.
-    void (*tally)(const float* x, std::size_t n, FloatTally& tally, WordTally& bf16, std::uint32_t* bf16_table,
-                  WordTally& f16, std::uint32_t* f16_table);
-    // Compare n blocks of 32 values.
-    void (*blocks_of_f16)(const std::uint16_t* x, std::size_t n, BlockTally& into);
-    void (*blocks_of_bf16)(const std::uint16_t* x, std::size_t n, BlockTally& into);
-    void (*blocks)(const float* x, std::size_t n, BlockTally& into);
+    // Count n words, at most `most_at_once`; odd ones in `table`. Where `blocks` is not null, n is a multiple of 32 and
+    // blocks of 32 are compared too.
+    void (*words_of_f16)(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table,
+                         BlockTally* blocks);
+    void (*words_of_bf16)(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table,
+                          BlockTally* blocks);
+    // Counts n values, likewise. Pieces of values that are all exact in BF16 or F16 are counted as such words; the
+    // others go into `tally`.
+    void (*floats)(const float* x, std::size_t n, FloatTally& tally, WordTally& bf16, std::uint32_t* bf16_table,
+                   WordTally& f16, std::uint32_t* f16_table, BlockTally* blocks);
     // Flags of blocks [first, end) of `block` values, a multiple of 32.
     void (*mark)(const float* x, std::size_t block, std::uint8_t* marks, std::size_t first, std::size_t end);
 };

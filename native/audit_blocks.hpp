@@ -15,8 +15,8 @@ namespace audit {
 
 // Exchanges halves, quarters, ... of a square of lanes as machine::transpose does, but keeps of every two the larger:
 // lane l of the first becomes the largest of all lanes of t[l].
-template <int Step = machine::width / 2>
-BITLOSS_INLINE void largest_of_each(machine::Ints* t) {
+template <int Step = machine::width / 2, class V, class Larger>
+BITLOSS_INLINE void largest_of_each(V* t, const Larger& larger) {
     if constexpr (Step > 0) {
         machine::Ints low, high;
         for (int l = 0; l < machine::width; ++l) {
@@ -24,10 +24,10 @@ BITLOSS_INLINE void largest_of_each(machine::Ints* t) {
             high[l] = (l & Step) != 0 ? machine::width + l : (l ^ Step);
         }
         for (int i = 0; i < Step; ++i) {
-            const machine::Ints a = t[i], b = t[i | Step];
-            t[i] = machine::larger(__builtin_shuffle(a, b, low), __builtin_shuffle(a, b, high));
+            const machine::Ints a = (machine::Ints)t[i], b = (machine::Ints)t[i | Step];
+            t[i] = larger((V)__builtin_shuffle(a, b, low), (V)__builtin_shuffle(a, b, high));
         }
-        largest_of_each<Step / 2>(t);
+        largest_of_each<Step / 2>(t, larger);
     }
 }
 
@@ -43,7 +43,7 @@ BITLOSS_INLINE Ints top_bits(const float* x, std::size_t count) {
     }
     Ints all_tops;
     for (int p = 0; p < parts; ++p) {
-        largest_of_each(top + p * machine::width);
+        largest_of_each(top + p * machine::width, [](machine::Ints a, machine::Ints b) { return machine::larger(a, b); });
         all_tops.part[p] = top[p * machine::width];
     }
     return all_tops;

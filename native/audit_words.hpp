@@ -84,9 +84,17 @@ BITLOSS_INLINE void count_odd(std::uint16_t word, WordTally& tally, std::uint32_
     if (mantissa < tally.mantissa_of_share) tally.mantissa_of_share = mantissa;
 }
 
-// n is a multiple of a set. `Settled`: errors need not be looked at, as none can be larger than those seen.
+// Whether no error can be larger than those seen, for words between the smallest and the largest.
+template <class Format>
+BITLOSS_INLINE bool settled(const WordTally& tally) {
+    return !Format::changes || (tally.largest <= tally.top_of_error && tally.mantissa_of_share <= 4);
+}
+
+// n is a multiple of a set. `Settled`: errors need not be looked at; where a larger word ends that, it stops behind its
+// set. Returns how many words were counted.
 template <class Format, bool Settled>
-[[gnu::noinline]] void tally_words(const std::uint16_t* x, std::size_t n, WordTally& tally, std::uint32_t* table) {
+[[gnu::noinline]] std::size_t tally_words(const std::uint16_t* x, std::size_t n, WordTally& tally,
+                                          std::uint32_t* table) {
     alignas(64) std::uint8_t fields[piece];
     Words same = {}, below = {};
     Words smallest = every(tally.smallest), largest = every(tally.largest);
@@ -113,6 +121,7 @@ template <class Format, bool Settled>
             largest = every(tally.largest);
             top_of_error = every(tally.top_of_error);
             mantissa_of_share = every(tally.mantissa_of_share);
+            if (Settled && !settled<Format>(tally)) n = at + set;
             for (std::size_t v = 0; v < 4; ++v) {
                 size[v] &= ~odd[v];  // as a zero, taken off at the end
                 if constexpr (Format::changes) plain[v] |= odd[v];
@@ -132,6 +141,7 @@ template <class Format, bool Settled>
     if constexpr (Format::changes) tally.changed += n - sum(same);
     if constexpr (Format::below > 0) tally.below += sum(below);
     count_bytes(fields, n, tally.largest < 0 ? 0U : static_cast<unsigned>(tally.largest >> Format::shift), tally.fields);
+    return n;
 }
 
 template <class Format>
@@ -140,11 +150,8 @@ void tally_words(const std::uint16_t* x, std::size_t n, WordTally& tally, std::u
     std::size_t at = 0;
     while (at < looked_at) {
         const std::size_t some = looked_at - at < piece ? looked_at - at : piece;
-        if (Format::changes && (tally.largest > tally.top_of_error || tally.mantissa_of_share > 4))
-            tally_words<Format, false>(x + at, some, tally, table);
-        else
-            tally_words<Format, true>(x + at, some, tally, table);
-        at += some;
+        at += settled<Format>(tally) ? tally_words<Format, true>(x + at, some, tally, table)
+                                     : tally_words<Format, false>(x + at, some, tally, table);
     }
     const std::uint64_t odd = looked_at - (tally.plain - plain);
     tally.fields[0] -= odd;

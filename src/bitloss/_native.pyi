@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 _Cast = tuple[int, int, int, float, float]
 _Blocks = tuple[int, int, tuple[int, int], tuple[int, int]]
+_OddWords = tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]
 _Odd = tuple[int, int, int]
 
 def divergence_isas() -> list[str]:
@@ -87,35 +88,36 @@ def audit_isas() -> list[str]:
 def audit_words(
     f16: bool,
     x: npt.NDArray[np.uint16],
-    table: npt.NDArray[np.int64],
+    scratch: npt.NDArray[np.uint32],
     histogram: npt.NDArray[np.int64],
     blocks: bool,
     threads: int,
     isa: str,
-) -> tuple[int, int, int, int, _Blocks]:
+) -> tuple[_OddWords, int, int, int, int, _Blocks]:
     """Count words (at most 2^31) of F16, or else BF16; ``bitloss.explain.counting`` calls it and `audit_floats`.
 
-    Some are counted into table [65536]. Of the others the exponents go into histogram [277], and the rest is returned:
-    how many they are, zeros, those below the rule's interval, and those BF16 changes; what they do not tell, words of
-    the table do. Last what blocks of Q8_0 come to, if asked for: all of them, those not finite, and for F16 and BF16
-    each those with other bytes, and those of which a value overflows.
+    Some are counted one by one: they come first, the words and how often each was there, a word once for each thread at
+    most. Of the others the exponents go into histogram [277], and the rest is returned: how many they are, zeros, those
+    below the rule's interval, and those BF16 changes; what they do not tell, the first do. Scratch [2 * threads, 65536]
+    is zero before and after. Last what blocks of Q8_0 come to, if asked for: all of them, those not finite, and for F16
+    and BF16 each those with other bytes, and those of which a value overflows.
     """
 
 def audit_floats(
     x: npt.NDArray[np.float32],
-    f16: npt.NDArray[np.int64],
-    bf16: npt.NDArray[np.int64],
+    scratch: npt.NDArray[np.uint32],
     histogram: npt.NDArray[np.int64],
     blocks: bool,
     threads: int,
     isa: str,
-) -> tuple[int, int, int, int, int, int, int, int, int, _Cast, _Cast, _Blocks]:
+) -> tuple[_OddWords, _OddWords, int, int, int, int, int, int, int, int, int, _Cast, _Cast, _Blocks]:
     """Count values (at most 2^31) as ``bitloss.explain.weights`` defines.
 
-    Some that are exact in F16 or BF16 are counted as such words into tables [65536]. Of the others the exponents go
-    into histogram [277], and the rest is returned: how many they are, zeros, below and above the rule's interval, NaN,
-    +inf, -inf, bits of the largest and of the smallest magnitude, and for F16 and BF16 each: changed, overflowed,
-    zeroed, largest error and relative error. Last blocks, as of `audit_words`.
+    Some that are exact in F16 or BF16 are counted as such words; odd ones of F16 come first, of BF16 second, as of
+    `audit_words`; scratch as there. Of the others the exponents go into histogram [277], and the rest is returned: how
+    many they are, zeros, below and above the rule's interval, NaN, +inf, -inf, bits of the largest and of the smallest
+    magnitude, and for F16 and BF16 each: changed, overflowed, zeroed, largest error and relative error. Last blocks, as
+    of `audit_words`.
     """
 
 def mark_words(

@@ -30,7 +30,14 @@ import numpy.typing as npt
 from bitloss.engine.llama import usable_cores
 from bitloss.errors import FileProblem, UsageError
 from bitloss.explain import weights as w
-from bitloss.explain.counting import BlockTally, Counter, marks_of_floats, marks_of_words
+from bitloss.explain.counting import (
+    BlockTally,
+    Counter,
+    Scratch,
+    marks_of_floats,
+    marks_of_words,
+    scratch_for,
+)
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
@@ -102,6 +109,7 @@ def audit(
     if not any(tensor.data.size for tensor in tensors):
         raise FileProblem("no weights to audit", where=model)
     threads = threads or usable_cores()
+    scratch = scratch_for(threads)
     done, total = 0, sum(tensor.data.nbytes for tensor in tensors)
     rows: list[TensorAudit] = []
     everything, matrices = w.Tally(), w.Tally()
@@ -113,7 +121,7 @@ def audit(
             done += n_bytes
             progress(Progress(f"audit {name}", done, total, "bytes"))
 
-        tally, own = _audit_tensor(tensor, kinds, threads, told)
+        tally, own = _audit_tensor(tensor, kinds, threads, scratch, told)
         if tally is not None:
             everything += tally
             matrices += tally if len(tensor.shape) > 1 else w.Tally()
@@ -187,7 +195,11 @@ def _opaque(kind: str) -> str | None:
 
 
 def _audit_tensor(
-    tensor: StoredTensor, kinds: Sequence[TensorType], threads: int, told: Callable[[int], None]
+    tensor: StoredTensor,
+    kinds: Sequence[TensorType],
+    threads: int,
+    scratch: Scratch,
+    told: Callable[[int], None],
 ) -> tuple[w.Tally | None, dict[TensorType, BlockTally]]:
     if _opaque(tensor.type):
         told(tensor.data.nbytes)
@@ -195,7 +207,7 @@ def _audit_tensor(
     table = _WORDS[tensor.type]() if tensor.type in _WORDS else None
     matrix = len(tensor.shape) > 1
     blocks = {k: BlockTally() for k in kinds if matrix and tensor.row % block_of(k).weights == 0}
-    counter = Counter(table, blocks=_COUNTED in blocks, threads=threads)
+    counter = Counter(table, blocks=_COUNTED in blocks, threads=threads, scratch=scratch)
     done = 0
     for n_bytes, values in _pieces(tensor, threads):
         counter.add(values)

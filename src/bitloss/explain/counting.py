@@ -1,8 +1,8 @@
 """Counting weights with the native kernels: the same as `bitloss.explain.weights`, only sooner.
 
 A kernel knows what most values add without looking at each of them: words of F16 and BF16, and float32 values that are
-such, are counted one by one in a table of 65536 only where one of them breaks a record (`native/audit_words.hpp`). What
-the tables tell is added at the end.
+such, are counted one by one only where one of them breaks a record (`native/audit_words.hpp`). What these tell is added
+at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bitloss.explain.weights import (
     EXPONENTS,
     WORDS,
     CastTally,
+    Counts,
     Floats,
     Tally,
     WordTable,
@@ -30,9 +31,17 @@ _INFINITY_BITS = 0x7F800000
 _PIECE = 1 << 24  # values a call counts
 
 
+Scratch = npt.NDArray[np.uint32]
+
+
 def isas() -> list[str]:
     """Instruction sets this machine and build offer, best first."""
     return [isa for isa in _native.audit_isas() if isa != "wide"]
+
+
+def scratch_for(threads: int) -> Scratch:
+    """Return what a `Counter` counts odd words in: zeros, and zeros again after every piece."""
+    return np.zeros((2 * threads, WORDS), np.uint32)
 
 
 @dataclass(slots=True)
@@ -72,13 +81,21 @@ class Counter:
         blocks: compare blocks of Q8_0 too; then pieces are of whole blocks.
         threads: worker threads, at least 1.
         isa: of `isas`; "auto" takes the best, "wide" is for tests.
+        scratch: of `scratch_for` as many threads, to be used by one counter at a time; None makes it anew, which
+            takes as long as counting some megabytes.
 
     Raises:
         MismatchError: this machine lacks ``isa``.
     """
 
     def __init__(
-        self, table: WordTable | None, *, blocks: bool = False, threads: int = 1, isa: str = "auto"
+        self,
+        table: WordTable | None,
+        *,
+        blocks: bool = False,
+        threads: int = 1,
+        isa: str = "auto",
+        scratch: Scratch | None = None,
     ) -> None:
         if isa not in ("auto", *_native.audit_isas()):
             raise MismatchError(
@@ -86,8 +103,8 @@ class Counter:
             )
         self.q8_0 = BlockTally()
         self._of = table
-        wanted = (WordTable.f16(), WordTable.bf16()) if table is None else (table,)
-        self._tables = [(each, np.zeros(WORDS, np.int64)) for each in wanted]
+        self._scratch = scratch_for(threads) if scratch is None else scratch
+        self._odd: list[tuple[WordTable, tuple[Words, Counts]]] = []
         self._sum = Tally()
         self._count: Callable[[npt.NDArray[Any]], None] = self._floats if table is None else self._words
         self._blocks, self._threads, self._isa = blocks, threads, isa
@@ -105,17 +122,18 @@ class Counter:
     def tally(self) -> Tally:
         """Return what was counted so far."""
         total = self._sum
-        for table, counts in self._tables:
-            total += table.tally(counts)
+        for table, odd in self._odd:
+            total += table.tally_of(*odd)
         return total
 
     def _words(self, words: Words) -> None:
         histogram = np.zeros(EXPONENTS, np.int64)
-        is_f16 = self._of is WordTable.f16()
-        table = self._tables[0][1]
-        values, zeros, below, changed, blocks = _native.audit_words(
-            is_f16, words, table, histogram, self._blocks, self._threads, self._isa
+        table = self._of
+        assert table is not None
+        odd, values, zeros, below, changed, blocks = _native.audit_words(
+            table is WordTable.f16(), words, self._scratch, histogram, self._blocks, self._threads, self._isa
         )
+        self._odd.append((table, odd))
         self._sum += Tally(
             values=values, zeros=zeros, below=below, bf16=CastTally(changed=changed), histogram=histogram
         )
@@ -123,10 +141,10 @@ class Counter:
 
     def _floats(self, values: Floats) -> None:
         histogram = np.zeros(EXPONENTS, np.int64)
-        (_, f16), (_, bf16) = self._tables
-        n, zeros, below, above, nans, up, down, largest, smallest, in_f16, in_bf16, blocks = (
-            _native.audit_floats(values, f16, bf16, histogram, self._blocks, self._threads, self._isa)
+        f16, bf16, n, zeros, below, above, nans, up, down, largest, smallest, in_f16, in_bf16, blocks = (
+            _native.audit_floats(values, self._scratch, histogram, self._blocks, self._threads, self._isa)
         )
+        self._odd += [(WordTable.f16(), f16), (WordTable.bf16(), bf16)]
         self._sum += Tally(
             values=n,
             zeros=zeros,

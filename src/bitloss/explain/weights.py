@@ -125,9 +125,9 @@ class _Cast:
 
     def tally(self, which: Any, times: Counts) -> CastTally:
         return CastTally(
-            int(times[self.changed[which]].sum()),
-            int(times[self.overflowed[which]].sum()),
-            int(times[self.zeroed[which]].sum()),
+            int(times @ self.changed[which]),
+            int(times @ self.overflowed[which]),
+            int(times @ self.zeroed[which]),
             float(self.error[which].max(initial=0)),
             float(self.relative[which].max(initial=0)),
         )
@@ -156,21 +156,24 @@ class ValueTable:
     def tally(self, counts: Counts) -> Tally:
         """Return the tally of values of which value i occurs ``counts[i]`` times."""
         which = np.flatnonzero(counts != 0)  # of flags it is found in a tenth of the time
+        return self.tally_of(which, counts[which])
+
+    def tally_of(self, which: npt.NDArray[np.integer[Any]], times: Counts) -> Tally:
+        """Return the tally of values of which value ``which[i]`` occurs ``times[i]`` times; one may be there twice."""
         if not which.size:
             return Tally()
-        times = counts[which]
         size = self._size[which]
         there = size != 0
         histogram = np.zeros(EXPONENTS, np.int64)
         np.add.at(histogram, self._exponent[which][there], times[there])
         return Tally(
             values=int(times.sum()),
-            zeros=int(times[self._zero[which]].sum()),
-            below=int(times[self._below[which]].sum()),
-            above=int(times[self._above[which]].sum()),
-            nans=int(times[self._nan[which]].sum()),
-            positive_infinities=int(times[self._up[which]].sum()),
-            negative_infinities=int(times[self._down[which]].sum()),
+            zeros=int(times @ self._zero[which]),
+            below=int(times @ self._below[which]),
+            above=int(times @ self._above[which]),
+            nans=int(times @ self._nan[which]),
+            positive_infinities=int(times @ self._up[which]),
+            negative_infinities=int(times @ self._down[which]),
             largest=float(size.max()) if there.any() else None,
             smallest=float(size[there].min()) if there.any() else None,
             f16=self._f16.tally(which, times),
