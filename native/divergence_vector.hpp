@@ -14,7 +14,7 @@
 //
 // Precision: floats, of which every term is good to a few 1e-7 with errors of both signs; sums are kept in double. What
 // concerns the base alone takes no notice of the candidate, so that a base's figures are the same, bit for bit, beside
-// every candidate.
+// every candidate that this kernel takes.
 #include "divergence.hpp"
 #include "divergence_pass.hpp"
 
@@ -34,12 +34,11 @@ void for_doubles(const Aside& of, const Use& use) {
     }
 }
 
-// What follows once a row is read; `again` when the guess was too far off, with what it should have been; `faint` when
-// nothing of the candidate is near its scale.
+// What follows once a row is read; `again` when the guess was too far off, with what it should have been.
 struct Outcome {
     RowMetrics row;
     float guess;
-    bool again, faint;
+    bool again;
 };
 
 Outcome finish(Row& row, std::size_t target) {
@@ -117,12 +116,12 @@ Outcome finish(Row& row, std::size_t target) {
     to.same_top = b.top.index[0] == c.top.index[0];
     to.top5_overlap = overlap(b.top, c.top, 5);
     to.top10_overlap = overlap(b.top, c.top, 10);
-    // Moments about a guess that is off by more than t varies are differences of large numbers; and where few entries are
-    // added up their errors do not cancel.
-    const double most = (row.n > small ? 10.0 : 1.5) * b.scale.factor;
-    out.again = ::fabs(off) > guessed_by || squares > most * (2.0 * totals.kld + 1e-30 * w);
+    // Moments about a guess that is off by more than t varies are differences of large numbers; where few entries are
+    // added up their errors do not cancel. And the weight of near entries is itself a difference, of two sums.
+    const double factor = b.scale.factor, most = (row.n > small ? 4.0 : 1.5) * factor;
+    out.again = ::fabs(off) > guessed_by || squares > most * (2.0 * totals.kld + 1e-30 * w) ||
+                off * off * sum(row.moment[0]) > 0.3 * factor * totals.kld;
     out.guess = l_high;
-    out.faint = c_log < -40.0;
     return out;
 }
 
@@ -152,8 +151,7 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
         Row row(base, cand, n, scratch, Side(b.at, b.likely, sample.b_head), Side(c.at, c.likely, sample.c_head), guess);
         const Pass pass = read_row(row);
         if (pass == Pass::refused) break;
-        const Outcome out = pass == Pass::done ? finish(row, target) : Outcome{};
-        if (pass == Pass::scale || out.faint) {
+        if (pass == Pass::scale) {
             if (scaled) break;
             scaled = true;
             const float b_top = maximum(base, n), c_top = maximum(cand, n);
@@ -162,6 +160,7 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
             guess = c.at - b.at;
             continue;
         }
+        const Outcome out = finish(row, target);
         if (!out.again || guessed) return out.row;
         guessed = true;
         guess = out.guess;

@@ -276,6 +276,9 @@ def _row_of(kind: str, rng: np.random.Generator, n_vocab: int, noise: float) -> 
         c[:, n_vocab // 3] += 100
     elif kind == "far below":  # ... and of the candidate nothing is where the base says it would be
         c = np.where(b > 0, c - 300, c - 200)
+    elif kind == "lowest":  # a mask that is a number, the same on both sides
+        hidden = rng.integers(0, n_vocab, 100)
+        b[:, hidden] = c[:, hidden] = np.finfo(np.float32).min
     elif kind == "masked":
         b, c = (np.where(rng.random(b.shape) < 0.3, -1000, x) for x in (b, c))
     elif kind == "ties":
@@ -283,7 +286,19 @@ def _row_of(kind: str, rng: np.random.Generator, n_vocab: int, noise: float) -> 
     return b.astype(np.float32), c.astype(np.float32)
 
 
-KINDS = ["flat", "peaks", "late", "heavy", "drift", "other top", "far above", "far below", "masked", "ties"]
+KINDS = [
+    "flat",
+    "peaks",
+    "late",
+    "heavy",
+    "drift",
+    "other top",
+    "far above",
+    "far below",
+    "lowest",
+    "masked",
+    "ties",
+]
 
 
 @pytest.mark.parametrize("path", _native.divergence_isas())
@@ -302,6 +317,36 @@ def test_rows_of_every_kind_equal_the_reference(path: str, kind: str, noise: flo
                 atol=3e-7 if name.startswith("entropy") else 1e-12 if name.startswith("nll") else 1e-20,
                 err_msg=f"{name} of {n_vocab}",
             )
+
+
+@pytest.mark.parametrize("path", _native.divergence_isas())
+@pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("lanes", [16, 8, 4])
+def test_a_sample_that_tells_nothing_of_the_row(path: str, lanes: int, noise: float) -> None:
+    """The kernel looks at 16 vectors first; here they are unlike the rest, and one entry is likely to one side only."""
+    n_vocab = 12000
+    rng = np.random.default_rng(0)
+    starts = n_vocab // lanes * np.arange(16) // 16 * lanes
+    seen = np.zeros(n_vocab, np.bool_)
+    seen[(starts[:, None] + np.arange(lanes)).ravel()] = True
+    base = np.where(seen, -23.0, 0.37)
+    base[starts[2:6]] = -9.0
+    cand = base + np.where(seen, 0.2, noise * np.sign(rng.normal(size=n_vocab)))
+    edge = np.log(64 / lanes) - 19.0
+    base[starts[8]], cand[starts[8]] = edge + 0.05, edge + 0.15
+    row, other = base[None].astype(np.float32), cand[None].astype(np.float32)
+    found, expected = score(path, row, other), token_metrics_reference(row, other, np.zeros(1, np.int32))
+    for name in ("kld", "kld_reverse", "js"):
+        assert getattr(found, name)[0] == pytest.approx(getattr(expected, name)[0], rel=5e-6), name
+
+
+@pytest.mark.parametrize("path", _native.divergence_isas())
+def test_opposite_rows_leave_the_base_alone(path: str) -> None:
+    base = np.random.default_rng(0).normal(size=40) - 9990
+    base[-4:] = [9000, 9001, 9002, 9002.5]
+    alone, beside = (score(path, base, cand) for cand in (base, -base))
+    for name in ("nll_base", "p_base", "entropy_base"):
+        assert np.array_equal(getattr(alone, name), getattr(beside, name)), name
 
 
 @pytest.mark.parametrize("path", _native.divergence_isas())
