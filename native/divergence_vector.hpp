@@ -14,7 +14,7 @@
 //
 // Precision: floats, of which every term is good to a few 1e-7 with errors of both signs; sums are kept in double. What
 // concerns the base alone takes no notice of the candidate, so that a base's figures are the same, bit for bit, beside
-// every candidate that this kernel takes.
+// every candidate.
 #include "divergence.hpp"
 #include "divergence_pass.hpp"
 
@@ -165,7 +165,17 @@ RowMetrics row_vector(const float* base, const float* cand, std::size_t n, std::
         guessed = true;
         guess = out.guess;
     }
-    return row_scalar(base, cand, n, target);
+    RowMetrics row = row_scalar(base, cand, n, target);
+    if (base != cand) {  // what a side is by itself, it is beside any other
+        const RowMetrics b = row_vector(base, base, n, target, scratch), c = row_vector(cand, cand, n, target, scratch);
+        row.nll_base = b.nll_base;
+        row.p_base = b.p_base;
+        row.entropy_base = b.entropy_base;
+        row.nll = c.nll;
+        row.p = c.p;
+        row.entropy = c.entropy;
+    }
+    return row;
 }
 
 }  // namespace

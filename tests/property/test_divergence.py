@@ -129,7 +129,13 @@ def test_the_figures_of_the_base_take_no_notice_of_the_candidate(path: str) -> N
     rng = np.random.default_rng(8)
     base = rng.normal(0, 3, (9, 5003)).astype(np.float32)
     alone = score(path, base, base)
-    for spread in (1e-6, 0.1, 3.0):
-        beside = score(path, base, (base + rng.normal(0, spread, base.shape)).astype(np.float32))
+    candidates = [
+        (base + rng.normal(0, spread, base.shape)).astype(np.float32) for spread in (1e-6, 0.1, 3.0, 3e4)
+    ]
+    for number in (np.nan, np.inf, -np.inf):
+        candidates.append(base.copy())
+        candidates[-1][:, 77] = number
+    for cand in candidates:
+        beside = score(path, base, cand)
         for column in ("nll_base", "p_base", "entropy_base"):
-            assert np.array_equal(getattr(alone, column), getattr(beside, column)), (column, spread)
+            assert np.array_equal(getattr(alone, column), getattr(beside, column)), column
