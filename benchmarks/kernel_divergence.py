@@ -6,7 +6,8 @@ One entry is a pair of logits (8 bytes). Logits are drawn to look like a languag
 entries and some 50 likely ones; the candidate adds noise of three strengths. 512 rows are 512 MB, more than caches
 hold: both sides read from memory.
 
-Asserted: at noise as quantizing makes it (a mean KLD below 0.05) the best kernel does 60 % of reading, or more.
+Asserted: at noise as Q8_0 to Q5_K make it (a mean KLD below 1e-3) the best kernel does 60 % of reading, or more. With
+more noise some rows are read twice.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def main() -> None:
             print(f"   KLD within {worst:.0e} of the definition")
             if (
                 isa == _native.divergence_isas()[0]
-                and np.mean(found.kld) < 0.05
+                and np.mean(found.kld) < 1e-3
                 and rate(seconds) < LEAST * read
             ):
                 slow.append(name)

@@ -118,7 +118,7 @@ Outcome finish(Row& row, std::size_t target) {
     to.top10_overlap = overlap(b.top, c.top, 10);
     // Moments about a guess that is off by more than t varies are differences of large numbers; where few entries are
     // added up their errors do not cancel. And the weight of near entries is itself a difference, of two sums.
-    const double factor = b.scale.factor, most = (row.n > small ? 4.0 : 1.5) * factor;
+    const double factor = b.scale.factor, most = (row.n > small ? 10.0 : 1.5) * factor;
     out.again = ::fabs(off) > guessed_by || squares > most * (2.0 * totals.kld + 1e-30 * w) ||
                 off * off * sum(row.moment[0]) > 0.3 * factor * totals.kld;
     out.guess = l_high;

@@ -337,7 +337,7 @@ def test_a_sample_that_tells_nothing_of_the_row(path: str, lanes: int, noise: fl
     row, other = base[None].astype(np.float32), cand[None].astype(np.float32)
     found, expected = score(path, row, other), token_metrics_reference(row, other, np.zeros(1, np.int32))
     for name in ("kld", "kld_reverse", "js"):
-        assert getattr(found, name)[0] == pytest.approx(getattr(expected, name)[0], rel=5e-6), name
+        assert getattr(found, name)[0] == pytest.approx(getattr(expected, name)[0], rel=2e-5), name
 
 
 @pytest.mark.parametrize("path", _native.divergence_isas())
