@@ -184,11 +184,11 @@ def token_metrics(
     Rows are shared out to threads; the value of a row depends neither on their number nor on the other rows.
     Entries with a probability above e^-10 on either side (e^-8 in rows that have many) are evaluated in double, the
     others in float with sums in double. Relative error of divergences against the definition: around 1e-9 in rows
-    like a model's, below 3e-7 where unlikely entries make up the whole, 5e-6 where few of them do, 2e-5 where entries
-    have but a few values (a float's few roundings, which then do not average out). t is good to half a place of the float c - b: where
-    a candidate's logits are shifted by a constant of 10 and its entries differ by 1e-3, that is 4e-6. Errors of nll are
-    below 5e-7 nats, those of entropies below 3e-7, or 2e-5 where a row is flat and looks otherwise where it is sampled.
-    Exact zeros stay exact.
+    like a model's, below 3e-7 where unlikely entries make up the whole, 5e-6 where few of them do, 2e-5 where
+    entries have but a few values (a float's few roundings, which then do not average out). t is good to half a place
+    of the float c - b: where a candidate's logits are shifted by 10 and its entries differ by 1e-3, that is 4e-6.
+    Errors of nll are below 5e-7 nats, those of entropies below 3e-7, or 2e-5 where a row is flat and looks otherwise
+    where it is sampled. Exact zeros stay exact.
 
     Args:
         base: float32 [rows, n_vocab], logits of the base.
