@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from tests.cli import printed
 
 from bitloss.imatrix.file import read_imatrix
 from bitloss.imatrix.legacy import write_legacy_imatrix
@@ -21,7 +20,7 @@ from bitloss.model.gguf import GgufFile
 from bitloss.records import Results, read_results
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Cli, Done, Inputs
+    from tests.cli.conftest import Cli, Inputs
 
 VERBS = (
     "demo",
@@ -39,18 +38,6 @@ VERBS = (
     "pick",
 )
 COMPUTE = ("demo", "run", "imatrix", "base", "measure", "sensitivity")
-TINY = ("--ctx", 32, "--chunks", 3)
-
-
-def _document(done: Done) -> Any:
-    """The one JSON document of a command that went well."""
-    assert done.code == 0, done.err
-    return json.loads(done.out)
-
-
-def _lines(done: Done) -> list[str]:
-    assert done.code == 0, done.err
-    return done.out.splitlines()
 
 
 # ------------------------------------------------------------------------------------------------ help
@@ -137,14 +124,16 @@ def test_modules_in_the_current_folder_are_not_run_by_a_step(inputs: Inputs, tmp
 
 
 def test_convert_writes_the_types_asked_for(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
-    document = _document(
+    document = printed.document(
         cli("convert", inputs.checkpoint, "--to", "f16,bf16", "-o", tmp_path / "a", "--json")
     )
     assert [row["file"] for row in document["outputs"]] == ["mistral-odd-f16.gguf", "mistral-odd-bf16.gguf"]
     for row in document["outputs"]:
         file = GgufFile.open(tmp_path / "a" / row["file"])
         assert file.tensors_sha256() == row["tensors_sha256"]
-    named = _lines(cli("convert", inputs.checkpoint, "--to", "f16", "--name", "x", "-o", tmp_path / "b"))
+    named = printed.lines(
+        cli("convert", inputs.checkpoint, "--to", "f16", "--name", "x", "-o", tmp_path / "b")
+    )
     assert named == [str(tmp_path / "b" / "x-f16.gguf")]
     assert (
         GgufFile.open(tmp_path / "b" / "x-f16.gguf").tensors_sha256()
@@ -154,8 +143,8 @@ def test_convert_writes_the_types_asked_for(cli: Cli, inputs: Inputs, tmp_path: 
 
 def test_imatrix_computes_and_quiet_says_nothing(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     out = tmp_path / "new" / "i.gguf"
-    done = cli("imatrix", inputs.source, "--text", inputs.text, *TINY, "-o", out, "--quiet")
-    assert _lines(done) == [f"{out}  ({len(read_imatrix(out).entries)} tensors, 3 chunks)"]
+    done = cli("imatrix", inputs.source, "--text", inputs.text, *printed.TINY, "-o", out, "--quiet")
+    assert printed.lines(done) == [f"{out}  ({len(read_imatrix(out).entries)} tensors, 3 chunks)"]
     assert done.err == ""
 
 
@@ -168,7 +157,9 @@ def test_imatrix_adds_earlier_files(cli: Cli, inputs: Inputs, tmp_path: Path, le
     first, both = tmp_path / "first.gguf", tmp_path / "both.gguf"
     text = ("--text", inputs.text, "--ctx", 32, "--chunks", 2)
     assert cli("imatrix", inputs.source, *text, "-o", first).code == 0
-    document = _document(cli("imatrix", inputs.source, *text, "--in-file", earlier, "-o", both, "--json"))
+    document = printed.document(
+        cli("imatrix", inputs.source, *text, "--in-file", earlier, "-o", both, "--json")
+    )
     assert (document["merged"], document["chunks"]) == (2, 4)
     one, two, sum_ = read_imatrix(first), read_imatrix(inputs.imatrix), read_imatrix(both)
     assert sum_.entries.keys() == one.entries.keys()
@@ -180,7 +171,7 @@ def test_imatrix_adds_earlier_files(cli: Cli, inputs: Inputs, tmp_path: Path, le
 
 def test_imatrix_merges_files_without_a_model(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     out = tmp_path / "sum.gguf"
-    document = _document(
+    document = printed.document(
         cli("imatrix", "--in-file", inputs.imatrix, "--in-file", inputs.imatrix, "-o", out, "--json")
     )
     assert (document["merged"], document["chunks"]) == (2, 4)
@@ -190,7 +181,7 @@ def test_imatrix_merges_files_without_a_model(cli: Cli, inputs: Inputs, tmp_path
 
 def test_quantize_makes_each_type(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    document = _document(
+    document = printed.document(
         cli(
             "quantize",
             inputs.source,
@@ -206,7 +197,7 @@ def test_quantize_makes_each_type(cli: Cli, inputs: Inputs, tmp_path: Path) -> N
     assert [row["file"] for row in document] == ["tiny-f32-Q8_0.gguf", "tiny-f32-Q4_K_M.gguf"]
     kinds = [GgufFile.open(out / row["file"]).tensors["blk.0.ffn_gate.weight"].type_name for row in document]
     assert kinds == ["Q8_0", "Q4_K"]
-    lines = _lines(
+    lines = printed.lines(
         cli(
             "quantize",
             inputs.source,
@@ -225,10 +216,10 @@ def test_quantize_makes_each_type(cli: Cli, inputs: Inputs, tmp_path: Path) -> N
 
 def test_quantize_dry_run_tells_the_sizes(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     asked = ("quantize", inputs.source, "--types", "Q8_0,Q4_K_M,IQ4_XS", "-o", tmp_path / "out")
-    planned = _document(cli(*asked, "--dry-run", "--json"))
-    lines = _lines(cli(*asked, "--dry-run"))
+    planned = printed.document(cli(*asked, "--dry-run", "--json"))
+    lines = printed.lines(cli(*asked, "--dry-run"))
     assert not (tmp_path / "out").exists()
-    made = _document(cli(*asked, "--json", "--errors", "--verify"))
+    made = printed.document(cli(*asked, "--json", "--errors", "--verify"))
     for before, after in zip(planned, made, strict=True):
         assert {key: after[key] for key in before} == before
         assert after["bytes"] == (tmp_path / "out" / after["file"]).stat().st_size
@@ -257,26 +248,30 @@ def test_quantize_by_either_encoder(cli: Cli, inputs: Inputs, tmp_path: Path) ->
 
 def test_quantize_in_parts_and_from_parts(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     out = tmp_path / "parts"
-    row = _document(
+    row = printed.document(
         cli("quantize", inputs.source, "--types", "F16", "--split-max-size", "1M", "-o", out, "--json")
     )[0]
     assert [part["path"] for part in row["parts"]] == sorted(path.name for path in out.glob("*.gguf"))
     assert row["sha256"] is None
     first = out / row["file"]
-    whole = _document(cli("quantize", first, "--types", "Q8_0", "-o", tmp_path, "--json"))[0]
+    whole = printed.document(cli("quantize", first, "--types", "Q8_0", "-o", tmp_path, "--json"))[0]
     assert whole["file"] == "tiny-f32-F16-Q8_0.gguf"
-    kept = _document(cli("quantize", first, "--types", "Q8_0", "--keep-split", "-o", tmp_path, "--json"))[0]
+    kept = printed.document(
+        cli("quantize", first, "--types", "Q8_0", "--keep-split", "-o", tmp_path, "--json")
+    )[0]
     assert len(kept["parts"]) == len(row["parts"])
     assert kept["tensors_sha256"] == whole["tensors_sha256"]
 
 
 def test_base_then_measure_then_compare_and_report(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "measured"
-    header = _document(cli("base", inputs.source, "--text", inputs.text, *TINY, "-o", base, "--json"))
+    header = printed.document(
+        cli("base", inputs.source, "--text", inputs.text, *printed.TINY, "-o", base, "--json")
+    )
     assert (header["n_chunks"], header["n_ctx"]) == (3, 32)
     assert cli("quantize", inputs.source, "--types", "Q8_0,Q4_K_M", "-o", tmp_path).code == 0
     files = [tmp_path / f"tiny-f32-{kind}.gguf" for kind in ("Q8_0", "Q4_K_M")]
-    document = _document(cli("measure", *files, "--base", base, "-o", out, "--json"))
+    document = printed.document(cli("measure", *files, "--base", base, "-o", out, "--json"))
     results = Results.model_validate_json(json.dumps(document))
     assert [c.name for c in results.candidates] == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M"]
     assert results.text.scored_tokens == 3 * 15
@@ -290,20 +285,23 @@ def test_base_then_measure_then_compare_and_report(cli: Cli, inputs: Inputs, tmp
     assert [name.rpartition("-")[0] for name in names] == ["tiny-f32-Q8_0", "tiny-f32-Q4_K_M"]
     assert sorted(path.name for path in (out / "tokens").iterdir()) == sorted(names)
 
-    rows = _document(cli("compare", out, "--json"))
+    rows = printed.document(cli("compare", out, "--json"))
     assert {(row["a"], row["b"]) for row in rows} == {("tiny-f32-Q8_0", "tiny-f32-Q4_K_M")}
-    table = _lines(cli("compare", out))
+    table = printed.lines(cli("compare", out))
     assert any("Mean KLD" in line and "tiny-f32-Q8_0" in line for line in table)
 
     written = (out / "report.md").read_bytes()
     (out / "report.md").unlink()
-    assert _document(cli("report", out, "--json")) == {
+    assert printed.document(cli("report", out, "--json")) == {
         "report": "report.md",
         "html": "report.html",
         "finished": True,
     }
     assert (out / "report.md").read_bytes() == written
-    assert _lines(cli("report", out / "results.json")) == [str(out / "report.md"), str(out / "report.html")]
+    assert printed.lines(cli("report", out / "results.json")) == [
+        str(out / "report.md"),
+        str(out / "report.html"),
+    ]
 
 
 def test_measure_against_a_gguf_equals_measuring_against_its_stored_base(
@@ -311,9 +309,11 @@ def test_measure_against_a_gguf_equals_measuring_against_its_stored_base(
 ) -> None:
     assert cli("quantize", inputs.source, "--types", "Q8_0", "-o", tmp_path).code == 0
     candidate = tmp_path / "tiny-f32-Q8_0.gguf"
-    assert cli("base", inputs.source, "--text", inputs.text, *TINY, "-o", tmp_path / "base").code == 0
-    stored = _document(cli("measure", candidate, "--base", tmp_path / "base", "-o", tmp_path / "a", "--json"))
-    direct = _document(
+    assert cli("base", inputs.source, "--text", inputs.text, *printed.TINY, "-o", tmp_path / "base").code == 0
+    stored = printed.document(
+        cli("measure", candidate, "--base", tmp_path / "base", "-o", tmp_path / "a", "--json")
+    )
+    direct = printed.document(
         cli(
             "measure",
             candidate,
@@ -321,7 +321,7 @@ def test_measure_against_a_gguf_equals_measuring_against_its_stored_base(
             inputs.source,
             "--text",
             inputs.text,
-            *TINY,
+            *printed.TINY,
             "-o",
             tmp_path / "b",
             "--json",
@@ -332,148 +332,13 @@ def test_measure_against_a_gguf_equals_measuring_against_its_stored_base(
 
 def test_a_base_that_was_moved_finds_its_model_by_flag(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
     base, moved = tmp_path / "base", inputs.folder / "moved.gguf"
-    assert cli("base", inputs.source, "--text", inputs.text, *TINY, "-o", base).code == 0
+    assert cli("base", inputs.source, "--text", inputs.text, *printed.TINY, "-o", base).code == 0
     inputs.source.rename(moved)
     failed = cli("measure", moved, "--base", base, "-o", tmp_path / "m")
     assert failed.code == 1
     assert "--base-model" in failed.err
     assert not (tmp_path / "m").exists()
-    document = _document(
+    document = printed.document(
         cli("measure", moved, "--base", base, "--base-model", moved, "-o", tmp_path / "m", "--json")
     )
     assert document["candidates"][0]["metrics"]["kld_max"]["value"] == 0
-
-
-# ------------------------------------------------------------------------------------------------ whole experiments
-
-
-def test_run_on_a_gguf(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    common = (
-        "run",
-        inputs.source,
-        "--quants",
-        "Q8_0",
-        "--text",
-        inputs.text,
-        "--calibration",
-        inputs.text,
-        *TINY,
-        "--imatrix-chunks",
-        2,
-        "-o",
-        out,
-    )
-    done = cli(*common, "--json")
-    document = _document(done)
-    assert [c["name"] for c in document["candidates"]] == ["Q8_0/f32"]
-    assert document["calibration"]["chunks"] == 2
-    assert document["commands"] == [f"bitloss {' '.join(map(str, (*common, '--json')))}"]
-    assert "quantize Q8_0/f32" in done.err
-    importance = document["candidates"][0]["importance"]
-    assert importance.pop("missing") == ["output.weight", "token_embd.weight"]
-    assert importance == {"unused_experts": {}, "zero_weights": {}, "lost": []}
-    again = cli(*common)
-    assert again.code == 0
-    assert again.err.count("done before") == len(document["costs"])
-    assert "Mean KLD" in again.out
-    assert f"report: {out / 'report.html'}" in again.out
-
-
-def test_demo_with_two_chunks(cli: Cli, tmp_path: Path) -> None:
-    done = cli("demo", "--chunks", 2, "--imatrix-chunks", 1, "--out", tmp_path / "demo", "--json", "--quiet")
-    document = _document(done)
-    assert done.err == ""
-    routes = ("f32", "f16", "f32+f16", "f16+f32")
-    assert [c["name"] for c in document["candidates"]] == [
-        f"{k}/{r}" for k in ("Q8_0", "Q4_K_M") for r in routes
-    ]
-    assert document["text"]["chunks"] == 2
-    reasons = {half["reason"] for half in document["cross"]["halves"]}  # one chunk has no halves
-    assert len(reasons) == 1
-    assert "of calibration text: too few to be halved" in reasons.pop()
-    shutil.rmtree(tmp_path / "demo")
-
-
-def test_engine_flags_reach_the_engine(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
-    done = cli(
-        "base",
-        inputs.source,
-        "--text",
-        inputs.text,
-        *TINY,
-        "-ub",
-        16,
-        "-b",
-        64,
-        "-fa",
-        "off",
-        "-t",
-        1,
-        "-sm",
-        "row",
-        "-ts",
-        "3,1",
-        "-ngl",
-        0,
-        "-o",
-        tmp_path / "base",
-        "--json",
-    )
-    assert _document(done)["options"] == {
-        "batch": 64,
-        "ubatch": 16,
-        "flash_attn": "off",
-        "n_gpu_layers": 0,
-    }
-
-
-def test_a_terminal_without_the_signs_of_a_table(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
-    out = tmp_path / "measured"
-    done = cli(
-        *("measure", inputs.source, "--base", inputs.source, "--text", inputs.text, *TINY, "-o", out, "-q")
-    )
-    assert done.code == 0, done.err
-    command = ["measure", inputs.source, "--base", inputs.source, "--text", inputs.text, *TINY, "-o", out]
-    for name, more in (("ascii", []), ("latin-1", []), ("ascii", ["--json"])):
-        again = subprocess.run(
-            [sys.executable, "-m", "bitloss", *map(str, command), "-q", *more],
-            env={**os.environ, "PYTHONIOENCODING": name},
-            capture_output=True,
-            check=False,
-        )
-        assert again.returncode == 0, again.stderr
-        assert b"Traceback" not in again.stderr
-        if more:
-            Results.model_validate_json(again.stdout)
-
-
-def test_a_run_goes_on_after_its_gguf_was_moved(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
-    def run(model: Path) -> Done:
-        settings = ("--text", inputs.text, "--calibration", inputs.text, "--quants", "Q8_0", *TINY)
-        return cli("run", model, *settings, "--imatrix-chunks", 2, "-o", tmp_path / "run", "-q", "--json")
-
-    first = _document(run(inputs.source))
-    moved = tmp_path / "elsewhere" / inputs.source.name
-    moved.parent.mkdir()
-    inputs.source.rename(moved)
-    for tokens in (tmp_path / "run" / "tokens").iterdir():
-        tokens.unlink()
-    assert _document(run(moved))["candidates"] == first["candidates"]
-
-
-def test_the_hash_told_is_the_files_after_going_back_to_another_calibration(
-    cli: Cli, inputs: Inputs, tmp_path: Path
-) -> None:
-    """The same text under a name of the same length: candidates of the same size with other bytes."""
-    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    for text in texts:
-        shutil.copy(inputs.text, text)
-    for text in (*texts, texts[0]):
-        settings = ("--text", inputs.text, "--calibration", text, "--quants", "Q8_0", *TINY)
-        done = cli(
-            *("run", inputs.source, *settings, "--imatrix-chunks", 2, "-o", tmp_path / "run", "-q", "--json")
-        )
-        (candidate,) = _document(done)["candidates"]
-        file = tmp_path / "run" / "candidates" / candidate["file"]
-        assert candidate["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
