@@ -11,14 +11,6 @@ namespace bitloss {
 namespace {
 namespace audit {
 
-BITLOSS_INLINE std::uint64_t sum(const Ints& x) {
-    std::int32_t each[lanes];
-    store(each, x);
-    std::uint64_t total = 0;
-    for (int i = 0; i < lanes; ++i) total += static_cast<std::uint32_t>(each[i]);
-    return total;
-}
-
 // The low bytes of four values each, in any order.
 BITLOSS_INLINE void store_low_bytes(std::uint8_t* to, const Ints (&x)[4]) {
     for (int p = 0; p < parts; ++p) {

@@ -71,15 +71,6 @@ struct Tally {
         into.overflowed += sum(overflowed);
         into.zeroed += sum(zeroed);
     }
-
-  private:
-    static std::uint64_t sum(const Ints& x) {
-        std::int32_t each[lanes];
-        store(each, x);
-        std::uint64_t total = 0;
-        for (int i = 0; i < lanes; ++i) total += static_cast<std::uint32_t>(each[i]);
-        return total;
-    }
 };
 
 // Masks are 0 or -1: subtracting counts.

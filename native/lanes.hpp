@@ -438,5 +438,14 @@ BITLOSS_INLINE Floats load_halves(const std::uint8_t* from) {
 #endif
 }
 
+// Of lanes taken without a sign.
+BITLOSS_INLINE std::uint64_t sum(const Ints& x) {
+    std::int32_t each[lanes];
+    store(each, x);
+    std::uint64_t total = 0;
+    for (int i = 0; i < lanes; ++i) total += static_cast<std::uint32_t>(each[i]);
+    return total;
+}
+
 }  // namespace
 }  // namespace bitloss
