@@ -12,9 +12,6 @@ struct Lanes8 {
 
     static V zero() { return _mm256_setzero_ps(); }
     static V load(const float* p) { return _mm256_loadu_ps(p); }
-    static V widen(const std::uint16_t* p) {
-        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    }
     static void store(float* p, V v) { _mm256_storeu_ps(p, v); }
     static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 
@@ -33,12 +30,23 @@ struct Lanes8 {
     }
 };
 
+__m128i halves(const std::uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+
 }  // namespace
 
-void pack_avx2(const float* x, float* to, std::size_t rows, std::size_t width) {
-    product_rows_packed<Lanes8>(x, to, rows, width);
+void pack_avx2(const float* x, void* to, std::size_t rows, std::size_t width) {
+    interleave_rows<Lanes8>(x, static_cast<float*>(to), rows, width);
 }
 
-void product_avx2(const ProductJob& job) { product_stretch<Lanes8>(job); }
+void product_avx2(const ProductJob& job) {
+    if (job.type == WeightType::f32)
+        product_stretch<Lanes8, float>(job, [](const float* p) { return _mm256_loadu_ps(p); });
+    else if (job.type == WeightType::f16)
+        product_stretch<Lanes8, std::uint16_t>(job, [](const std::uint16_t* p) { return _mm256_cvtph_ps(halves(p)); });
+    else
+        product_stretch<Lanes8, std::uint16_t>(job, [](const std::uint16_t* p) {
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16));
+        });
+}
 
 }  // namespace bitloss

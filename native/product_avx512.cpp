@@ -1,43 +1,30 @@
 // The product with 16 lanes; flags in CMakeLists.txt.
-#include <immintrin.h>
-
-#include "product_lanes.hpp"
+#include "product_lanes16.hpp"
 
 namespace bitloss {
 namespace {
 
-struct Lanes16 {
-    using V = __m512;
-    static constexpr std::size_t lanes = 16, rows = 6;  // 24 sums, 4 weights and a value in 32 registers
-
-    static V zero() { return _mm512_setzero_ps(); }
-    static V load(const float* p) { return _mm512_loadu_ps(p); }
-    static V widen(const std::uint16_t* p) {
-        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    }
-    static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
+struct Floats16 : Lanes16 {
     static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-
-    // Lane l and l + 8, then l + 4, l + 2, l + 1, of four vectors at once.
-    static void fold(V a, V b, V c, V d, float* out) {
-        const V ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44),
-                                   _mm512_shuffle_f32x4(a, b, 0xEE));
-        const V cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44),
-                                   _mm512_shuffle_f32x4(c, d, 0xEE));
-        V all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
-        all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4E));
-        all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xB1));
-        const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-        _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
-    }
 };
+
+__m256i halves(const std::uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
 }  // namespace
 
-void pack_avx512(const float* x, float* to, std::size_t rows, std::size_t width) {
-    product_rows_packed<Lanes16>(x, to, rows, width);
+void pack_avx512(const float* x, void* to, std::size_t rows, std::size_t width) {
+    interleave_rows<Floats16>(x, static_cast<float*>(to), rows, width);
 }
 
-void product_avx512(const ProductJob& job) { product_stretch<Lanes16>(job); }
+void product_avx512(const ProductJob& job) {
+    if (job.type == WeightType::f32)
+        product_stretch<Floats16, float>(job, [](const float* p) { return _mm512_loadu_ps(p); });
+    else if (job.type == WeightType::f16)
+        product_stretch<Floats16, std::uint16_t>(job, [](const std::uint16_t* p) { return _mm512_cvtph_ps(halves(p)); });
+    else
+        product_stretch<Floats16, std::uint16_t>(job, [](const std::uint16_t* p) {
+            return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves(p)), 16));
+        });
+}
 
 }  // namespace bitloss

@@ -1,7 +1,7 @@
 // The product, for the lanes `L` of one instruction set; see product.hpp for the order of its sums.
 //
-// L gives: V (a vector of float), lanes, rows (of x in a tile), zero, load, widen (of float16), store, fma, fold (four
-// vectors to their four sums).
+// L gives: V (a vector of sums), lanes, rows (of x in a tile), zero, load, store, fma, fold (four vectors to their four
+// sums).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,8 +11,6 @@
 
 namespace bitloss {
 namespace {
-
-constexpr std::size_t panel = 16;  // weight rows that are widened together: a line of results for every row of x
 
 // Vectors lie as they are read: for each step of `lanes` entries those of all rows of a group, one after the other.
 // Rows as they come are multiples of 4096 bytes apart in many models, and would push each other out of the cache.
@@ -54,7 +52,7 @@ void product_remainder(std::size_t left, const float* w, const float* x, float* 
 }
 
 template <class L>
-void product_rows_packed(const float* x, float* to, std::size_t rows, std::size_t width) {
+void interleave_rows(const float* x, float* to, std::size_t rows, std::size_t width) {
     for (std::size_t row = 0; row < rows; row += L::rows) {
         const float* from = x + row * width;
         interleave<L>(to + row * width, rows - row < L::rows ? rows - row : L::rows, width,
@@ -62,33 +60,30 @@ void product_rows_packed(const float* x, float* to, std::size_t rows, std::size_
     }
 }
 
-template <class L>
-void product_stretch(const ProductJob& job) {
+// `load` makes a vector of `L::lanes` weights.
+template <class L, class Weight, class Load>
+void product_stretch(const ProductJob& job, const Load& load) {
     const std::size_t width = job.width, n_out = job.n_out;
-    for (std::size_t first = job.first; first < job.last; first += panel) {
-        const std::size_t many = job.last - first < panel ? job.last - first : panel;
+    const auto* weights = reinterpret_cast<const Weight*>(job.weights);
+    const auto* packed = static_cast<const float*>(job.x);
+    auto* room = static_cast<float*>(job.room);
+    for (std::size_t first = job.first; first < job.last; first += product_panel) {
+        const std::size_t many = job.last - first < product_panel ? job.last - first : product_panel;
         for (std::size_t i = 0; i < many; i += 4) {
-            const std::size_t from = (first + i) * width;
-            float* to = job.room + i * width;
-            if (job.type == WeightType::f16) {
-                const auto* w = reinterpret_cast<const std::uint16_t*>(job.weights) + from;
-                interleave<L>(to, 4, width, [&](std::size_t k) { return L::widen(w + k); });
-            } else {
-                const auto* w = reinterpret_cast<const float*>(job.weights) + from;
-                interleave<L>(to, 4, width, [&](std::size_t k) { return L::load(w + k); });
-            }
+            const Weight* w = weights + (first + i) * width;
+            interleave<L>(room + i * width, 4, width, [&](std::size_t k) { return load(w + k); });
         }
         for (std::size_t row = 0; row < job.rows; row += L::rows) {
             const std::size_t left = job.rows - row;
-            const float* x = job.x + row * width;
+            const float* x = packed + row * width;
             float* out = job.out + row * n_out + first;
             // lines of results of the next rows: far apart, and no prefetcher foresees them
             for (std::size_t r = L::rows; r < 2 * L::rows && r < left; ++r) __builtin_prefetch(out + r * n_out, 1);
             for (std::size_t i = 0; i < many; i += 4) {
                 if (left >= L::rows)
-                    product_tile<L, L::rows>(job.room + i * width, x, out + i, width, n_out);
+                    product_tile<L, L::rows>(room + i * width, x, out + i, width, n_out);
                 else
-                    product_remainder<L>(left, job.room + i * width, x, out + i, width, n_out,
+                    product_remainder<L>(left, room + i * width, x, out + i, width, n_out,
                                          std::make_index_sequence<L::rows - 1>());
             }
         }

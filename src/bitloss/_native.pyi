@@ -190,19 +190,20 @@ def cast_values(
     ``bitloss.convert.cast.cast`` calls it.
     """
 
-def product_lanes() -> list[int]:
-    """Lanes of the kernels of `product_rows` this machine and build offer, most first."""
+def product_ways(type: int, width: int, n_out: int) -> list[str]:
+    """Ways of `product_rows` for this ggml type and shape that this machine and build offer, fastest first."""
 
 def product_rows(
     weights: npt.NDArray[np.uint8],
     type: int,
     x: npt.NDArray[np.float32],
     out: npt.NDArray[np.float32],
-    lanes: int,
+    way: str,
     threads: int,
 ) -> None:
-    """Write x [rows, width] times weights [n_out, width] (bytes; 0: F32, 1: F16) to out [rows, n_out].
+    """Write x [rows, width] times weights [n_out, width] (bytes of a ggml type) to out [rows, n_out].
 
-    Sums are taken in the order of libggml-cpu's product of so many lanes; width is a multiple of them, n_out of 4.
+    A way says in which order sums are taken, always one of libggml-cpu's: ``avx512`` and ``avx2`` (16 and 8 lanes; F32,
+    F16, BF16), ``pairs`` (BF16, of x the upper 16 bits are taken), ``vnni`` (Q8_0; x must be finite and is made Q8_0).
     ``bitloss.engine.product`` is the caller.
     """

@@ -26,8 +26,10 @@ MAX_OP_PARAMS = 64
 
 TYPE_F32 = 0
 TYPE_F16 = 1
+TYPE_Q8_0 = 8
 TYPE_Q4_K = 12
 TYPE_I32 = 26
+TYPE_BF16 = 30
 
 
 class Tensor(ct.Structure):

@@ -1,8 +1,10 @@
 """llama.cpp as the engine, through llama-cpp-python's low-level API.
 
-Logits come from ``llama_get_logits`` and are the engine's own. Hidden states are read with an eval callback at the
+Logits come from ``llama_get_logits``. Hidden states are read with an eval callback at the
 graph node ``result_norm``, the final norm's output for just the rows asked for (what ``output.weight`` is applied
 to); the graph is stopped there, so a base or an importance matrix does not pay for the product with the vocabulary.
+
+On a CPU, logits are made from hidden states as well where that gives the same bits sooner (`bitloss.engine.remade`).
 
 Chunks are computed one micro-batch at a time (as many side by side as fit into a batch), so memory is O(micro-batch x
 vocabulary) and does not grow with n_ctx beyond the KV cache.
@@ -37,6 +39,8 @@ from bitloss.engine.context import Context, last_error, usable_cores
 from bitloss.engine.ggml import ggml
 from bitloss.engine.limits import check_limits
 from bitloss.engine.llama_log import captured_log
+from bitloss.engine.output_layer import OutputLayer, rows_per_slice
+from bitloss.engine.remade import remaking_layer
 from bitloss.engine.tokenized import WORTH_KEEPING, remembered, vocabulary_key
 from bitloss.engine.watch import GraphWatch
 from bitloss.errors import EngineError, FileProblem, UnsupportedError, UsageError
@@ -86,6 +90,8 @@ class LlamaEngine:
         self.options = options or EngineOptions()
         self.handle: Any = None
         self._vocabulary_key: bytes | None = None
+        self._layer: OutputLayer | None = None
+        self._layer_sought = False
         ggml()  # checks the struct layout before anything relies on it
         self.file = open_model(path)
         refuse_matrix(self.file)
@@ -199,23 +205,51 @@ class LlamaEngine:
     ) -> Generator[Rows, None, None]:
         """Compute chunks; see `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = self._check_chunks(chunks)
-        side_by_side = self.options.side_by_side(n_ctx)
-        # The same for every group, a smaller last one too: a row's rounding then does not depend on its neighbours.
-        width = self.options.micro_batch // side_by_side
-        side_by_side = min(side_by_side, len(chunks))
-        watch = GraphWatch(hidden=outputs is not Outputs.LOGITS, observer=observer)
+        layer = self._layer_for(chunks) if outputs is Outputs.LOGITS and observer is None else None
+        computed = outputs if layer is None else Outputs.HIDDEN
+        watch = GraphWatch(hidden=computed is not Outputs.LOGITS, observer=observer)
+        side_by_side = min(self.options.side_by_side(n_ctx), len(chunks))
         with Context(self, n_ctx=n_ctx, n_seq=side_by_side, watch=watch) as context:
             for first in range(0, len(chunks), side_by_side):
-                group = chunks[first : first + side_by_side]
+                group = slice(first, first + side_by_side)
                 context.clear()
-                if scored is not None and outputs is not Outputs.NOTHING:
-                    yield from self._masked(
-                        context, group, first, scored[first : first + side_by_side], outputs
-                    )
-                    continue
-                for begin in range(0, n_ctx, width):
-                    tokens = group[:, begin : begin + width]
-                    yield from self._micro_batch(context, tokens, first, begin, outputs)
+                for rows in self._group(
+                    context, chunks[group], first, None if scored is None else scored[group], computed
+                ):
+                    if outputs is Outputs.LOGITS:
+                        yield from self._sliced(rows, layer)
+                    else:
+                        yield rows
+
+    def _layer_for(self, chunks: NDArray[np.int32]) -> OutputLayer | None:
+        if not self._layer_sought and len(chunks):
+            self._layer_sought = True
+            self._layer = remaking_layer(self, chunks[0], self.options.threads or usable_cores())
+        return self._layer
+
+    def _sliced(self, rows: Rows, layer: OutputLayer | None) -> Iterator[Rows]:
+        """Logits of rows (with a layer: of hidden states), cut alike with and without a layer."""
+        step = rows_per_slice(self._facts.n_vocab)
+        for at in range(0, len(rows.values), step):
+            values = rows.values[at : at + step]
+            yield Rows(rows.chunk, rows.start + at, values if layer is None else layer.logits(values))
+
+    def _group(
+        self,
+        context: Context,
+        group: NDArray[np.int32],
+        first: int,
+        scored: NDArray[np.bool_] | None,
+        outputs: Outputs,
+    ) -> Iterator[Rows]:
+        """Compute chunks side by side, [chunks, n_ctx]."""
+        # The same for every group, a smaller last one too: a row's rounding then does not depend on its neighbours.
+        width = self.options.micro_batch // self.options.side_by_side(context.n_ctx)
+        if scored is not None and outputs is not Outputs.NOTHING:
+            yield from self._masked(context, group, first, scored, outputs, width)
+            return
+        for begin in range(0, context.n_ctx, width):
+            yield from self._micro_batch(context, group[:, begin : begin + width], first, begin, outputs)
 
     def _micro_batch(
         self, context: Context, tokens: NDArray[np.int32], first: int, begin: int, outputs: Outputs
@@ -255,9 +289,9 @@ class LlamaEngine:
         first: int,
         scored: NDArray[np.bool_],
         outputs: Outputs,
+        width: int,
     ) -> Iterator[Rows]:
         """Compute chunks side by side, as far as something is scored; both arrays [chunks side by side, n_ctx]."""
-        width = self.options.micro_batch // self.options.side_by_side(context.n_ctx)
         for begin in range(0, int(np.flatnonzero(scored.any(axis=0))[-1]) + 1, width):
             tokens, mask = group[:, begin : begin + width], scored[:, begin : begin + width]
             wanted = mask.astype(np.int8)
@@ -279,6 +313,9 @@ class LlamaEngine:
 
         Returns:
             hidden float32 [rows, n_embd] and logits float32 [rows, n_vocab], copies.
+
+        Raises:
+            UnsupportedError: the graph has no node ``result_norm``.
         """
         self._check_chunks(chunk[None])
         micro, n_ctx = self.options.micro_batch, len(chunk)
@@ -292,8 +329,8 @@ class LlamaEngine:
                 wanted[0, max(start - begin, 0) :] = 1
                 logits = context.decode(tokens, begin, wanted, Outputs.LOGITS)
                 if wanted.sum() >= 2:
-                    assert watch.rows is not None
-                    return watch.rows.copy(), logits.copy()
+                    hidden = watch.taken(len(logits), self._facts.n_embd, self.path)
+                    return hidden.copy(), logits.copy()
         raise UsageError("chunk too short to check", where="--ctx", expected="at least 8 tokens", found=n_ctx)
 
     def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -339,6 +376,9 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Free the model."""
+        if self._layer is not None:
+            self._layer.close()
+            self._layer = None
         if self.handle:
             llama_cpp.llama_model_free(self.handle)
             self.handle = None

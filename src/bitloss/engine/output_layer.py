@@ -2,8 +2,12 @@
 
 ``logits = output.weight x hidden`` through ``ggml_mul_mat``, the kernel the engine uses, so that the numbers are the
 engine's own, bit for bit (asserted for F32, F16 and BF16 files by tests, and on the first chunk of every base by
-`bitloss.divergence.basewrite`). Computed in slices of rows: memory is O(slice x vocabulary). Float32 and float16
+`bitloss.divergence.basewrite`). Computed in slices of rows: memory is O(slice x vocabulary). F32, F16, BF16 and Q8_0
 weights go through `bitloss.engine.product` once that has shown the same bits.
+
+libggml multiplies few rows, and the last few of many, with kernels that round otherwise. Slices are filled up to whole
+groups of rows, so the logits of a row depend on nothing but the row. (The engine's own may: the last one to three of a
+micro-batch, where the weight is Q2_K or Q4_K, differ from these by a rounding.)
 
 Some graphs go on after the product, and so does this one, with the same operations of ggml on the same numbers:
 Gemma 2 and 3 cap (x / c, tanh, x c), Granite divides by a scale. Others that would are refused by name.
@@ -29,6 +33,7 @@ from bitloss.model.gguf_split import open_model
 
 _ROOM_FOR_GRAPH = 1 << 20
 SLICE_BYTES = 24 << 20  # logits of one slice, for which the weight is read once; they should stay in a cache
+_GROUP = 16  # rows: no kernel of libggml takes more at a time
 _CAPPING = frozenset({"gemma2", "gemma3"})
 _DIVIDING = frozenset({"granite"})
 
@@ -67,15 +72,18 @@ class OutputLayer:
         self._extra = kind and ExtraWeight(self._weight_context, self._weight, kind=kind, data=data)
         if not self._extra:
             self._weight.contents.data = data
-        rows = max(2, min(512, SLICE_BYTES // (4 * self.n_vocab)))
-        # whole tiles of the product (6 rows, see native/product_avx512.cpp) and of libggml's kernels (up to 16)
-        self.rows_per_slice = next((rows - rows % n for n in (48, 12) if rows >= n), rows)
-        room = 4 * self.rows_per_slice * (self.n_vocab + 6 * self.n_embd)
+        self.rows_per_slice = rows_per_slice(self.n_vocab)
+        room = 4 * _padded(self.rows_per_slice) * (self.n_vocab + 6 * self.n_embd)
         self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
         self._same = SameProduct(
             np.frombuffer(self._map, np.uint8, info.n_bytes, info.offset),
             ggml_type=info.ggml_type, n_out=self.n_vocab, width=self.n_embd, threads=threads,
         )  # fmt: skip
+
+    @property
+    def faster(self) -> bool:
+        """Whether the product is computed in a faster way than libggml's, which so far has shown the same bits."""
+        return self._same.possible and not self._after
 
     def slices(self, rows: int) -> list[slice]:
         """Cut rows into slices of at most `rows_per_slice`."""
@@ -97,18 +105,18 @@ class OutputLayer:
         if width != self.n_embd:
             raise MismatchError("hidden states of another width", expected=self.n_embd, found=width)
         assert 0 < rows <= self.rows_per_slice
-        if self._same.proven(rows) and not self._after:
+        if self._after:
+            return self._by_ggml(hidden)
+        if self._same.proven(hidden):
             return self._same(hidden)
         told = self._by_ggml(hidden)
-        # one row goes through a kernel of its own in ggml, and is not worth a proof
-        if self._same.possible and not self._after and rows > 1:
+        if self._same.possible:
             self._same.prove(hidden, told)
         return told
 
     def _by_ggml(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         rows, g = len(hidden), self._g
-        # ggml multiplies one row with another kernel (a dot product per column), which rounds differently
-        padded = max(rows, 2)
+        padded = _padded(rows)
         context = g.ggml_init(InitParams(len(self._scratch), ct.addressof(self._scratch), False))
         x = g.ggml_new_tensor_2d(context, TYPE_F32, self.n_embd, padded)
         data = np.ndarray(
@@ -139,6 +147,17 @@ class OutputLayer:
         if self._weight_context:
             self._g.ggml_free(self._weight_context)
             self._weight_context = None
+
+
+def rows_per_slice(n_vocab: int) -> int:
+    """Rows whose logits are made at a time; it depends on nothing else."""
+    rows = max(2, min(512, SLICE_BYTES // (4 * n_vocab)))
+    # whole tiles of the products (6 and 3 rows, see native/product.hpp) and whole groups of libggml's kernels
+    return next((rows - rows % n for n in (48, _GROUP) if rows >= n), rows)
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // _GROUP) * _GROUP
 
 
 def output_weight_name(file: GgufFile) -> str:
