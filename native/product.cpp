@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "module.hpp"
@@ -43,19 +44,30 @@ struct Way {
     bool available;
 };
 
-const std::vector<Way>& ways() {
-    static const std::vector<Way> all = {
+std::vector<Way> offered() {
+    std::vector<Way> all = {
 #if defined(__x86_64__)
         {"vnni", {WeightType::q8_0}, 32, 1, bitloss::product_blocks, bitloss::pack_blocks,
          __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c")},
+        {"fused-pairs", {WeightType::bf16}, 32, 4, bitloss::product_fused_pairs, bitloss::pack_fused_pairs,
+         static_cast<bool>(__builtin_cpu_supports("avx512bf16"))},
         {"pairs", {WeightType::bf16}, 32, 4, bitloss::product_pairs, bitloss::pack_pairs,
-         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16")},
+         static_cast<bool>(__builtin_cpu_supports("avx512bf16"))},
         {"avx512", {WeightType::f32, WeightType::f16, WeightType::bf16}, 16, 4, bitloss::product_avx512,
          bitloss::pack_avx512, static_cast<bool>(__builtin_cpu_supports("avx512f"))},
         {"avx2", {WeightType::f32, WeightType::f16, WeightType::bf16}, 8, 4, bitloss::product_avx2, bitloss::pack_avx2,
          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
     };
+#if defined(__x86_64__)
+    // AMD's are as fast with the instruction as with any other
+    if (__builtin_cpu_is("amd")) std::swap(all[1], all[2]);
+#endif
+    return all;
+}
+
+const std::vector<Way>& ways() {
+    static const std::vector<Way> all = offered();
     return all;
 }
 

@@ -1,4 +1,6 @@
 // The product with 16 lanes; flags in CMakeLists.txt.
+#include <vector>
+
 #include "product_lanes16.hpp"
 
 namespace bitloss {
@@ -25,6 +27,33 @@ void product_avx512(const ProductJob& job) {
         product_stretch<Floats16, std::uint16_t>(job, [](const std::uint16_t* p) {
             return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves(p)), 16));
         });
+}
+
+// What the instruction for pairs of bfloat16 does, with fused multiply-adds: products of two of them are exact, so each
+// is added in a rounding of its own, the second of a pair first, and subnormal numbers count as zero on both sides. On
+// processors of Intel that have the instruction this is faster.
+void pack_fused_pairs(const float* x, void* to, std::size_t rows, std::size_t width) {
+    std::vector<float> parted(rows * width);  // of 32 entries the second of every pair, then the first
+    for (std::size_t i = 0; i < parted.size(); i += 32)
+        for (std::size_t k = 0; k < 16; ++k) {
+            parted[i + k] = x[i + 2 * k + 1];
+            parted[i + 16 + k] = x[i + 2 * k];
+        }
+    interleave_rows<Floats16>(parted.data(), static_cast<float*>(to), rows, width);
+}
+
+void product_fused_pairs(const ProductJob& job) {
+    const auto* weights = reinterpret_cast<const std::uint16_t*>(job.weights);
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);  // subnormal numbers are zero, coming in and going out
+    product_stretch<Floats16, std::uint16_t>(job, [&](const std::uint16_t* p) {
+        const auto at = static_cast<std::size_t>(p - weights);
+        const __m512i pairs = _mm512_loadu_si512(weights + (at & ~std::size_t{31}));
+        const bool first = at & 16;
+        return _mm512_castsi512_ps(first ? _mm512_slli_epi32(pairs, 16)
+                                         : _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000U))));
+    });
+    _mm_setcsr(before);
 }
 
 }  // namespace bitloss

@@ -3,6 +3,7 @@
 // L gives: V (a vector of sums), lanes, rows (of x in a tile), zero, load, store, fma, fold (four vectors to their four
 // sums).
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -73,7 +74,11 @@ void product_stretch(const ProductJob& job, const Load& load) {
             const Weight* w = weights + (first + i) * width;
             interleave<L>(room + i * width, 4, width, [&](std::size_t k) { return load(w + k); });
         }
+        const std::size_t next = first + many, following = std::min(product_panel, n_out - next);
+        Ahead ahead(reinterpret_cast<const std::uint8_t*>(weights + next * width), following * width * sizeof(Weight),
+                    (job.rows + L::rows - 1) / L::rows);
         for (std::size_t row = 0; row < job.rows; row += L::rows) {
+            ahead.step();
             const std::size_t left = job.rows - row;
             const float* x = packed + row * width;
             float* out = job.out + row * n_out + first;

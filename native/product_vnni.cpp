@@ -137,7 +137,11 @@ void product_blocks(const ProductJob& job) {
             rows[r] = job.weights + (first + std::min(r, many - 1)) * blocks * block_bytes;
         for (std::size_t b = 0; b < blocks; ++b) turn(rows, b * block_bytes, room[b]);
         const auto wanted = static_cast<__mmask16>((1U << many) - 1);
+        const std::size_t next = first + many, following = std::min(product_panel, n_out - next);
+        Ahead ahead(job.weights + next * blocks * block_bytes, following * blocks * block_bytes,
+                    (job.rows + tile_rows - 1) / tile_rows);
         for (std::size_t row = 0; row < job.rows; row += tile_rows) {
+            ahead.step();
             const std::size_t left = job.rows - row;
             float* out = job.out + row * n_out + first;
             for (std::size_t r = tile_rows; r < 2 * tile_rows && r < left; ++r) __builtin_prefetch(out + r * n_out, 1);

@@ -204,6 +204,6 @@ def product_rows(
     """Write x [rows, width] times weights [n_out, width] (bytes of a ggml type) to out [rows, n_out].
 
     A way says in which order sums are taken, always one of libggml-cpu's: ``avx512`` and ``avx2`` (16 and 8 lanes; F32,
-    F16, BF16), ``pairs`` (BF16, of x the upper 16 bits are taken), ``vnni`` (Q8_0; x must be finite and is made Q8_0).
+    F16, BF16), ``pairs`` and ``fused-pairs`` (BF16; x must be BF16 as well), ``vnni`` (Q8_0; x must be finite).
     ``bitloss.engine.product`` is the caller.
     """

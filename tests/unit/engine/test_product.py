@@ -118,12 +118,28 @@ def test_bf16_is_widened(way: str) -> None:
 
 
 @needs_pairs
-def test_pairs_add_the_second_first() -> None:
+@pytest.mark.parametrize("way", ["pairs", "fused-pairs"])
+def test_pairs_add_the_second_first(way: str) -> None:
     weight, x = _bf16(_random(8, 96, 1)), _from_bf16(_bf16(_random(7, 96, 2)))
     expected = [[_in_order(w, row, 16, (1, 0)) for w in _from_bf16(weight)] for row in x]
-    out = _run(weight, TYPE_BF16, x, 8, "pairs")
+    out = _run(weight, TYPE_BF16, x, 8, way)
     assert out.tolist() == expected
     assert not np.array_equal(out, _in_exact(x, _from_bf16(weight)))
+
+
+@needs_pairs
+def test_both_ways_to_multiply_pairs_agree_where_numbers_are_subnormal() -> None:
+    rng = np.random.default_rng(5)
+    weight = rng.integers(0, 1 << 16, (64, 64)).astype(np.uint16)
+    x = _bf16(rng.integers(0, 1 << 32, (12, 64)).astype(np.uint32).view(np.float32))
+    for numbers in (weight, x):  # tiny to middling, of both signs; none that is not finite
+        exponent = rng.choice([0, 1, 2, 40, 80, 120, 127], numbers.shape).astype(np.uint16)
+        numbers[:] = (numbers & 0x807F) | exponent << 7
+    told = _run(weight, TYPE_BF16, _from_bf16(x), 64, "pairs", 2)
+    assert np.array_equal(_bits(_run(weight, TYPE_BF16, _from_bf16(x), 64, "fused-pairs", 2)), _bits(told))
+    # and numbers that are subnormal do count where sums are not taken in pairs
+    assert not np.array_equal(_bits(_run(weight, TYPE_BF16, _from_bf16(x), 64, "avx512", 2)), _bits(told))
+    assert np.float32(1e-40) * np.float32(0.5) > 0  # the mode of this thread is as it was
 
 
 @dataclass
