@@ -44,11 +44,17 @@ struct Way {
     bool available;
 };
 
+#if defined(__x86_64__)
+bool vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
+}
+#endif
+
 std::vector<Way> offered() {
     std::vector<Way> all = {
 #if defined(__x86_64__)
-        {"vnni", {WeightType::q8_0}, 32, 1, bitloss::product_blocks, bitloss::pack_blocks,
-         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c")},
+        {"q8_0", {WeightType::q8_0}, 32, 1, bitloss::product_q8_0, bitloss::pack_q8_0, vnni()},
+        {"q6_k", {WeightType::q6_k}, 256, 1, bitloss::product_q6_k, bitloss::pack_q6_k, vnni()},
         {"fused-pairs", {WeightType::bf16}, 32, 4, bitloss::product_fused_pairs, bitloss::pack_fused_pairs,
          static_cast<bool>(__builtin_cpu_supports("avx512bf16"))},
         {"pairs", {WeightType::bf16}, 32, 4, bitloss::product_pairs, bitloss::pack_pairs,
@@ -61,7 +67,7 @@ std::vector<Way> offered() {
     };
 #if defined(__x86_64__)
     // AMD's are as fast with the instruction as with any other
-    if (__builtin_cpu_is("amd")) std::swap(all[1], all[2]);
+    if (__builtin_cpu_is("amd")) std::swap(all[2], all[3]);
 #endif
     return all;
 }
@@ -88,6 +94,7 @@ std::size_t row_bytes(WeightType type, std::size_t width) {
     switch (type) {
         case WeightType::f32: return width * 4;
         case WeightType::q8_0: return width / 32 * 34;
+        case WeightType::q6_k: return width / 256 * 210;
         default: return width * 2;
     }
 }

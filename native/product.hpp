@@ -5,7 +5,8 @@
 // processor has products of pairs of bfloat16, lane l adds those of entries 2 l + 1 and 2 l of 32, then of the next 32.
 // Blocks of Q8_0 (class tinyBLAS_Q0_AVX): rows are made Q8_0 too; of every block lane l of 8 adds, fused, the product of
 // both scales with the whole number that entries 4 l .. 4 l + 3 give. At the end halves are added to halves until one
-// number is left. Floating point sums depend on nothing but that order, so a kernel that keeps it gives the same bits,
+// number is left. Blocks of Q6_K (ggml/src/ggml-cpu/tiled): rows are made Q8_K; a block gives one whole number, its
+// product with the weight's scale is rounded, and multiplied by the row's it is added, fused, block after block. Floating point sums depend on nothing but that order, so a kernel that keeps it gives the same bits,
 // whatever else it does: here the weights are brought into shape once for all rows of a slice.
 #pragma once
 #include <cstddef>
@@ -14,7 +15,7 @@
 namespace bitloss {
 
 // As libggml numbers them.
-enum class WeightType : int { f32 = 0, f16 = 1, q8_0 = 8, bf16 = 30 };
+enum class WeightType : int { f32 = 0, f16 = 1, q8_0 = 8, q6_k = 14, bf16 = 30 };
 
 // A stretch of the product: weight rows first .. last-1 with all of x.
 struct ProductJob {
@@ -62,8 +63,10 @@ void product_pairs(const ProductJob& job);
 void pack_pairs(const float* x, void* to, std::size_t rows, std::size_t width);
 void product_fused_pairs(const ProductJob& job);  // the same, by other means
 void pack_fused_pairs(const float* x, void* to, std::size_t rows, std::size_t width);
-// Blocks of Q8_0; width a multiple of 32. Rows must be finite: which number a NaN makes is not libggml's.
-void product_blocks(const ProductJob& job);
-void pack_blocks(const float* x, void* to, std::size_t rows, std::size_t width);
+// Blocks of Q8_0 and of Q6_K; width a multiple of 32 and of 256. Rows must be finite: what a NaN becomes is libggml's.
+void product_q8_0(const ProductJob& job);
+void pack_q8_0(const float* x, void* to, std::size_t rows, std::size_t width);
+void product_q6_k(const ProductJob& job);
+void pack_q6_k(const float* x, void* to, std::size_t rows, std::size_t width);
 
 }  // namespace bitloss

@@ -204,6 +204,6 @@ def product_rows(
     """Write x [rows, width] times weights [n_out, width] (bytes of a ggml type) to out [rows, n_out].
 
     A way says in which order sums are taken, always one of libggml-cpu's: ``avx512`` and ``avx2`` (16 and 8 lanes; F32,
-    F16, BF16), ``pairs`` and ``fused-pairs`` (BF16; x must be BF16 as well), ``vnni`` (Q8_0; x must be finite).
+    F16, BF16), ``pairs`` and ``fused-pairs`` (BF16; x must be BF16 as well), ``q8_0`` and ``q6_k`` (x must be finite).
     ``bitloss.engine.product`` is the caller.
     """

@@ -2,8 +2,8 @@
 
 ``logits = output.weight x hidden`` through ``ggml_mul_mat``, the kernel the engine uses, so that the numbers are the
 engine's own, bit for bit (asserted for F32, F16 and BF16 files by tests, and on the first chunk of every base by
-`bitloss.divergence.basewrite`). Computed in slices of rows: memory is O(slice x vocabulary). F32, F16, BF16 and Q8_0
-weights go through `bitloss.engine.product` once that has shown the same bits.
+`bitloss.divergence.basewrite`). Computed in slices of rows: memory is O(slice x vocabulary). F32, F16, BF16,
+Q8_0 and Q6_K weights go through `bitloss.engine.product` once that has shown the same bits.
 
 libggml multiplies few rows, and the last few of many, with kernels that round otherwise. Slices are filled up to whole
 groups of rows, so the logits of a row depend on nothing but the row. (The engine's own may: the last one to three of a

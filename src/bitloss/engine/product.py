@@ -1,9 +1,9 @@
 """The product with an output weight, bit for bit as libggml computes it, faster.
 
 A sum of floats depends on nothing but the order in which it is taken. libggml's CPU product takes it in vectors: lane l
-of 16 (or 8) adds, fused, entries l, l + 16, ... in turn, and halves are added to halves at the end; for BF16 and Q8_0
-see ``native/product.hpp``. The native kernels take it in the same order, but bring a weight into shape once for all
-rows, and with Q8_0 compute sixteen results to a vector.
+of 16 (or 8) adds, fused, entries l, l + 16, ... in turn, and halves are added to halves at the end; for BF16,
+Q8_0 and Q6_K see ``native/product.hpp``. The native kernels take it in the same order, but bring a weight into shape
+once for all rows, and with blocks compute sixteen results to a vector.
 
 Nothing of this is taken on trust: `SameProduct` is told what libggml computed and is used only after it gave the same
 bits, for every number of rows anew. Where another build of libggml sums in another order it is never used, and
@@ -11,7 +11,7 @@ everything is computed by libggml as before.
 
 Source: ggml/src/ggml-cpu/llamafile/sgemm.cpp (the order of the sums), ggml/src/ggml-cpu/ggml-cpu.c (float32 rows are
 rounded to float16 before they meet a float16 weight, where the kernel for that exists; to BF16 before a BF16 weight;
-and made Q8_0 before a Q8_0 weight).
+and made Q8_0 before a Q8_0 weight), ggml/src/ggml-cpu/tiled (K-quants).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitloss import _native
-from bitloss.engine.ggml import TYPE_BF16, TYPE_F16, TYPE_Q8_0
+from bitloss.engine.ggml import TYPE_BF16, TYPE_F16, TYPE_Q6_K, TYPE_Q8_0
 
 
 def _to_f16(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -39,6 +39,7 @@ def _plain(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x
 
 
+_BLOCKS = frozenset({TYPE_Q8_0, TYPE_Q6_K})
 # what libggml does to rows before the product: the first that is not refuted holds
 _ROUNDINGS = {TYPE_F16: (_to_f16, _plain), TYPE_BF16: (_to_bf16,)}
 
@@ -48,7 +49,7 @@ class SameProduct:
 
     Args:
         weight: uint8, the bytes of [n_out, width] entries.
-        ggml_type: of the weight; F32, F16, BF16 and Q8_0 are known.
+        ggml_type: of the weight; F32, F16, BF16, Q8_0 and Q6_K are known.
         n_out: results a row.
         width: entries of a row.
         threads: CPU threads; the result does not depend on them.
@@ -79,7 +80,7 @@ class SameProduct:
 
     def _takes(self, x: NDArray[np.float32]) -> bool:
         # which bytes a block with a NaN or an infinity becomes is left to libggml
-        return self._type != TYPE_Q8_0 or bool(np.isfinite(x).all())
+        return self._type not in _BLOCKS or bool(np.isfinite(x).all())
 
     def prove(self, x: NDArray[np.float32], told: NDArray[np.float32]) -> bool:
         """Compare with what libggml computed; ways of summing that give other bits are given up for good.

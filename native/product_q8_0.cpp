@@ -6,10 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <utility>
 
 #include "product.hpp"
+#include "product_turn.hpp"
 
 namespace bitloss {
 namespace {
@@ -52,37 +51,16 @@ RowBlock quantized(const float* x) {
     return block;
 }
 
-// One block of sixteen weight rows, turned so that a vector holds the same entries of all.
-void turn(const std::uint8_t* const* rows, std::size_t at, PanelBlock& panel) {
-    // rows 0 4, 1 5, 2 6, 3 7 and 8 12, 9 13, ...: what comes out is in order
+// One block of sixteen weight rows.
+void unpack(const std::uint8_t* const* rows, std::size_t at, PanelBlock& panel) {
+    const __m512i flip = _mm512_set1_epi32(static_cast<int>(0x80808080U));  // plus 128
     __m512i v[8];
     for (std::size_t j = 0; j < 8; ++j) {
-        const std::size_t row = j < 4 ? j : j + 4;
-        const auto half = [&](std::size_t r) {
-            return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[r] + at + 2));
-        };
-        v[j] = _mm512_inserti64x4(_mm512_castsi256_si512(half(row)), half(row + 4), 1);
+        const std::size_t row = first_row(j);
+        v[j] = _mm512_xor_si512(side_by_side(rows[row] + at + 2, rows[row + 4] + at + 2), flip);
     }
-    __m512i quarters[2][4];  // entry k of rows 0-3 | entry k + 4 of rows 0-3 | k of rows 4-7 | k + 4 of rows 4-7
-    for (std::size_t half = 0; half < 2; ++half) {
-        const __m512i* w = v + 4 * half;
-        const __m512i low01 = _mm512_unpacklo_epi32(w[0], w[1]), low23 = _mm512_unpacklo_epi32(w[2], w[3]);
-        const __m512i high01 = _mm512_unpackhi_epi32(w[0], w[1]), high23 = _mm512_unpackhi_epi32(w[2], w[3]);
-        quarters[half][0] = _mm512_unpacklo_epi64(low01, low23);
-        quarters[half][1] = _mm512_unpackhi_epi64(low01, low23);
-        quarters[half][2] = _mm512_unpacklo_epi64(high01, high23);
-        quarters[half][3] = _mm512_unpackhi_epi64(high01, high23);
-    }
-    const __m512i flip = _mm512_set1_epi32(static_cast<int>(0x80808080U));  // plus 128
-    for (std::size_t k = 0; k < 4; ++k) {
-        const __m512i first = _mm512_shuffle_i64x2(quarters[0][k], quarters[1][k], 0x88);
-        const __m512i second = _mm512_shuffle_i64x2(quarters[0][k], quarters[1][k], 0xDD);
-        _mm512_store_si512(panel.four[k], _mm512_xor_si512(first, flip));
-        _mm512_store_si512(panel.four[k + 4], _mm512_xor_si512(second, flip));
-    }
-    alignas(32) std::uint16_t scales[product_panel];
-    for (std::size_t r = 0; r < product_panel; ++r) std::memcpy(scales + r, rows[r] + at, sizeof *scales);
-    _mm512_store_ps(panel.scale, _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(scales))));
+    turn(v, panel.four);
+    _mm512_store_ps(panel.scale, halves_of(rows, at));
 }
 
 template <std::size_t Rows>
@@ -121,39 +99,23 @@ template <std::size_t Rows>
 
 }  // namespace
 
-void pack_blocks(const float* x, void* to, std::size_t rows, std::size_t width) {
+void pack_q8_0(const float* x, void* to, std::size_t rows, std::size_t width) {
     auto* blocks = static_cast<RowBlock*>(to);
     for (std::size_t i = 0; i < rows * width / entries; ++i) blocks[i] = quantized(x + i * entries);
 }
 
-void product_blocks(const ProductJob& job) {
-    const std::size_t blocks = job.width / entries, n_out = job.n_out;
-    auto* room = static_cast<PanelBlock*>(job.room);
-    const auto* x = static_cast<const RowBlock*>(job.x);
-    for (std::size_t first = job.first; first < job.last; first += product_panel) {
-        const std::size_t many = std::min(product_panel, job.last - first);
-        const std::uint8_t* rows[product_panel];  // of a panel that is not whole the last row again
-        for (std::size_t r = 0; r < product_panel; ++r)
-            rows[r] = job.weights + (first + std::min(r, many - 1)) * blocks * block_bytes;
-        for (std::size_t b = 0; b < blocks; ++b) turn(rows, b * block_bytes, room[b]);
-        const auto wanted = static_cast<__mmask16>((1U << many) - 1);
-        const std::size_t next = first + many, following = std::min(product_panel, n_out - next);
-        Ahead ahead(job.weights + next * blocks * block_bytes, following * blocks * block_bytes,
-                    (job.rows + tile_rows - 1) / tile_rows);
-        for (std::size_t row = 0; row < job.rows; row += tile_rows) {
-            ahead.step();
-            const std::size_t left = job.rows - row;
-            float* out = job.out + row * n_out + first;
-            for (std::size_t r = tile_rows; r < 2 * tile_rows && r < left; ++r) __builtin_prefetch(out + r * n_out, 1);
-            const RowBlock* from = x + row * blocks;
-            if (left >= 3)
-                tile<3>(room, from, blocks, out, n_out, wanted);
-            else if (left == 2)
-                tile<2>(room, from, blocks, out, n_out, wanted);
-            else
-                tile<1>(room, from, blocks, out, n_out, wanted);
+void product_q8_0(const ProductJob& job) {
+    const std::size_t blocks = job.width / entries;
+    block_product<PanelBlock>(job, blocks * block_bytes, tile_rows, [&](const std::uint8_t* const* rows, PanelBlock* room) {
+        for (std::size_t b = 0; b < blocks; ++b) unpack(rows, b * block_bytes, room[b]);
+    }, [&](const PanelBlock* room, std::size_t row, std::size_t left, float* out, __mmask16 wanted) {
+        const RowBlock* x = static_cast<const RowBlock*>(job.x) + row * blocks;
+        switch (std::min(left, tile_rows)) {
+            case 1: return tile<1>(room, x, blocks, out, job.n_out, wanted);
+            case 2: return tile<2>(room, x, blocks, out, job.n_out, wanted);
+            default: return tile<3>(room, x, blocks, out, job.n_out, wanted);
         }
-    }
+    });
 }
 
 }  // namespace bitloss
