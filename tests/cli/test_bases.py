@@ -61,6 +61,9 @@ def test_a_base_of_something_else_is_refused_by_name_or_marked(
         (inputs.source, ("--text", other), "text: base text.txt, asked for other.txt"),
         (inputs.source, ("--ctx", 64), "n_ctx: base 32, asked for 64"),
         (inputs.source, ("--documents", "file"), "documents: base none, asked for file"),
+        (inputs.source, ("-fa", "off"), "--flash-attn: base auto, asked for off"),
+        (inputs.source, ("-ub", 128), "--ubatch-size: base 512, asked for 128"),
+        (inputs.source, ("-b", 1024), "--batch-size (chunks side by side): base 64, asked for 32"),
         (deeper, (), "model: embedding_length of the base 256, of deeper.gguf 128"),
     ]
     for i, (candidate, options, named) in enumerate(cases):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,3 +178,24 @@ def test_a_ranking_is_not_lost(cli: Cli, inputs: Inputs, files: list[Path], tmp_
     told(cli, *measure, "-o", tmp_path / "measured")
     refused(cli(*rank, "-o", tmp_path / "measured", "-q"), 1, "results of `bitloss measure`")
     assert not (tmp_path / "measured" / "candidates").exists()
+
+
+def test_a_link_keeps_the_name_it_was_given(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    """Hugging Face's cache: files named by their hash, with links to them that have the names."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    for name, blob in (("model-f16.gguf", "aaaa"), ("mine-Q8_0.gguf", "bbbb")):
+        shutil.copy(inputs.source, blobs / blob)
+        (snapshot / name).symlink_to(blobs / blob)
+    base = snapshot / "model-f16.gguf"
+    done = cli(
+        *("measure", snapshot / "mine-Q8_0.gguf", "--base", base, "-f", inputs.text, "-c", 32),
+        *("-o", tmp_path / "m", "--json", "-q"),
+    )
+    told = json.loads(done.out)
+    assert told["candidates"][0]["file"] == "mine-Q8_0.gguf"
+    assert told["base"]["file"] == "model-f16.gguf"
+    assert not any(
+        "aaaa" in text or "bbbb" in text for text in (done.out, (tmp_path / "m" / "report.md").read_text())
+    )

@@ -50,7 +50,9 @@ def given_file(path: Path, what: str) -> Path:
             where=path,
             mend=f"give the path of {article} {what}",
         )
-    return path.resolve()
+    from bitloss.model.gguf_split import absolute
+
+    return absolute(path)
 
 
 def gguf_precision(path: Path) -> str:

@@ -38,7 +38,7 @@ from bitloss.convert.record import (
 from bitloss.convert.writing import Part, Written, write_files
 from bitloss.errors import FileProblem, UsageError
 from bitloss.model.gguf import DEFAULT_ALIGNMENT
-from bitloss.model.gguf_split import in_parts, part_path, whole_stem
+from bitloss.model.gguf_split import absolute, in_parts, part_path, whole_stem
 from bitloss.model.hub import snapshot_of
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.store import atomic_path, sha256_file
@@ -111,7 +111,7 @@ def default_name(model: Path) -> str:
     snapshot = snapshot_of(model)
     if snapshot is not None:
         return snapshot.name
-    model = model.resolve()
+    model = absolute(model)
     if model.is_dir():
         return model.name
     stem = whole_stem(model)

@@ -29,6 +29,7 @@ from bitloss.engine.finite import CAUSES, TOKENS, compute_finite
 from bitloss.engine.llama import LlamaEngine, usable_cores
 from bitloss.engine.output_layer import OutputLayer
 from bitloss.errors import BaseError, EngineError, MismatchError, UnsupportedError
+from bitloss.model.gguf_split import absolute
 from bitloss.model.text import Chunks
 from bitloss.model.vocabulary import graph_sha256, vocabulary_sha256
 from bitloss.progress import Progress, ProgressCallback, silent
@@ -137,7 +138,7 @@ def _header(engine: LlamaEngine, chunks: Chunks, text: TextSource, out: Path) ->
     return BaseHeader(
         format=SCHEMA,
         model=engine.path.name,
-        model_path=os.path.relpath(engine.path.resolve(), out.resolve()),
+        model_path=os.path.relpath(absolute(engine.path), out.resolve()),
         architecture=engine.facts.architecture,
         tensors_sha256=file.tensors_sha256(),
         output_sha256=output_weight_sha256(file),

@@ -40,7 +40,7 @@ from bitloss.explain.counting import (
 )
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.gguf import GgufFile
-from bitloss.model.gguf_split import open_model
+from bitloss.model.gguf_split import absolute, open_model
 from bitloss.model.tensor_types import TensorType, block_of
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.quantize.codec import NEEDS_WEIGHTS, decode, encode
@@ -129,7 +129,7 @@ def audit(
             blocks[kind].add(each)
         rows.append(_row(tensor, tally, own))
     return Audit(
-        model=model.resolve().name,
+        model=absolute(model).name,
         total=as_record(everything),
         matrices=as_record(matrices),
         blocks=tuple(_block_loss(kind, each) for kind, each in blocks.items()),

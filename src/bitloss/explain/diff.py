@@ -26,7 +26,7 @@ from bitloss.explain.diff_text import causes, conclude
 from bitloss.explain.distance import Distance, Odd
 from bitloss.explain.fields import Fields
 from bitloss.model.gguf import GgufFile
-from bitloss.model.gguf_split import open_model
+from bitloss.model.gguf_split import absolute, open_model
 from bitloss.progress import Progress, ProgressCallback, silent
 from bitloss.records.diff import (
     AgainstReference,
@@ -93,7 +93,7 @@ def diff(
         text=text,
         a=sides[0],
         b=sides[1],
-        reference=None if reference is None else reference.resolve().name,
+        reference=None if reference is None else absolute(reference).name,
         causes=tuple(reasons),
         shares=in_file_order([*bytes_of.shares, *shares_by_state(sizes)]),
         metadata=tuple(bytes_of.metadata),

@@ -34,6 +34,14 @@ def part_path(whole: Path, index: int, count: int) -> Path:
     return whole.with_name(f"{whole.name.removesuffix('.gguf')}-{index + 1:05d}-of-{count:05d}.gguf")
 
 
+def absolute(path: Path) -> Path:
+    """Return an absolute path that keeps the name the file was given.
+
+    What a link leads to may have a name that says nothing (Hugging Face's cache), and no other parts beside it.
+    """
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
 def whole_stem(path: Path) -> str:
     """Return the stem of a model's file name, without the number of its part."""
     match = _NAME.fullmatch(path.stem)

@@ -1,4 +1,4 @@
-"""Whether a stored base fits what is measured against it: another model, text, n_ctx or engine build, each by name."""
+"""Whether a stored base fits what is measured against it: another model, text, n_ctx or engine, each by name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import llama_cpp
+
 from bitloss.divergence.basefile import BaseHeader
+from bitloss.divergence.basewrite import arithmetic
+from bitloss.engine.base import EngineOptions
 from bitloss.engine.llama import engine_version
 from bitloss.errors import MismatchError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
+from bitloss.run.steps import engine_options
+from bitloss.spec import EngineSpec
 from bitloss.store import sha256_file
 
 _SHAPE = ("embedding_length", "block_count")
@@ -23,11 +29,13 @@ class Wanted(NamedTuple):
         texts: the files of the text.
         n_ctx: tokens in a chunk.
         documents: how the texts are split.
+        engine: how candidates will be computed.
     """
 
     texts: Sequence[Path] = ()
     n_ctx: int | None = None
     documents: str | None = None
+    engine: EngineSpec | None = None
 
 
 def check_base(
@@ -75,10 +83,27 @@ def _settings(header: BaseHeader, wanted: Wanted) -> list[str]:
         found.append(f"n_ctx: base {header.n_ctx}, asked for {wanted.n_ctx}")
     if wanted.documents is not None and wanted.documents != header.documents:
         found.append(f"documents: base {header.documents or 'none'}, asked for {wanted.documents}")
-    theirs = [text.sha256 for text in header.texts] or [header.text_sha256]
-    if wanted.texts and [sha256_file(path) for path in wanted.texts] != theirs:
+    if wanted.engine is not None:
+        asked = _as_computed(arithmetic(engine_options(wanted.engine)), header.n_ctx)
+        for name, theirs in _as_computed(header.options, header.n_ctx).items():
+            if theirs != asked[name]:
+                found.append(f"{name}: base {theirs}, asked for {asked[name]}")
+    texts = [text.sha256 for text in header.texts] or [header.text_sha256]
+    if wanted.texts and [sha256_file(path) for path in wanted.texts] != texts:
         found.append(f"text: base {header.text}, asked for {' + '.join(path.name for path in wanted.texts)}")
     return found
+
+
+def _as_computed(options: Mapping[str, str | int], n_ctx: int) -> dict[str, str | int]:
+    """What of a base's engine settings decides how numbers are rounded, by the names of the options."""
+    batch, ubatch = int(options["batch"]), int(options["ubatch"])
+    together = EngineOptions(batch=batch, ubatch=ubatch).side_by_side(n_ctx)
+    return {
+        "--flash-attn": options["flash_attn"],
+        "--ubatch-size": ubatch,
+        "--batch-size (chunks side by side)": together,
+        "--gpu-layers": options["n_gpu_layers"] if llama_cpp.llama_supports_gpu_offload() else 0,
+    }
 
 
 def model_differences(base: GgufFile, candidates: Mapping[Path, GgufFile]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitloss.errors import FileProblem, UsageError
 from bitloss.model.gguf import GgufFile
-from bitloss.model.gguf_split import open_model, whole_stem
+from bitloss.model.gguf_split import absolute, open_model, whole_stem
 from bitloss.model.source import model_sha256, refuse_matrix
 from bitloss.quantize.types import type_of_file
 from bitloss.run.results import MeasuredFile
@@ -25,7 +25,7 @@ def opened(candidates: Sequence[Path]) -> dict[Path, GgufFile]:
     for candidate in candidates:
         if not candidate.is_file():
             raise FileProblem("no such candidate", where=candidate, mend="give GGUF files")
-        path = candidate.resolve()
+        path = absolute(candidate)
         if names.setdefault(whole_stem(path), path) != path:
             raise UsageError(
                 "two candidates have the same file name",

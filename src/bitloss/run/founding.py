@@ -13,7 +13,7 @@ from bitloss.model.chat_template import ChatTemplate
 from bitloss.model.checkpoint import Checkpoint
 from bitloss.model.conversations import read_conversations
 from bitloss.model.documents import DocumentRule, split_documents
-from bitloss.model.gguf_split import open_model
+from bitloss.model.gguf_split import absolute, open_model
 from bitloss.model.source import model_bytes, model_facts, model_sha256, precision
 from bitloss.model.text import read_text
 from bitloss.quantize.types import parse_quant_type
@@ -110,7 +110,7 @@ def checked(spec: ExperimentSpec) -> ExperimentSpec:
     _check_model(model, spec)
     _check_cross(spec)
     check_rule(spec.stop, len(quants) * len(spec.sources))
-    return spec.model_copy(update={"quants": quants, "model": str(model.resolve())})
+    return spec.model_copy(update={"quants": quants, "model": str(absolute(model))})
 
 
 def _check_texts(model: Path, spec: ExperimentSpec) -> None:

@@ -14,7 +14,7 @@ from bitloss.divergence.measure import write_tokens
 from bitloss.errors import FileProblem, UsageError
 from bitloss.model.documents import Splitting
 from bitloss.model.gguf import GgufFile
-from bitloss.model.gguf_split import open_model, whole_stem
+from bitloss.model.gguf_split import absolute, open_model, whole_stem
 from bitloss.model.source import model_bytes, model_facts, model_sha256, refuse_matrix
 from bitloss.model.vocabulary import graph_sha256, refuse_other_vocabulary, vocabulary_sha256
 from bitloss.records import RESULTS_NAME, Base, Cost, Model, Results, write_results
@@ -253,7 +253,7 @@ def _check_base(plan: Measuring, files: Mapping[Path, GgufFile]) -> tuple[str, .
             )
         check_texts(plan.text, documents=plan.documents, chat_template=plan.chat_template)
         split = Splitting.CONVERSATIONS.value if plan.chat_template else plan.documents
-        wanted = Wanted(plan.text, plan.n_ctx, split)
+        wanted = Wanted(plan.text, plan.n_ctx, split, plan.engine)
     for file in files.values():
         refuse_other_vocabulary(file, open_model(model), vocabulary=expected, name=plan.base)
     return check_base(header, model, files, wanted, where=plan.base, force=plan.force)
@@ -283,7 +283,7 @@ def _base(plan: Measuring, steps: Stepper, before: Earlier) -> _Base:
         model = (plan.base_model or plan.base / header.model_path).resolve()
         return _Base(plan.base.resolve(), header, sha256_file(plan.base / "base.json"), model)
     step = BaseStep(
-        source=plan.base.resolve(),
+        source=absolute(plan.base),
         source_sha256=model_sha256(plan.base),
         texts=_texts(plan),
         engine=plan.engine,
