@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -109,20 +110,23 @@ void product_rows(In<std::uint8_t, 1> weights, int type, In<float, 2> x, Out out
     const auto kind = static_cast<WeightType>(type);
     if (out.shape(0) != rows || weights.shape(0) != n_out * row_bytes(kind, width))
         throw std::invalid_argument("product_rows: shapes do not fit together");
+    if (rows == 0) return;
     const nb::gil_scoped_release unlocked;
     std::vector<Line> packed = lines(rows * bitloss::product_packed(width));
     way->pack(x.data(), packed.data(), rows, width);
     const std::size_t stretches = (n_out + stretch - 1) / stretch;
     std::atomic<std::size_t> next{0};
-    const auto loop = [&] {
-        std::vector<Line> room = lines(bitloss::product_room(width));
+    // made here: what a helper throws would end the process
+    std::vector<std::vector<Line>> rooms(std::max<std::size_t>(1, std::min(threads, stretches)),
+                                         lines(bitloss::product_room(width)));
+    const auto loop = [&](std::vector<Line>& room) {
         for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < stretches;)
             way->kernel(ProductJob{weights.data(), kind, packed.data(), out.data(), n_out, width, rows, i * stretch,
                                    std::min(n_out, (i + 1) * stretch), room.data()});
     };
     std::vector<std::jthread> helpers;
-    for (std::size_t i = 1; i < threads && i < stretches; ++i) helpers.emplace_back(loop);
-    loop();
+    for (std::size_t i = 1; i < rooms.size(); ++i) helpers.emplace_back(loop, std::ref(rooms[i]));
+    loop(rooms[0]);
 }
 
 }  // namespace

@@ -36,22 +36,6 @@ constexpr std::size_t product_panel = 16;  // weight rows that are brought into 
 constexpr std::size_t product_room(std::size_t width) { return product_panel * width * sizeof(float); }
 constexpr std::size_t product_packed(std::size_t width) { return width * sizeof(float); }
 
-// Fetches the weights of the next panel while the rows of this one are gone through, a share at every step: a slice has
-// so few rows that waiting for them would be a tenth of the time.
-class Ahead {
-   public:
-    Ahead(const std::uint8_t* from, std::size_t bytes, std::size_t steps)
-        : at_(from), end_(from + (bytes < most ? bytes : most)), share_((bytes / steps / line + 1) * line) {}
-    void step() {
-        for (const std::uint8_t* to = at_ + share_; at_ < to && at_ < end_; at_ += line) __builtin_prefetch(at_, 0, 2);
-    }
-
-   private:
-    static constexpr std::size_t line = 64, most = 65536;  // of long rows the processor foresees the rest
-    const std::uint8_t *at_, *end_;
-    std::size_t share_;
-};
-
 // 16 lanes, of floats, float16 and bfloat16; width a multiple of 16, n_out of 4
 void product_avx512(const ProductJob& job);
 void pack_avx512(const float* x, void* to, std::size_t rows, std::size_t width);
@@ -61,7 +45,8 @@ void pack_avx2(const float* x, void* to, std::size_t rows, std::size_t width);
 // Pairs of bfloat16; width a multiple of 32, n_out of 4; of x the upper 16 bits are taken.
 void product_pairs(const ProductJob& job);
 void pack_pairs(const float* x, void* to, std::size_t rows, std::size_t width);
-void product_fused_pairs(const ProductJob& job);  // the same, by other means
+// The same by other means, but for results below 2^-126, which become zero.
+void product_fused_pairs(const ProductJob& job);
 void pack_fused_pairs(const float* x, void* to, std::size_t rows, std::size_t width);
 // Blocks of Q8_0 and of Q6_K; width a multiple of 32 and of 256. Rows must be finite: what a NaN becomes is libggml's.
 void product_q8_0(const ProductJob& job);

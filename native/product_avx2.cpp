@@ -35,7 +35,7 @@ __m128i halves(const std::uint16_t* p) { return _mm_loadu_si128(reinterpret_cast
 }  // namespace
 
 void pack_avx2(const float* x, void* to, std::size_t rows, std::size_t width) {
-    interleave_rows<Lanes8>(x, static_cast<float*>(to), rows, width);
+    interleave_rows<Lanes8>(static_cast<float*>(to), rows, width, [&](std::size_t i) { return Lanes8::load(x + i); });
 }
 
 void product_avx2(const ProductJob& job) {

@@ -1,6 +1,4 @@
 // The product with 16 lanes; flags in CMakeLists.txt.
-#include <vector>
-
 #include "product_lanes16.hpp"
 
 namespace bitloss {
@@ -15,7 +13,7 @@ __m256i halves(const std::uint16_t* p) { return _mm256_loadu_si256(reinterpret_c
 }  // namespace
 
 void pack_avx512(const float* x, void* to, std::size_t rows, std::size_t width) {
-    interleave_rows<Floats16>(x, static_cast<float*>(to), rows, width);
+    interleave_rows<Floats16>(static_cast<float*>(to), rows, width, [&](std::size_t i) { return Floats16::load(x + i); });
 }
 
 void product_avx512(const ProductJob& job) {
@@ -31,15 +29,16 @@ void product_avx512(const ProductJob& job) {
 
 // What the instruction for pairs of bfloat16 does, with fused multiply-adds: products of two of them are exact, so each
 // is added in a rounding of its own, the second of a pair first, and subnormal numbers count as zero on both sides. On
-// processors of Intel that have the instruction this is faster.
+// processors of Intel that have the instruction this is faster. (Halves are added to halves in the same mode, so a result
+// below 2^-126 becomes zero, which the instruction does not make of it.)
 void pack_fused_pairs(const float* x, void* to, std::size_t rows, std::size_t width) {
-    std::vector<float> parted(rows * width);  // of 32 entries the second of every pair, then the first
-    for (std::size_t i = 0; i < parted.size(); i += 32)
-        for (std::size_t k = 0; k < 16; ++k) {
-            parted[i + k] = x[i + 2 * k + 1];
-            parted[i + 16 + k] = x[i + 2 * k];
-        }
-    interleave_rows<Floats16>(parted.data(), static_cast<float*>(to), rows, width);
+    // of 32 entries the second of every pair, then the first
+    interleave_rows<Floats16>(static_cast<float*>(to), rows, width, [&](std::size_t i) {
+        const float* pairs = x + (i & ~std::size_t{31}) + ((i & 16) ? 0 : 1);
+        float some[16];
+        for (std::size_t k = 0; k < 16; ++k) some[k] = pairs[2 * k];
+        return Floats16::load(some);
+    });
 }
 
 void product_fused_pairs(const ProductJob& job) {

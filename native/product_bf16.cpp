@@ -1,9 +1,6 @@
 // The product of pairs of bfloat16, by the processor's own instruction; flags in CMakeLists.txt.
 //
 // A pair is handled as a float: what is loaded, interleaved and stored never looks inside.
-#include <cstring>
-#include <vector>
-
 #include "product_lanes16.hpp"
 
 namespace bitloss {
@@ -18,13 +15,12 @@ struct Pairs16 : Lanes16 {
 }  // namespace
 
 void pack_pairs(const float* x, void* to, std::size_t rows, std::size_t width) {
-    std::vector<std::uint32_t> pairs(rows * width / 2);
-    for (std::size_t i = 0; i < pairs.size(); ++i) {
-        std::uint32_t both[2];
-        std::memcpy(both, x + 2 * i, sizeof both);
-        pairs[i] = both[0] >> 16 | (both[1] & 0xFFFF0000U);
-    }
-    interleave_rows<Pairs16>(reinterpret_cast<const float*>(pairs.data()), static_cast<float*>(to), rows, width / 2);
+    interleave_rows<Pairs16>(static_cast<float*>(to), rows, width / 2, [&](std::size_t pair) {
+        std::uint32_t both[32], pairs[16];
+        __builtin_memcpy(both, x + 2 * pair, sizeof both);
+        for (std::size_t i = 0; i < 16; ++i) pairs[i] = both[2 * i] >> 16 | (both[2 * i + 1] & 0xFFFF0000U);
+        return _mm512_castsi512_ps(_mm512_loadu_si512(pairs));
+    });
 }
 
 void product_pairs(const ProductJob& job) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "product.hpp"
+#include "product_ahead.hpp"
 
 namespace bitloss {
 namespace {
@@ -52,12 +53,13 @@ void product_remainder(std::size_t left, const float* w, const float* x, float* 
     ((left == Rows + 1 ? product_tile<L, Rows + 1>(w, x, out, width, n_out) : void()), ...);
 }
 
-template <class L>
-void interleave_rows(const float* x, float* to, std::size_t rows, std::size_t width) {
+// Rows of x in groups of a tile; `load` makes the vector that begins with an entry.
+template <class L, class Load>
+void interleave_rows(float* to, std::size_t rows, std::size_t width, const Load& load) {
     for (std::size_t row = 0; row < rows; row += L::rows) {
-        const float* from = x + row * width;
-        interleave<L>(to + row * width, rows - row < L::rows ? rows - row : L::rows, width,
-                      [&](std::size_t i) { return L::load(from + i); });
+        const std::size_t from = row * width;
+        interleave<L>(to + from, rows - row < L::rows ? rows - row : L::rows, width,
+                      [&](std::size_t i) { return load(from + i); });
     }
 }
 

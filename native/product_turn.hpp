@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "product.hpp"
+#include "product_ahead.hpp"
 
 namespace bitloss {
 namespace {

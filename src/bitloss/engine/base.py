@@ -139,7 +139,8 @@ class Rows(NamedTuple):
     Attributes:
         chunk: index of the chunk within those handed to `Engine.evaluate`.
         start: position of the first row in the chunk.
-        values: float32 [rows, n_vocab] logits or [rows, n_embd] hidden states. Valid until the next rows are asked for.
+        values: float32 [rows, n_vocab] logits or [rows, n_embd] hidden states. Valid until the next rows are asked
+            for, of this or another evaluation of the same engine.
     """
 
     chunk: int

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -129,3 +130,11 @@ def last_error(log: list[str]) -> str:
     lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()]
     return (telling or lines or ["nothing in llama.cpp's log"])[-1]
+
+
+def runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+    """Stretches of true entries in the rows of a mask: row, first, one after the last."""
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    begins, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    for (chunk, low), (_, high) in zip(begins, ends, strict=True):
+        yield int(chunk), int(low), int(high)

@@ -35,7 +35,7 @@ from bitloss.engine.base import (
     SplitMode,
     TokenRole,
 )
-from bitloss.engine.context import Context, last_error, usable_cores
+from bitloss.engine.context import Context, last_error, runs, usable_cores
 from bitloss.engine.ggml import ggml
 from bitloss.engine.limits import check_limits
 from bitloss.engine.llama_log import captured_log
@@ -203,7 +203,7 @@ class LlamaEngine:
         *,
         scored: NDArray[np.bool_] | None = None,
     ) -> Generator[Rows, None, None]:
-        """Compute chunks; see `bitloss.engine.base.Engine.evaluate`."""
+        """See `bitloss.engine.base.Engine.evaluate`."""
         n_ctx = self._check_chunks(chunks)
         layer = self._layer_for(chunks) if outputs is Outputs.LOGITS and observer is None else None
         computed = outputs if layer is None else Outputs.HIDDEN
@@ -221,10 +221,16 @@ class LlamaEngine:
                     else:
                         yield rows
 
+    def _width(self, n_ctx: int) -> int:
+        """Tokens of a chunk in a micro-batch: the same for every group, so that no row's rounding depends on others."""
+        return self.options.micro_batch // self.options.side_by_side(n_ctx)
+
     def _layer_for(self, chunks: NDArray[np.int32]) -> OutputLayer | None:
+        if self._width(chunks.shape[1]) < 2:
+            return None  # a row alone goes through another kernel of libggml, which rounds differently
         if not self._layer_sought and len(chunks):
+            self._layer = remaking_layer(self, chunks[0])
             self._layer_sought = True
-            self._layer = remaking_layer(self, chunks[0], self.options.threads or usable_cores())
         return self._layer
 
     def _sliced(self, rows: Rows, layer: OutputLayer | None) -> Iterator[Rows]:
@@ -243,8 +249,7 @@ class LlamaEngine:
         outputs: Outputs,
     ) -> Iterator[Rows]:
         """Compute chunks side by side, [chunks, n_ctx]."""
-        # The same for every group, a smaller last one too: a row's rounding then does not depend on its neighbours.
-        width = self.options.micro_batch // self.options.side_by_side(context.n_ctx)
+        width = self._width(context.n_ctx)
         if scored is not None and outputs is not Outputs.NOTHING:
             yield from self._masked(context, group, first, scored, outputs, width)
             return
@@ -302,7 +307,7 @@ class LlamaEngine:
                 wanted.reshape(-1)[spare] = 1
             rows = context.decode(tokens, begin, wanted, outputs)
             at = int(0 <= spare < int(np.argmax(mask)))
-            for chunk, low, high in _runs(mask):
+            for chunk, low, high in runs(mask):
                 yield Rows(first + chunk, begin + low, rows[at : at + high - low])
                 at += high - low
 
@@ -390,11 +395,3 @@ class LlamaEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
-    """Stretches of true entries in the rows of a mask: row, first, one after the last."""
-    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    begins, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
-    for (chunk, low), (_, high) in zip(begins, ends, strict=True):
-        yield int(chunk), int(low), int(high)

@@ -2,8 +2,9 @@
 
 An estimate from the file's header, of what llama.cpp holds while it computes chunks: the weights (mapped, or packed
 anew by a CPU or GPU backend: one copy is in use either way), the cache of keys and values, the logits of a micro-batch
-(once in the graph, once handed out) or, where they are made from hidden states, of a slice and the output weight mapped
-once more, and the widest activations. Compared with the peak measured in ``tests/unit/engine/test_memory.py``.
+(once in the graph, once handed out; where they are made from hidden states, slices instead of the former, and the
+output weight mapped once more) and the widest activations. Compared with the peak measured in
+``tests/unit/engine/test_memory.py``.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ def engine_bytes(file: GgufFile, options: EngineOptions, *, n_ctx: int) -> int:
     n_vocab = len(file.value("tokenizer.ggml.tokens", []))
     cells = n_ctx * options.side_by_side(n_ctx)
     cache = cells * n_layer * n_head_kv * (key + value) * (_F32 if options.cache_f32 else _F16)
-    logits = 2 * options.micro_batch * n_vocab * _F32
+    handed_out = options.micro_batch * n_vocab * _F32
     if can_be_remade(file, options):
         info = file.tensors[output_weight_name(file)]
-        logits = 2 * rows_per_slice(n_vocab) * n_vocab * _F32 + tensor_bytes(info.shape, info.ggml_type)
+        slices = 2 * rows_per_slice(n_vocab) * n_vocab * _F32
+        logits = handed_out + slices + tensor_bytes(info.shape, info.ggml_type)
+    else:
+        logits = 2 * handed_out
     attention = n_head * cells * options.micro_batch * _F32  # where flash attention does not apply
     activations = options.micro_batch * (4 * n_embd + 3 * n_ff * used + 2 * n_head * (key + value)) * _F32
     return file.size + cache + logits + attention + activations + _FIXED

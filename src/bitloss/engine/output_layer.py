@@ -74,7 +74,8 @@ class OutputLayer:
             self._weight.contents.data = data
         self.rows_per_slice = rows_per_slice(self.n_vocab)
         room = 4 * _padded(self.rows_per_slice) * (self.n_vocab + 6 * self.n_embd)
-        self._scratch = (ct.c_char * (room + _ROOM_FOR_GRAPH + (threads << 16)))()
+        # not filled with zeros, so that what is not needed takes no memory
+        self._scratch = np.empty(room + _ROOM_FOR_GRAPH + (threads << 16), np.uint8)
         self._same = SameProduct(
             np.frombuffer(self._map, np.uint8, info.n_bytes, info.offset),
             ggml_type=info.ggml_type, n_out=self.n_vocab, width=self.n_embd, threads=threads,
@@ -117,7 +118,7 @@ class OutputLayer:
     def _by_ggml(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         rows, g = len(hidden), self._g
         padded = _padded(rows)
-        context = g.ggml_init(InitParams(len(self._scratch), ct.addressof(self._scratch), False))
+        context = g.ggml_init(InitParams(self._scratch.nbytes, self._scratch.ctypes.data, False))
         x = g.ggml_new_tensor_2d(context, TYPE_F32, self.n_embd, padded)
         data = np.ndarray(
             (padded, self.n_embd), np.float32, buffer=_memory(x.contents.data, 4 * padded * self.n_embd)

@@ -85,13 +85,13 @@ class SameProduct:
     def prove(self, x: NDArray[np.float32], told: NDArray[np.float32]) -> bool:
         """Compare with what libggml computed; ways of summing that give other bits are given up for good.
 
-        Rows a way cannot take prove nothing.
+        Rows a way cannot take, or of zeros alone, prove nothing.
 
         Args:
             x: float32 [rows, width].
             told: float32 [rows, n_out], libggml's product.
         """
-        while self._ways and self._takes(x):
+        while self._ways and self._takes(x) and x.any():
             if np.array_equal(self(x).view(np.uint32), told.view(np.uint32)):
                 self._proven.add(len(x))
                 return True

@@ -3,6 +3,7 @@
 llama.cpp computes the logits of a whole micro-batch and copies them before they can be read: twice 512 x vocabulary
 float32, which no cache holds. Where `bitloss.engine.product` has a faster product for the output weight, the engine
 stops at its hidden states instead, and their logits are made slice by slice, each used while it is still in a cache.
+(libllama still fills what it would hand out, once a micro-batch, with logits it has not computed.)
 
 That the bits are the engine's is checked for every model, on the first tokens it is given; one that gives others, or
 has no node ``result_norm``, computes its logits itself.
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitloss import _native
+from bitloss.engine.context import usable_cores
 from bitloss.engine.output_layer import OutputLayer, after_the_product, output_weight_name
-from bitloss.errors import EngineError, UnsupportedError
+from bitloss.errors import BitlossError, UnsupportedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,24 +44,21 @@ def can_be_remade(file: GgufFile, options: EngineOptions) -> bool:
     return not after and bool(_native.product_ways(info.ggml_type, *info.shape))
 
 
-def remaking_layer(engine: LlamaEngine, tokens: NDArray[np.int32], threads: int) -> OutputLayer | None:
+def remaking_layer(engine: LlamaEngine, tokens: NDArray[np.int32]) -> OutputLayer | None:
     """The output layer that gives the engine's bits from its hidden states; None where none is known to.
 
     Args:
         engine: that computes on the CPU.
         tokens: int32 [n], the beginning of what it will be asked for.
-        threads: CPU threads of the product.
     """
     if not can_be_remade(engine.file, engine.options) or len(tokens) < _LEAST:
         return None
     try:
         hidden, logits = engine.hidden_and_logits(tokens[:_CHECKED])
-    except (
-        UnsupportedError,
-        EngineError,
-    ):  # whatever it is will be said when the logits themselves are computed
+        layer = OutputLayer(engine.path, threads=engine.options.threads or usable_cores())
+    except (BitlossError, OSError, MemoryError):
+        # the file may be gone since it was loaded; a fault of the model is told when its logits are computed
         return None
-    layer = OutputLayer(engine.path, threads=threads)
     for part in layer.slices(len(hidden)):
         told = logits[part].view(np.uint32)
         # the first is libggml's product, the second the faster one, or again libggml's

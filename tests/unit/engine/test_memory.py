@@ -18,6 +18,7 @@ SHAPES = {
     "vocabulary": RandomShape(
         n_layer=1, n_embd=256, n_ff=512, n_vocab=40_000, n_head=4, n_head_kv=2, head_dim=64
     ),
+    "wide": RandomShape(n_layer=1, n_embd=4096, n_ff=64, n_vocab=2048, n_head=4, n_head_kv=2, head_dim=64),
     "cache": RandomShape(
         n_layer=12, n_embd=256, n_ff=256, n_vocab=2048, n_head=8, n_head_kv=8, head_dim=128, n_ctx_train=4096
     ),
@@ -40,7 +41,7 @@ print(peak_bytes() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak in /proc")
-@pytest.mark.parametrize(("name", "n_ctx"), [("vocabulary", 256), ("cache", 2048)])
+@pytest.mark.parametrize(("name", "n_ctx"), [("vocabulary", 256), ("wide", 256), ("cache", 2048)])
 def test_the_estimate_is_near_the_measured_peak(name: str, n_ctx: int, tmp_path: Path) -> None:
     path = random_gguf(tmp_path / "m.gguf", SHAPES[name])
     estimate = engine_bytes(GgufFile.open(path), OPTIONS, n_ctx=n_ctx)

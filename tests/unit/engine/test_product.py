@@ -166,6 +166,22 @@ def test_the_kernel_is_chosen_by_what_it_computes() -> None:
     assert np.array_equal(bits(same(x)), bits(told))
 
 
+@needs_vectors
+@pytest.mark.parametrize("way", _WAYS)
+def test_no_rows_are_no_work(way: str) -> None:
+    assert run(random(4, 64, 1), TYPE_F32, np.empty((0, 64), np.float32), 4, way).shape == (0, 4)
+
+
+@needs_vectors
+def test_rows_of_zeros_prove_nothing() -> None:
+    weight = random(16, 64, 9).view(np.uint8).reshape(-1)
+    same = SameProduct(weight, ggml_type=TYPE_F32, n_out=16, width=64, threads=1)
+    x = np.zeros((4, 64), np.float32)
+    assert not same.prove(x, np.zeros((4, 16), np.float32))
+    assert same.possible
+    assert not same.proven(x)
+
+
 def test_other_types_and_shapes_are_left_to_libggml() -> None:
     assert not SameProduct(np.zeros(18, np.uint8), ggml_type=2, n_out=1, width=32, threads=1).possible
     odd = np.zeros(6 * 64 * 4, np.uint8)

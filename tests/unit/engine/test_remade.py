@@ -138,7 +138,30 @@ def test_where_it_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_texts_too_short_to_check_are_left_to_the_engine(tmp_path: Path) -> None:
     with LlamaEngine(_model(tmp_path, "F16"), OPTIONS) as engine:
-        assert remaking_layer(engine, CHUNKS[0, :7], 1) is None
+        assert remaking_layer(engine, CHUNKS[0, :7]) is None
+
+
+def test_a_file_that_is_gone_since_is_not_missed(tmp_path: Path) -> None:
+    path = _model(tmp_path, "F16")
+    with LlamaEngine(path, OPTIONS) as engine:
+        path.rename(tmp_path / "elsewhere.gguf")
+        assert sum(map(len, _rows(engine).values())) == 5 * 63
+        assert engine._layer is None
+
+
+def test_rows_computed_alone_are_left_to_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A micro-batch of one token of each chunk: the last chunk's rows go through a kernel of their own."""
+    path = _model(tmp_path, "F16")
+    options = EngineOptions(threads=2, batch=64, ubatch=8)
+    chunks = CHUNKS.reshape(-1, 8)[:9]
+    found = []
+    for layer in (True, False):
+        with monkeypatch.context() as patch, LlamaEngine(path, options) as engine:
+            if not layer:
+                patch.setattr(llama_module, "remaking_layer", lambda *_: None)
+            evaluated = engine.evaluate(chunks, Outputs.LOGITS)
+            found.append({(rows.chunk, rows.start): rows.values.copy() for rows in evaluated})
+    assert _bits_differ(*found) == 0
 
 
 def test_it_is_checked_once_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
