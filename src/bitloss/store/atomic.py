@@ -282,7 +282,7 @@ def open_alone(path: Path, target: Path, what: str) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, path):  # else its holder has put it in its place meanwhile
+                if is_at(descriptor, path):  # else its holder has put it in its place meanwhile
                     return descriptor
             except BlockingIOError:
                 os.close(descriptor)
@@ -297,7 +297,8 @@ def open_alone(path: Path, target: Path, what: str) -> int:
             os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one of that name: it may have been removed or replaced since."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
