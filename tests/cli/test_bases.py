@@ -254,6 +254,27 @@ def test_two_files_of_faulty_logits_are_not_called_identical(
     assert not re.search(r"\| identical +\|", (out / "report.md").read_text())
 
 
+def test_a_rule_to_stop_by_says_what_can_never_be_decided_and_what_is_known_exactly(
+    cli: Cli, inputs: Inputs, base: Path, tmp_path: Path
+) -> None:
+    files = [
+        _doctored(inputs.source, tmp_path / f"bad{i}.gguf", tensor, np.nan)
+        for i, tensor in enumerate(("output.weight", "blk.0.ffn_down.weight"))
+    ]
+    words = ("--base", base, "--json", "-q")
+    never = _document(cli("measure", *files, *words, "--stop-when", "decided", "-o", tmp_path / "never"))
+    assert not never["stopping"]["met"]
+    (finding,) = [each for each in never["findings"] if each["id"] == "stopped-by-rule"]
+    assert finding["title"] == "It could not be decided: no two candidates can be compared"
+    assert finding["title"] in (tmp_path / "never" / "report.md").read_text()
+    same = _document(cli("measure", inputs.source, *words, "--precision", "5%", "-o", tmp_path / "same"))
+    assert same["stopping"]["met"]
+    assert same["stopping"]["known"] == [{"candidate": "tiny-f32", "low": 0.0, "high": 0.0, "relative": 0.0}]
+    (finding,) = [each for each in same["findings"] if each["id"] == "stopped-by-rule"]
+    assert finding["title"] == "4 of 4 chunks were enough"
+    assert "its KLD is 0 in every token" in finding["text"]
+
+
 def test_fewer_chunks_than_a_base_has_are_refused(
     cli: Cli, inputs: Inputs, base: Path, tmp_path: Path
 ) -> None:

@@ -9,17 +9,19 @@ import typer
 
 import bitloss
 from bitloss.cli.application import app, command_line
-from bitloss.cli.inputs import gguf_precision, given_model, given_text
+from bitloss.cli.inputs import check_base, gguf_precision, given_model, given_text
 from bitloss.cli.options import (
     ChatTemplate,
     Chunks,
     Ctx,
     Documents,
+    GgufChunks,
     Json,
     Margin,
     Precision,
     Quiet,
     Revision,
+    SourceChunks,
     StopWhen,
     listed,
     stop_rule,
@@ -286,7 +288,7 @@ def measure(
         int | None,
         typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk. [default: 512, or the base's]"),
     ] = None,
-    chunks: Chunks = None,
+    chunks: GgufChunks = None,
     stop_when: StopWhen = None,
     margin: Margin = None,
     precision: Precision = None,
@@ -300,14 +302,12 @@ def measure(
     texts = tuple(given_text(each) for each in text or ())
     stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
-        from bitloss.divergence.kldfile import is_kld
         from bitloss.report.write import get_ready
         from bitloss.run.earlier import contents, replaced
         from bitloss.run.measuring import Measuring, measure_files
 
         before = contents(out)
-        if base.is_file() and not texts and not is_kld(base):
-            raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
+        check_base(base, texts)
         plan = Measuring(
             candidates=candidates,
             out=out,
@@ -360,7 +360,7 @@ def sensitivity(
         int | None,
         typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk. [default: 512, or the base's]"),
     ] = None,
-    chunks: Chunks = None,
+    chunks: SourceChunks = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -373,6 +373,8 @@ def sensitivity(
 
     if not source.is_file():
         raise FileProblem("no such GGUF file", where=source)
+    if base is not None:
+        check_base(base, text)
     if base is None and not text:
         raise UsageError(
             "nothing to measure on", where="bitloss sensitivity", expected="--text FILE or --base DIR"

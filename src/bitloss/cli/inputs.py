@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitloss.cli.show import Screen
-from bitloss.errors import FileProblem, UsageError
+from bitloss.errors import FileProblem, GgufError, UsageError
 from bitloss.model.hub import fetch_model, is_hub_id
 from bitloss.model.wikitext import NAME, wikitext
+from bitloss.store.atomic import explained
+
+_A_BASE = (
+    "give a folder made by `bitloss base`, a GGUF file of full precision with --text, or a FILE.kld of "
+    "llama-perplexity"
+)
 
 
 def given_model(model: str, revision: str | None, *, quiet: bool) -> Path:
@@ -51,6 +58,29 @@ def given_file(path: Path, what: str) -> Path:
             mend=f"give the path of {article} {what}",
         )
     return path.resolve()
+
+
+def check_base(base: Path, text: Sequence[Path] | None) -> None:
+    """Refuse what cannot be a base at all: no such path, a file of another kind, a GGUF file without a text.
+
+    Raises:
+        FileProblem, GgufError: it is none.
+        UsageError: a GGUF file, and no text to compute it on.
+    """
+    from bitloss.divergence.kldfile import is_kld
+    from bitloss.model.gguf_header import MAGIC
+
+    if not base.exists():
+        raise FileProblem("no such file or folder", where=base, mend=_A_BASE)
+    if base.is_dir() or is_kld(base):
+        return
+    with explained(base), base.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise GgufError(
+                "no base: neither a GGUF file, nor a .kld, nor a folder", where=base, mend=_A_BASE
+            )
+    if not text:
+        raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
 
 
 def gguf_precision(path: Path) -> str:

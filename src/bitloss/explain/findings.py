@@ -73,7 +73,9 @@ def _all(results: Results) -> Iterator[Finding | None]:
     yield importance_left_open(results.candidates)
     yield base_of_something_else(results.base)
     yield not_finite(results.candidates)
-    yield stopped(results.stopping, results.text.chunks)
+    means = {each.name: each.metrics.get("kld_mean") for each in results.candidates}
+    unknown = [name for name, figure in means.items() if figure is not None and figure.value is None]
+    yield stopped(results.stopping, results.text.chunks, unknown)
 
 
 def _same(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[Finding | None]:

@@ -67,6 +67,29 @@ def explained(where: Path) -> Iterator[None]:
         raise file_problem(error, where) from error
 
 
+_NOWHERE = "nothing can be written there"
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        FileProblem: it cannot be made; file systems that hold none, such as ``/proc``, call that a missing path.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        above = next(each for each in path.absolute().parents if each.exists())
+        if isinstance(error, FileNotFoundError) and above.is_dir():
+            raise nowhere(path) from error
+        raise file_problem(error, path) from error
+
+
+def nowhere(path: Path) -> FileProblem:
+    """Return the error for a place that takes no files."""
+    return FileProblem(_NOWHERE, where=path, mend="choose another place")
+
+
 def _no_room(error: BaseException | None) -> int | None:
     """The system's number where a full disk, or a file that may not grow, is behind `error`.
 
@@ -145,8 +168,8 @@ def _sync(path: Path) -> None:
 
 
 def _partial_of(target: Path) -> Path:
+    make_folder(target.parent)
     with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
         clean_partials(target.parent)
     return target.with_name(f".{target.name}.partial-{os.getpid()}-{_HOST}{secrets.token_hex(4)}")
 
@@ -276,8 +299,8 @@ def open_alone(path: Path, target: Path, what: str) -> int:
     Raises:
         FileProblem: another process has it open, or it cannot be opened.
     """
+    make_folder(path.parent)
     with explained(target):
-        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:

@@ -31,7 +31,14 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from bitloss.errors import BitlossError, FileProblem, RecordError, RunFolderError
 from bitloss.progress import ProgressCallback, silent
-from bitloss.store.atomic import atomic_write_text, clean_partials, explained, file_problem, is_at
+from bitloss.store.atomic import (
+    atomic_write_text,
+    clean_partials,
+    explained,
+    file_problem,
+    is_at,
+    make_folder,
+)
 from bitloss.store.fresh import LOCK, missing_folders, remove_bare, remove_empty
 from bitloss.store.keys import sha256_file
 
@@ -336,8 +343,7 @@ def _take_lock(path: Path, timeout: float) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    with explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with explained(path):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 

@@ -339,3 +339,71 @@ def test_a_precision_that_was_not_reached_says_how_far_it_got() -> None:
     nothing = stopped(_precise(None, met=False), 5)
     assert nothing is not None
     assert "would do" not in nothing.text
+
+
+def _decided(*settled: tuple[Outcome, int | None], met: bool) -> Stopping:
+    pairs = tuple(
+        Settled(a=f"a{i}", b=f"b{i}", outcome=outcome, chunks=at, low=None, high=None)
+        for i, (outcome, at) in enumerate(settled)
+    )
+    return Stopping(
+        rule="decided", margin=None, precision=None, met=met, chunks_available=40, seed=0, alpha=0.05, settled=pairs
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stopping", "title", "needed"),
+    [
+        (
+            _decided((Outcome.BETTER, 13), (Outcome.WORSE, 11), (Outcome.IDENTICAL, 0), met=True),
+            "Settled after 13 of 40 chunks (looked at in blocks; 16 computed)",
+            13,
+        ),
+        (_decided((Outcome.BETTER, 16), met=True), "Settled after 16 of 40 chunks", 16),
+        (
+            _decided((Outcome.IDENTICAL, 0), met=True),
+            "All files are identical: no chunk was needed (looked at in blocks; 16 computed)",
+            0,
+        ),
+        (
+            _decided((Outcome.UNDEFINED, None), (Outcome.UNDEFINED, None), met=False),
+            "It could not be decided: no two candidates can be compared",
+            None,
+        ),
+        (
+            _decided((Outcome.UNDEFINED, None), (Outcome.BETTER, 12), met=False),
+            "Not all could be decided: 1 of 2 pairs cannot be compared",
+            None,
+        ),
+        (
+            _decided((Outcome.OPEN, None), met=False),
+            "The text of 40 chunks was not enough to meet the rule",
+            None,
+        ),
+        (_precise(0.02, met=True), "16 of 37 chunks were enough", None),
+    ],
+)
+def test_the_title_says_how_many_chunks_were_needed_or_that_none_would_do(
+    stopping: Stopping, title: str, needed: int | None
+) -> None:
+    finding = stopped(stopping, 16)
+    assert finding is not None
+    assert finding.title == title
+    assert finding.evidence.get("chunks_needed") == needed
+
+
+def test_a_candidate_without_a_mean_keeps_precision_from_being_reached() -> None:
+    finding = stopped(_precise(0.02, None, met=False), 16, ["c1"])
+    assert finding is not None
+    assert finding.title == "No precision can be reached: 1 candidate without a mean KLD"
+
+
+def test_the_base_itself_is_known_exactly() -> None:
+    zero = Known(candidate="same", low=0.0, high=0.0, relative=0.0)
+    stopping = _precise(0.02, met=True)
+    finding = stopped(stopping.model_copy(update={"known": (zero, *stopping.known)}), 16)
+    assert finding is not None
+    assert (
+        "Reached: same exactly (its KLD is 0 in every token: it computes what the base computes), c0 2 %"
+        in finding.text
+    )
