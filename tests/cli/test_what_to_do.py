@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
 from pathlib import Path
@@ -71,24 +70,6 @@ def test_a_base_that_is_none(cli: Cli, inputs: Inputs, tmp_path: Path, verb: str
     refused(cli(*words, inputs.source), 2, "a GGUF file as the base needs a text")
     refused(cli(*words, inputs.folder), 1, "no base here (base.json is missing)")
     assert not (tmp_path / "m").exists()
-
-
-def test_lines_that_are_no_conversations(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
-    talk = tmp_path / "talk.jsonl"
-    words = ("base", inputs.source, "-f", talk, "--chat-template", "-o", tmp_path / "b", "-q")
-    cases: list[tuple[object, str, str]] = [
-        ({"txt": "a"}, "found the key txt", "leave out --chat-template"),
-        ({"a": 1, "b": 2}, "found the keys a, b", "leave out --chat-template"),
-        ({"messages": []}, "without a message", "Leave out that line"),
-        ({"messages": [3]}, "no message", "Give every message the form"),
-        ({"messages": [{"role": "user"}]}, "message 1: content: content that is no text: expected a text "
-         "(null only beside tool_calls), found no such key", "Give every message the form"),
-        ({"messages": [{"role": "user", "content": None}]}, "found null", "Give every message the form"),
-        ({"messages": [{"content": "a"}]}, "message of nobody", "Give every message the form"),
-    ]  # fmt: skip
-    for value, fault, mend in cases:
-        talk.write_text(json.dumps(value) + "\n")
-        refused(cli(*words), 1, "talk.jsonl, line 1", fault, mend)
 
 
 def test_json_of_something_else(cli: Cli, tmp_path: Path) -> None:

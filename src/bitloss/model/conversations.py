@@ -95,12 +95,16 @@ def _message(value: Any, keys: tuple[str, str], where: str) -> Message:
             found=str(role)[:40] if role_key in value else "no such key",
             mend=_MEND_MESSAGE,
         )
+    if content_key not in value and "tool_calls" not in value:
+        raise FormatError(
+            "message without content", where=where, expected=f'"{content_key}"', mend=_MEND_MESSAGE
+        )
     if not isinstance(content, str) and not (content is None and "tool_calls" in value):
         raise FormatError(
             "content that is no text",
             where=f"{where}: {content_key}",
             expected="a text (null only beside tool_calls)",
-            found=json_kind(content) if content_key in value else "no such key",
+            found=json_kind(content),
             mend=_MEND_MESSAGE,
         )
     if content is not None:

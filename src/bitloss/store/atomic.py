@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,22 @@ def make_folder(path: Path) -> None:
         above = next(each for each in path.absolute().parents if each.exists())
         if isinstance(error, FileNotFoundError) and above.is_dir():
             raise nowhere(path) from error
+        raise file_problem(error, path) from error
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder that takes no files, such as those of ``/proc``; `path` is what is to be written in it.
+
+    Raises:
+        FileProblem: so it is.
+    """
+    folder = next(each for each in path.absolute().parents if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileNotFoundError as error:
+        raise nowhere(path) from error
+    except OSError as error:
         raise file_problem(error, path) from error
 
 
@@ -170,6 +187,8 @@ def _sync(path: Path) -> None:
 def _partial_of(target: Path) -> Path:
     make_folder(target.parent)
     with explained(target):
+        if not os.statvfs(target.parent).f_blocks:  # no disk, or one that does not say how large it is
+            check_place(target)
         clean_partials(target.parent)
     return target.with_name(f".{target.name}.partial-{os.getpid()}-{_HOST}{secrets.token_hex(4)}")
 

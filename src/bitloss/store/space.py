@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from typing import TYPE_CHECKING
 
 from bitloss.display import size
 from bitloss.errors import DiskFull, FileProblem
-from bitloss.store.atomic import explained, file_problem, nowhere
+from bitloss.store.atomic import check_place, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,20 +41,9 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
         with explained(folder):
             total, _, free = shutil.disk_usage(folder)
         if not total:  # no disk at all, or one that does not say
-            _check_place(first, folder)
+            check_place(first)
         elif needed > free:
             raise not_enough_room(first, needed, free)
-
-
-def _check_place(first: Path, folder: Path) -> None:
-    """Refuse a folder that takes no files, such as those of ``/proc``."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileNotFoundError as error:
-        raise nowhere(first) from error
-    except OSError as error:
-        raise file_problem(error, first) from error
 
 
 def not_enough_room(first: Path, needed: int, free: int) -> DiskFull:
