@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tests.cli.test_bad_input import refused
 
+from bitloss.divergence.basefile import header_hash
 from bitloss.errors import DiskFull
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
@@ -37,8 +38,8 @@ def base(cli: Cli, inputs: Inputs, tmp_path: Path) -> Path:
 
 
 def _other_engine(base: Path) -> None:
-    header = json.loads((base / "base.json").read_text())
-    (base / "base.json").write_text(json.dumps(header | {"engine": "0.0.1 (abcdefg)"}))
+    header = json.loads((base / "base.json").read_text()) | {"engine": "0.0.1 (abcdefg)"}
+    (base / "base.json").write_text(json.dumps(header | {"header_sha256": header_hash(header)}))
 
 
 def test_a_base_of_something_else_is_refused_by_name_or_marked(

@@ -9,7 +9,7 @@ import typer
 
 import bitloss
 from bitloss.cli.application import app, command_line
-from bitloss.cli.inputs import check_base, gguf_precision, given_model, given_text
+from bitloss.cli.inputs import check_base, gguf_precision, given_model, given_text, say_bundled
 from bitloss.cli.options import (
     ChatTemplate,
     Chunks,
@@ -119,7 +119,7 @@ def run(
         typer.Option(
             "--text",
             "-f",
-            help="Text to measure on, repeatable; wikitext-2 is fetched. [default: the bundled one]",
+            help="Text to measure on, repeatable; wikitext-2 is fetched. [default: the bundled evaluation.txt]",
         ),
     ] = None,
     documents: Documents = None,
@@ -146,19 +146,16 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert, quantize, measure and explain, in one folder; run again to go on where it stopped."""
+    """Convert, quantize, measure and explain, in one folder; run again to go on where it stopped.
+
+    Without --text and --calibration the bundled texts are used (English novels); texts of your own are better.
+    """
     if model.endswith(".toml"):
         _refuse_more_settings(context, model)
         spec = read_spec(Path(model))
         _experiment(spec, out or spec.out or Path(Path(model).stem + "-run"), context, json=json, quiet=quiet)
         return
-    with Screen(quiet=quiet) as screen:
-        if calibration is None:
-            screen.say(
-                "calibration: the bundled text (English novels); a text near the model's use is better"
-            )
-        if not text:
-            screen.say("text: the bundled one (an English novel); give --text to measure on your own")
+    say_bundled(calibration, text, quiet=quiet)
     from bitloss.model.gguf_split import whole_stem
 
     name, model = Path(model).name, str(given_model(model, revision, quiet=quiet))
@@ -298,7 +295,10 @@ def measure(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure finished files against a base: perplexity, KL divergence, Δp, same top token."""
+    """Measure finished files against a base: perplexity, KL divergence, Δp, same top token.
+
+    Files measured into a folder that holds results against the same base are added to the table there.
+    """
     texts = tuple(given_text(each) for each in text or ())
     stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile

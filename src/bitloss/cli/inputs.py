@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitloss.cli.show import Screen
+from bitloss.cli.show import Screen, warn
 from bitloss.errors import FileProblem, GgufError, UsageError
 from bitloss.model.hub import fetch_model, is_hub_id
 from bitloss.model.wikitext import NAME, wikitext
@@ -81,6 +81,36 @@ def check_base(base: Path, text: Sequence[Path] | None) -> None:
             )
     if not text:
         raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
+
+
+def given_base_model(path: Path, *, quiet: bool) -> Path:
+    """The GGUF file a base shall be made of (`given_file`); tells if it is quantized itself, unless `quiet`."""
+    from bitloss.model.gguf_split import open_model
+    from bitloss.model.source import FULL_PRECISION, refuse_matrix, weights_type
+
+    path = given_file(path, "GGUF file")
+    refuse_matrix(file := open_model(path))
+    if not quiet and (kind := weights_type(file)) not in FULL_PRECISION:
+        warn(
+            f"{path.name} is quantized itself ({kind}): divergences will be from it, not from the model of full "
+            "precision"
+        )
+    return path
+
+
+def say_bundled(calibration: Path | None, text: Sequence[Path] | None, *, quiet: bool) -> None:
+    """Say, unless `quiet`, which texts a run takes because none were given, and how to give others."""
+    taken = {}
+    if not text:
+        taken["--text"] = "evaluation.txt (an English novel) is measured on"
+    if calibration is None:
+        taken["--calibration"] = "importance matrices are made from calibration.txt (English novels)"
+    if taken:
+        with Screen(quiet=quiet) as screen:
+            screen.say(
+                f"bundled texts are used: {', '.join(taken.values())}; texts near the model's use are better: give "
+                f"{' and '.join(f'{option} FILE' for option in taken)}"
+            )
 
 
 def gguf_precision(path: Path) -> str:
