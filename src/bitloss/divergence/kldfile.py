@@ -138,10 +138,7 @@ class KldFile:
         self.targets_cut = 0
         if bos is not None and not 0 <= bos < self.n_vocab:
             raise BaseError(
-                "BOS is outside the file's vocabulary",
-                where=path,
-                expected=f"0..{self.n_vocab - 1}",
-                found=bos,
+                "BOS is outside the vocabulary", where=path, expected=f"0..{self.n_vocab - 1}", found=bos
             )
         self.chunks = Chunks(tokens, bos is not None, -1 if bos is None else bos)
         self._stream = path.open("rb", buffering=0)
@@ -183,11 +180,7 @@ class KldFile:
         while done < len(view):
             got = self._stream.readinto(view[done:])
             if not got:
-                raise BaseError(
-                    "the file ends inside its rows",
-                    where=f"{self.path}[chunk {chunk}, row {first}]",
-                    mend=_MEND_SHORT,
-                )
+                raise _ended("rows", f"{self.path}[chunk {chunk}, row {first}]")
             done += got
         return units
 
@@ -272,19 +265,13 @@ def _read_header(path: Path) -> tuple[_Layout, NDArray[np.int32]]:
                 mend="give a file that llama-perplexity --kl-divergence-base or bitloss base --kld has written",
             )
         if len(header) < _HEADER_BYTES:
-            raise BaseError(
-                "the file ends inside its header",
-                where=path,
-                expected=f"{_HEADER_BYTES} bytes",
-                found=len(header),
-                mend=_MEND_SHORT,
-            )
+            raise _ended("header", path, expected=f"{_HEADER_BYTES} bytes", found=len(header))
         layout = _Layout(*struct.unpack_from(f"<{_COUNTS}", header, len(MAGIC)))
         _check_layout(path, layout, size, header)
         # the size has just been found to be what these counts ask for
         tokens = np.frombuffer(stream.read(layout.data_at - _HEADER_BYTES), "<i4").astype(np.int32)
     if tokens.size != layout.n_ctx * layout.n_chunks:
-        raise BaseError("the file ends inside its tokens", where=path, mend=_MEND_SHORT)
+        raise _ended("tokens", path)
     bad = (tokens < 0) | (tokens >= layout.n_vocab)
     if bad.any():
         at = int(np.argmax(bad))
@@ -296,6 +283,10 @@ def _read_header(path: Path) -> tuple[_Layout, NDArray[np.int32]]:
             mend=_MEND_DAMAGED,
         )
     return layout, tokens.reshape(layout.n_chunks, layout.n_ctx)
+
+
+def _ended(inside: str, where: object, **sizes: object) -> BaseError:
+    return BaseError(f"the file ends inside its {inside}", where=where, mend=_MEND_SHORT, **sizes)
 
 
 def _check_layout(path: Path, layout: _Layout, size: int, header: bytes) -> None:
