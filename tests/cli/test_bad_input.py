@@ -65,7 +65,7 @@ def run_command(inputs: Inputs, model: Path, out: Path, **other: object) -> tupl
         (("quantize", "SOURCE", "--types", "Q8_0", "--imatrix", "MISSING"), "no such importance matrix"),
         (("base", "MISSING", "--text", "TEXT"), "no such GGUF file"),
         (("base", "SOURCE", "--text", "MISSING"), "no such text"),
-        (("measure", "SOURCE", "--base", "MISSING"), "base.json is missing"),
+        (("measure", "SOURCE", "--base", "MISSING"), "no such file or folder. Give a folder made by"),
         (("measure", "MISSING", "--base", "SOURCE", "--text", "TEXT"), "no such candidate"),
         (("measure", "SOURCE", "--base", "SOURCE", "--text", "MISSING"), "no such text"),
     ],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tests.cli.test_bad_input import refused
 
+from bitloss.divergence.basefile import header_hash
 from bitloss.errors import DiskFull
 from bitloss.model.gguf import GgufFile
 from bitloss.model.random_model import RandomShape, random_gguf
@@ -37,8 +38,8 @@ def base(cli: Cli, inputs: Inputs, tmp_path: Path) -> Path:
 
 
 def _other_engine(base: Path) -> None:
-    header = json.loads((base / "base.json").read_text())
-    (base / "base.json").write_text(json.dumps(header | {"engine": "0.0.1 (abcdefg)"}))
+    header = json.loads((base / "base.json").read_text()) | {"engine": "0.0.1 (abcdefg)"}
+    (base / "base.json").write_text(json.dumps(header | {"header_sha256": header_hash(header)}))
 
 
 def test_a_base_of_something_else_is_refused_by_name_or_marked(
@@ -255,6 +256,27 @@ def test_two_files_of_faulty_logits_are_not_called_identical(
         assert (each["difference"], each["verdict"]) == (None, None)
         assert "A in 60, B in 60, base in 0 tokens" in each["reason"]
     assert not re.search(r"\| identical +\|", (out / "report.md").read_text())
+
+
+def test_a_rule_to_stop_by_says_what_can_never_be_decided_and_what_is_known_exactly(
+    cli: Cli, inputs: Inputs, base: Path, tmp_path: Path
+) -> None:
+    files = [
+        _doctored(inputs.source, tmp_path / f"bad{i}.gguf", tensor, np.nan)
+        for i, tensor in enumerate(("output.weight", "blk.0.ffn_down.weight"))
+    ]
+    words = ("--base", base, "--json", "-q")
+    never = _document(cli("measure", *files, *words, "--stop-when", "decided", "-o", tmp_path / "never"))
+    assert not never["stopping"]["met"]
+    (finding,) = [each for each in never["findings"] if each["id"] == "stopped-by-rule"]
+    assert finding["title"] == "It could not be decided: no two candidates can be compared"
+    assert finding["title"] in (tmp_path / "never" / "report.md").read_text()
+    same = _document(cli("measure", inputs.source, *words, "--precision", "5%", "-o", tmp_path / "same"))
+    assert same["stopping"]["met"]
+    assert same["stopping"]["known"] == [{"candidate": "tiny-f32", "low": 0.0, "high": 0.0, "relative": 0.0}]
+    (finding,) = [each for each in same["findings"] if each["id"] == "stopped-by-rule"]
+    assert finding["title"] == "4 of 4 chunks were enough"
+    assert "its KLD is 0 in every token" in finding["text"]
 
 
 def test_fewer_chunks_than_a_base_has_are_refused(

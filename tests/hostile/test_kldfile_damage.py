@@ -126,7 +126,7 @@ def test_tokens_and_bos_are_held_to_the_vocabulary(tmp_path: Path, whole: bytes)
         with pytest.raises(BaseError, match=rf"\[token 1\]: token outside.*0\.\.10, found {token}"):
             KldFile(path, bos=None)
     path.write_bytes(whole)
-    with pytest.raises(BaseError, match=r"BOS is outside the file's vocabulary"):
+    with pytest.raises(BaseError, match=r"BOS is outside the vocabulary"):
         KldFile(path, bos=N_VOCAB)
 
 

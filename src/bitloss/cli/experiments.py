@@ -9,17 +9,19 @@ import typer
 
 import bitloss
 from bitloss.cli.application import app, command_line
-from bitloss.cli.inputs import gguf_precision, given_model, given_text
+from bitloss.cli.inputs import check_base, gguf_precision, given_model, given_text, say_bundled
 from bitloss.cli.options import (
     ChatTemplate,
     Chunks,
     Ctx,
     Documents,
+    GgufChunks,
     Json,
     Margin,
     Precision,
     Quiet,
     Revision,
+    SourceChunks,
     StopWhen,
     listed,
     stop_rule,
@@ -117,7 +119,7 @@ def run(
         typer.Option(
             "--text",
             "-f",
-            help="Text to measure on, repeatable; wikitext-2 is fetched. [default: the bundled one]",
+            help="Text to measure on, repeatable; wikitext-2 is fetched. [default: the bundled evaluation.txt]",
         ),
     ] = None,
     documents: Documents = None,
@@ -144,19 +146,16 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert, quantize, measure and explain, in one folder; run again to go on where it stopped."""
+    """Convert, quantize, measure and explain, in one folder; run again to go on where it stopped.
+
+    Without --text and --calibration the bundled texts are used (English novels); texts of your own are better.
+    """
     if model.endswith(".toml"):
         _refuse_more_settings(context, model)
         spec = read_spec(Path(model))
         _experiment(spec, out or spec.out or Path(Path(model).stem + "-run"), context, json=json, quiet=quiet)
         return
-    with Screen(quiet=quiet) as screen:
-        if calibration is None:
-            screen.say(
-                "calibration: the bundled text (English novels); a text near the model's use is better"
-            )
-        if not text:
-            screen.say("text: the bundled one (an English novel); give --text to measure on your own")
+    say_bundled(calibration, text, quiet=quiet)
     from bitloss.model.gguf_split import whole_stem
 
     name, model = Path(model).name, str(given_model(model, revision, quiet=quiet))
@@ -286,7 +285,7 @@ def measure(
         int | None,
         typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk. [default: 512, or the base's]"),
     ] = None,
-    chunks: Chunks = None,
+    chunks: GgufChunks = None,
     stop_when: StopWhen = None,
     margin: Margin = None,
     precision: Precision = None,
@@ -296,18 +295,19 @@ def measure(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure finished files against a base: perplexity, KL divergence, Δp, same top token."""
+    """Measure finished files against a base: perplexity, KL divergence, Δp, same top token.
+
+    Files measured into a folder that holds results against the same base are added to the table there.
+    """
     texts = tuple(given_text(each) for each in text or ())
     stop = make_stop(stop_rule(stop_when, margin, precision), where="bitloss measure")
     with Screen(quiet=quiet) as screen, LocalExecutor() as executor:  # its process imports meanwhile
-        from bitloss.divergence.kldfile import is_kld
         from bitloss.report.write import get_ready
         from bitloss.run.earlier import contents, replaced
         from bitloss.run.measuring import Measuring, measure_files
 
         before = contents(out)
-        if base.is_file() and not texts and not is_kld(base):
-            raise UsageError("a GGUF file as the base needs a text", where="--base", mend="give --text FILE")
+        check_base(base, texts)
         plan = Measuring(
             candidates=candidates,
             out=out,
@@ -360,7 +360,7 @@ def sensitivity(
         int | None,
         typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk. [default: 512, or the base's]"),
     ] = None,
-    chunks: Chunks = None,
+    chunks: SourceChunks = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -373,6 +373,8 @@ def sensitivity(
 
     if not source.is_file():
         raise FileProblem("no such GGUF file", where=source)
+    if base is not None:
+        check_base(base, text)
     if base is None and not text:
         raise UsageError(
             "nothing to measure on", where="bitloss sensitivity", expected="--text FILE or --base DIR"

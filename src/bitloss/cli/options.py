@@ -43,6 +43,19 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Output.", show_default=F
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there, whatever they are.")]
 Ctx = Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens in a chunk; the second half is scored.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks at most. [default: all]")]
+GgufChunks = Annotated[
+    int | None,
+    typer.Option(
+        "--chunks",
+        min=1,
+        help="Chunks of each text at most, where --base is a GGUF file; a base that is stored is measured as a whole. "
+        "[default: all]",
+    ),
+]
+SourceChunks = Annotated[
+    int | None,
+    typer.Option("--chunks", min=1, help="Chunks of each text at most, without a --base. [default: all]"),
+]
 Documents = Annotated[
     str | None,
     typer.Option(

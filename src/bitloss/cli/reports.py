@@ -121,6 +121,7 @@ def compare(run: RunFolder, json: Json = False) -> None:
     """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
     from bitloss.report.missing import no_comparisons
     from bitloss.report.tables import comparisons_table
+    from bitloss.report.uncertainty import ALONE
 
     results, _ = read_finished(run)
     if json:
@@ -128,7 +129,9 @@ def compare(run: RunFolder, json: Json = False) -> None:
     elif (nothing := no_comparisons(results)) is not None:
         output_console().print(visible(f"No comparisons{nothing.removeprefix('None')}", 300), markup=False)
     else:
-        output_console().print(Fitted(comparisons_table(results)))
+        console = output_console()
+        console.print(Fitted(comparisons_table(results)))
+        console.print(ALONE, markup=False)
 
 
 @app.command(epilog="Example: bitloss card runs/mistral -o README.md")

@@ -11,7 +11,7 @@ import typer
 from pydantic import JsonValue
 
 from bitloss.cli.application import app
-from bitloss.cli.inputs import given_file, given_model, given_text
+from bitloss.cli.inputs import given_base_model, given_file, given_model, given_text
 from bitloss.cli.options import (
     ChatTemplate,
     Chunks,
@@ -340,7 +340,7 @@ def base(
         )
     if kld is not None and kld.exists():
         raise FileProblem("already there", where=kld, mend="choose another --kld, or remove it")
-    source = given_file(source, "GGUF file")
+    source = given_base_model(source, quiet=quiet)
     check_model_memory(source, engine, n_ctx=ctx)
     step = BaseStep(
         source=source,

@@ -18,7 +18,9 @@ hash of its bytes.
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,7 +33,7 @@ from safetensors.numpy import load
 from bitloss.display import plain_fault
 from bitloss.engine.llama import usable_cores
 from bitloss.engine.output_layer import SLICE_BYTES, OutputLayer, output_weight_name
-from bitloss.errors import BaseError, FileProblem, MismatchError
+from bitloss.errors import BaseError, FileProblem, MismatchError, unreadable
 from bitloss.model.documents import DocumentCounts, Splitting
 from bitloss.model.gguf import GgufFile, tensor_bytes
 from bitloss.model.gguf_split import open_model
@@ -43,6 +45,7 @@ SCHEMA = "bitloss/base@1"
 SHARD_BYTES: Final = 64 << 20
 _SHARDS_HELD = 4
 _HEADER_CAP = 64 << 20
+_LOST = "without it no file of the base can be trusted or repaired: remove the folder and make the base again"
 
 
 def base_bytes(folder: Path | None, model: Path) -> int:
@@ -124,6 +127,7 @@ class BaseHeader(BaseModel):
         logits_max_difference: largest absolute difference between the engine's logits and those made again, on
             the first tokens of the text; 0 means bit-equal.
         shards: files of hidden states, in order.
+        header_sha256: hash of all the rest (`header_hash`), checked when it is read; None in older files.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -150,6 +154,7 @@ class BaseHeader(BaseModel):
     options: dict[str, str | int]
     logits_max_difference: float
     shards: tuple[Shard, ...]
+    header_sha256: str | None = None
 
 
 class TextSource(NamedTuple):
@@ -272,6 +277,23 @@ def check_vocabulary(base: Base, candidate: Path) -> None:
     )
 
 
+def header_hash(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a header's document without ``header_sha256``: as JSON, keys sorted, no spaces, ASCII.
+
+    Of the document as it stands, so that keys of later versions do not matter to earlier files.
+    """
+    rest = {key: value for key, value in document.items() if key != "header_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def header_text(header: BaseHeader) -> str:
+    """``base.json`` of a header, with its hash."""
+    document = header.model_dump(mode="json")
+    return (
+        json.dumps({**document, "header_sha256": header_hash(document)}, indent=1, ensure_ascii=False) + "\n"
+    )
+
+
 def read_header(folder: Path) -> BaseHeader:
     """Read and check ``base.json``.
 
@@ -287,16 +309,26 @@ def read_header(folder: Path) -> BaseHeader:
     if path.stat().st_size > _HEADER_CAP:
         raise BaseError("header too large", where=path, found=f"{path.stat().st_size} bytes")
     try:
-        header = BaseHeader.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, where=path, what="header of a base", mend=_LOST) from error
+    try:
+        header = BaseHeader.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise BaseError(
             f"header is damaged: {plain_fault(first['msg'])}",
             where=": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else [])]),
-            mend="without it no file of the base can be trusted or repaired: remove the folder and make the base again",
+            mend=_LOST,
         ) from error
     if header.format != SCHEMA:
         raise BaseError("of another version", where=path, expected=SCHEMA, found=header.format)
+    if header.header_sha256 not in {None, header_hash(json.loads(content))}:
+        raise BaseError(
+            "header is damaged: its content is not what its own hash says (header_sha256)",
+            where=path,
+            mend=f"restore the file if it was changed by hand; {_LOST}",
+        )
     covered = 0
     for shard in header.shards:
         if shard.first != covered or shard.chunks < 1 or Path(shard.file).name != shard.file:

@@ -19,6 +19,7 @@ from bitloss.divergence.basefile import (
     BaseHeader,
     Shard,
     TextSource,
+    header_text,
     output_weight_sha256,
     read_chunks,
     read_header,
@@ -104,7 +105,7 @@ def write_base(
     header = _header(engine, chunks, text, out)
     # wherever the model is; its tensors alone do not say what is computed from them
     same: dict[str, JsonValue] = {
-        "header": header.model_dump(mode="json", exclude={"model_path"}),
+        "header": header.model_dump(mode="json", exclude={"model_path", "header_sha256"}),
         "graph": graph_sha256(engine.file),
     }
     with UnfinishedBase(out, plans, content_key("base-header", same)) as files:
@@ -118,9 +119,9 @@ def write_base(
             progress(Progress("base", files.n_chunks, chunks.n_chunks, "chunks"))
         _save_tokens(chunks, files.folder / "tokens.safetensors")
         header = header.model_copy(update={"shards": tuple(files.shards())})
-        atomic_write_text(files.folder / "base.json", header.model_dump_json(indent=1) + "\n")
+        atomic_write_text(files.folder / "base.json", header_text(header))
         files.put_in_place()
-    return header
+    return read_header(out)
 
 
 def base_files_bytes(plans: Sequence[ShardPlan], chunks: Chunks) -> int:

@@ -38,6 +38,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bitloss.display import visible
 from bitloss.divergence.measure import BaseLogits
 from bitloss.errors import BaseError, FileProblem, UnsupportedError
 from bitloss.model.text import LEAST_CONTEXT, Chunks, scored_positions
@@ -56,6 +57,8 @@ CUT = 16.0
 _CUT_SLACK = 0.01  # max - (max - 16) in float32: off by up to 0.008 for logits of 1e5
 _MASS_SLACK = 2e-4  # half a step (1.22e-4) of every probability, and float32
 _SLICE_BYTES = 32 << 20
+_MEND_SHORT = "make the file again; llama-perplexity leaves such a file when it is stopped"
+_MEND_DAMAGED = "copy or make the file again: it is damaged"
 
 
 class _Layout(NamedTuple):
@@ -135,10 +138,7 @@ class KldFile:
         self.targets_cut = 0
         if bos is not None and not 0 <= bos < self.n_vocab:
             raise BaseError(
-                "BOS is outside the file's vocabulary",
-                where=path,
-                expected=f"0..{self.n_vocab - 1}",
-                found=bos,
+                "BOS is outside the vocabulary", where=path, expected=f"0..{self.n_vocab - 1}", found=bos
             )
         self.chunks = Chunks(tokens, bos is not None, -1 if bos is None else bos)
         self._stream = path.open("rb", buffering=0)
@@ -180,9 +180,7 @@ class KldFile:
         while done < len(view):
             got = self._stream.readinto(view[done:])
             if not got:
-                raise BaseError(
-                    "the file ends inside its rows", where=f"{self.path}[chunk {chunk}, row {first}]"
-                )
+                raise _ended("rows", f"{self.path}[chunk {chunk}, row {first}]")
             done += got
         return units
 
@@ -260,21 +258,20 @@ def _read_header(path: Path) -> tuple[_Layout, NDArray[np.int32]]:
         header = stream.read(_HEADER_BYTES)
         if header[: len(MAGIC)] != MAGIC:
             raise BaseError(
-                "not a base file of llama-perplexity", where=path, expected=MAGIC, found=header[: len(MAGIC)]
+                "not a base file of llama-perplexity",
+                where=path,
+                expected=f"{MAGIC.decode()} at its beginning",
+                found=visible(header[: len(MAGIC)].decode("latin-1")) if header else "an empty file",
+                mend="give a file that llama-perplexity --kl-divergence-base or bitloss base --kld has written",
             )
         if len(header) < _HEADER_BYTES:
-            raise BaseError(
-                "the file ends inside its header",
-                where=path,
-                expected=f"{_HEADER_BYTES} bytes",
-                found=len(header),
-            )
+            raise _ended("header", path, expected=f"{_HEADER_BYTES} bytes", found=len(header))
         layout = _Layout(*struct.unpack_from(f"<{_COUNTS}", header, len(MAGIC)))
         _check_layout(path, layout, size, header)
         # the size has just been found to be what these counts ask for
         tokens = np.frombuffer(stream.read(layout.data_at - _HEADER_BYTES), "<i4").astype(np.int32)
     if tokens.size != layout.n_ctx * layout.n_chunks:
-        raise BaseError("the file ends inside its tokens", where=path)
+        raise _ended("tokens", path)
     bad = (tokens < 0) | (tokens >= layout.n_vocab)
     if bad.any():
         at = int(np.argmax(bad))
@@ -283,8 +280,13 @@ def _read_header(path: Path) -> tuple[_Layout, NDArray[np.int32]]:
             where=f"{path}[token {at}]",
             expected=f"0..{layout.n_vocab - 1}",
             found=tokens[at],
+            mend=_MEND_DAMAGED,
         )
     return layout, tokens.reshape(layout.n_chunks, layout.n_ctx)
+
+
+def _ended(inside: str, where: object, **sizes: object) -> BaseError:
+    return BaseError(f"the file ends inside its {inside}", where=where, mend=_MEND_SHORT, **sizes)
 
 
 def _check_layout(path: Path, layout: _Layout, size: int, header: bytes) -> None:
@@ -292,13 +294,19 @@ def _check_layout(path: Path, layout: _Layout, size: int, header: bytes) -> None
         return
     other = _Layout(*struct.unpack_from(f">{_COUNTS}", header, len(MAGIC)))
     if other.sane() and other.file_bytes == size:
-        raise BaseError("written on a machine of the other byte order", where=path, expected="little-endian")
+        raise BaseError(
+            "written on a machine of the other byte order",
+            where=path,
+            expected="little-endian",
+            mend="make the file on a machine like this one",
+        )
     if not layout.sane():
         raise BaseError(
             "impossible counts in the header",
             where=path,
             expected=f"n_ctx of at least {LEAST_CONTEXT}, n_vocab and n_chunk of at least 1",
             found=f"{layout.n_ctx}, {layout.n_vocab} and {layout.n_chunks}",
+            mend=_MEND_DAMAGED,
         )
     raise BaseError(
         "cut short or damaged" if size < layout.file_bytes else "bytes after the end",
@@ -306,9 +314,7 @@ def _check_layout(path: Path, layout: _Layout, size: int, header: bytes) -> None
         expected=f"{layout.file_bytes} bytes ({layout.n_chunks} chunks of {layout.n_ctx} tokens, "
         f"vocabulary {layout.n_vocab})",
         found=size,
-        mend="make the file again; llama-perplexity leaves such a file when it is stopped"
-        if size < layout.file_bytes
-        else None,
+        mend=_MEND_SHORT if size < layout.file_bytes else _MEND_DAMAGED,
     )
 
 

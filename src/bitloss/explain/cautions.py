@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from bitloss.display import many, percent, visible
+from bitloss.model.source import FULL_PRECISION
 from bitloss.records import Base, Candidate, Confidence, Finding, Results
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ TELLING_SHARE: Final = 0.001
 """Share of a text's windows from which on an overlap is a finding: of a text of 640 chunks, a page."""
 _HASH_DIGITS = 12
 _NAMED = 5
+_UNKNOWN = "unknown"
+"""Type of a base that is a file of llama-perplexity, which does not say."""
 
 
 def calibrated_on_the_measured_text(results: Results) -> Finding | None:
@@ -72,6 +75,22 @@ def base_of_something_else(base: Base) -> Finding | None:
         title="The base was made from something else than what was measured",
         text=f"Accepted with --force: {'; '.join(base.forced)}. Figures against this base hold that as well.",
         evidence={"differences": list(base.forced)},
+        confidence=Confidence.PROVEN,
+    )
+
+
+def quantized_base(results: Results) -> Finding | None:
+    """Say that the base is itself quantized; fires when most of its weights are, and it was not made in this run."""
+    kind = results.model.dtype
+    if results.sources or kind in {*FULL_PRECISION, _UNKNOWN}:
+        return None
+    return Finding(
+        id="base-is-quantized",
+        title=f"The base is quantized itself ({kind})",
+        text=f"{results.base.file} stores most of its weights as {kind}. Divergences are from this file, not from the "
+        "model of full precision: what the base itself has lost is not in them, and a file that is nearer to it need "
+        "not be nearer to the model.",
+        evidence={"type": kind, "base": results.base.file},
         confidence=Confidence.PROVEN,
     )
 

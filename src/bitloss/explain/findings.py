@@ -18,6 +18,7 @@ from bitloss.explain.cautions import (
     calibrated_on_the_measured_text,
     importance_left_open,
     not_finite,
+    quantized_base,
 )
 from bitloss.explain.differences import imatrix_route, not_crossed, ties, why_different
 from bitloss.explain.losses import cast_losses, not_counted
@@ -72,8 +73,11 @@ def _all(results: Results) -> Iterator[Finding | None]:
     yield calibrated_on_the_measured_text(results)
     yield importance_left_open(results.candidates)
     yield base_of_something_else(results.base)
+    yield quantized_base(results)
     yield not_finite(results.candidates)
-    yield stopped(results.stopping, results.text.chunks)
+    means = {each.name: each.metrics.get("kld_mean") for each in results.candidates}
+    unknown = [name for name, figure in means.items() if figure is not None and figure.value is None]
+    yield stopped(results.stopping, results.text.chunks, unknown)
 
 
 def _same(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[Finding | None]:

@@ -10,22 +10,27 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from bitloss.display import decimal, rough_percent
+from bitloss.display import decimal, many, rough_percent
 from bitloss.records import Confidence, Finding, Outcome, Stopping
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pydantic import JsonValue
+
+    from bitloss.records import Known
 
 _NAMED = 10
 """Pairs or candidates named in the text; the rest is counted."""
 
 
-def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
+def stopped(stopping: Stopping | None, chunks: int, unknown: Collection[str] = ()) -> Finding | None:
     """Say where measuring stopped and what was settled by then; fires when there was a rule.
 
     Args:
         stopping: the rule and its answer.
         chunks: chunks measured.
+        unknown: candidates without a mean KLD.
     """
     if stopping is None:
         return None
@@ -41,23 +46,55 @@ def stopped(stopping: Stopping | None, chunks: int) -> Finding | None:
         "chunks": chunks,
         "chunks_available": stopping.chunks_available,
     }
+    needed = _needed(stopping)
+    if needed is not None:
+        evidence["chunks_needed"] = needed
     if counts:
         evidence["pairs"] = dict(counts)
     if stopping.known:
         evidence["reached"] = {each.candidate: each.relative for each in stopping.known}
     return Finding(
         id="stopped-by-rule",
-        title=(
-            f"{chunks:,} of {stopping.chunks_available:,} chunks were enough"
-            if stopping.met
-            else f"The text of {stopping.chunks_available:,} chunks was not enough to meet the rule"
-        ),
+        title=_title(stopping, chunks, needed, unknown),
         text=f"{what} Chunks were taken in random order (seed {stopping.seed}); bounds and verdicts hold although one "
         f"looked after every block (confidence sequences, {rough_percent(stopping.alpha)} for the whole table). "
         "Standard errors of single figures are those of the chunks measured.",
         evidence=evidence,
         confidence=Confidence.MEASURED,
     )
+
+
+def _needed(stopping: Stopping) -> int | None:
+    """Chunks after which the last pair was settled; None where the rule was not met, or is another."""
+    if not stopping.met:
+        return None
+    return max((each.chunks for each in stopping.settled if each.chunks is not None), default=None)
+
+
+def _title(stopping: Stopping, chunks: int, needed: int | None, unknown: Collection[str]) -> str:
+    of = f"{stopping.chunks_available:,} chunks"
+    if not stopping.met:
+        return _unmet(stopping, unknown) or f"The text of {of} was not enough to meet the rule"
+    if needed is None:
+        return f"{chunks:,} of {of} were enough"
+    computed = "" if needed == chunks else f" (looked at in blocks; {chunks:,} computed)"
+    if not needed:
+        return f"All files are identical: no chunk was needed{computed}"
+    return f"Settled after {needed:,} of {of}{computed}"
+
+
+def _unmet(stopping: Stopping, unknown: Collection[str]) -> str | None:
+    """Why no text whatever would have met the rule; None where a longer one may."""
+    never = sum(each.outcome is Outcome.UNDEFINED for each in stopping.settled)
+    if never and never == len(stopping.settled):
+        return "It could not be decided: no two candidates can be compared"
+    if never:
+        return (
+            f"Not all could be decided: {never} of {many(len(stopping.settled), 'pair')} cannot be compared"
+        )
+    if stopping.rule == "precise" and unknown:
+        return f"No precision can be reached: {many(len(unknown), 'candidate')} without a mean KLD"
+    return None
 
 
 def _settled(stopping: Stopping) -> str:
@@ -92,10 +129,7 @@ def _settled(stopping: Stopping) -> str:
 
 def _reached(stopping: Stopping) -> str:
     """How well each mean is known, by the bounds the rule asks about."""
-    said = [
-        f"{each.candidate} {'without bounds' if each.relative is None else rough_percent(each.relative)}"
-        for each in stopping.known[:_NAMED]
-    ]
+    said = [f"{each.candidate} {_width(each)}" for each in stopping.known[:_NAMED]]
     if not said:
         return ""
     more = len(stopping.known) - len(said)
@@ -103,6 +137,14 @@ def _reached(stopping: Stopping) -> str:
         f" Reached: {', '.join(said)}{f', and {more} more' if more else ''} (half the width of bounds that hold "
         "whenever one stops; the ± of the tables is one standard error, and smaller)."
     )
+
+
+def _width(known: Known) -> str:
+    if known.relative is None:
+        return "without bounds"
+    if known.low == known.high == 0.0:
+        return "exactly (its KLD is 0 in every token: it computes what the base computes)"
+    return rough_percent(known.relative)
 
 
 def _would_do(stopping: Stopping, chunks: int) -> str:

@@ -176,10 +176,14 @@ class ChatTemplate:
                 "the model's chat template refuses the conversation",
                 where=conversation.where,
                 found=_first_line(refusal),
+                mend="change or leave out that conversation: the model was made for others",
             ) from refusal
         except Exception as error:  # a template is a program: it can fail in any way
             raise TextError(
-                f"the chat template of {self.where} fails", where=conversation.where, found=_first_line(error)
+                f"the chat template of {self.where} fails",
+                where=conversation.where,
+                found=_first_line(error),
+                mend="change or leave out that conversation, or measure plain text without --chat-template",
             ) from error
 
     def _check_same(self, marked: str, shown: str, conversation: Conversation) -> None:

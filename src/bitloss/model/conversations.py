@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bitloss.display import json_kind
+from bitloss.display import json_kind, visible
 from bitloss.errors import FormatError, TextError
 from bitloss.model.documents import checked_text, json_lines
 
@@ -41,6 +41,7 @@ class Conversation(NamedTuple):
 
 
 _A_LINE: Final = 'one conversation a line: {"messages": [{"role": ..., "content": ...}, ...]}'
+_MEND_MESSAGE: Final = 'give every message the form {"role": "user", "content": "..."}'
 _MEND: Final = "put every conversation on a line of its own, or leave out --chat-template for a plain text"
 
 
@@ -68,10 +69,13 @@ def _conversation(value: dict[str, Any], where: str) -> Conversation:
             "no conversation",
             where=where,
             expected='{"messages": [{"role": ..., "content": ...}, ...]}',
-            found=f"keys {', '.join(list(value)[:4])}",
+            found=f"the {'keys' if len(value) > 1 else 'key'} {visible(', '.join(list(value)[:4]))}"
+            if value
+            else "{}",
+            mend="bring the file into that form, or leave out --chat-template for a plain text",
         )
     if not listed:
-        raise FormatError("conversation without a message", where=where)
+        raise FormatError("conversation without a message", where=where, mend="leave out that line")
     messages = tuple(_message(each, keys, f"{where}, message {i}") for i, each in enumerate(listed, 1))
     return Conversation(messages, value.get("tools"), where)
 
@@ -79,14 +83,21 @@ def _conversation(value: dict[str, Any], where: str) -> Conversation:
 def _message(value: Any, keys: tuple[str, str], where: str) -> Message:
     role_key, content_key = keys
     if not isinstance(value, dict):
-        raise FormatError("no message", where=where, expected="a JSON object", found=json_kind(value))
+        raise FormatError(
+            "no message", where=where, expected="a JSON object", found=json_kind(value), mend=_MEND_MESSAGE
+        )
     role, content = value.get(role_key), value.get(content_key)
     if not isinstance(role, str) or (role_key == "from" and role not in _ROLES):
         raise FormatError(
             "message of nobody",
             where=f"{where}: {role_key}",
             expected=", ".join(_ROLES),
-            found=str(role)[:40],
+            found=str(role)[:40] if role_key in value else "no such key",
+            mend=_MEND_MESSAGE,
+        )
+    if content_key not in value and "tool_calls" not in value:
+        raise FormatError(
+            "message without content", where=where, expected=f'"{content_key}"', mend=_MEND_MESSAGE
         )
     if not isinstance(content, str) and not (content is None and "tool_calls" in value):
         raise FormatError(
@@ -94,6 +105,7 @@ def _message(value: Any, keys: tuple[str, str], where: str) -> Message:
             where=f"{where}: {content_key}",
             expected="a text (null only beside tool_calls)",
             found=json_kind(content),
+            mend=_MEND_MESSAGE,
         )
     if content is not None:
         checked_text(content, where=where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bitloss.errors import UsageError
 from bitloss.model.checkpoint import Checkpoint
@@ -13,6 +13,9 @@ from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import is_part, open_model
 from bitloss.model.hub import snapshot_of
 from bitloss.store import content_key, sha256_file
+
+FULL_PRECISION: Final = ("F32", "F16", "BF16")
+"""Types of a GGUF that is not quantized."""
 
 
 def model_bytes(model: Path) -> int:
@@ -63,10 +66,7 @@ def model_facts(model: Path, source: Path) -> ModelFacts:
     file = open_model(source)
     parameters = sum(info.n_elements for info in file.tensors.values())
     if model.is_file():
-        sizes: Counter[str] = Counter()
-        for info in file.tensors.values():
-            sizes[info.type_name] += info.n_elements
-        return ModelFacts(model.name, file.architecture, parameters, sizes.most_common(1)[0][0])
+        return ModelFacts(model.name, file.architecture, parameters, weights_type(file))
     checkpoint = Checkpoint.open(model)
     dtypes: Counter[str] = Counter()
     for name in checkpoint.names():
@@ -75,6 +75,14 @@ def model_facts(model: Path, source: Path) -> ModelFacts:
     snapshot = snapshot_of(model)
     name = snapshot.name if snapshot else model.name
     return ModelFacts(name, checkpoint.architecture, parameters, dtypes.most_common(1)[0][0])
+
+
+def weights_type(file: GgufFile) -> str:
+    """The type most weights of a GGUF are stored in, as ggml names it."""
+    sizes: Counter[str] = Counter()
+    for info in file.tensors.values():
+        sizes[info.type_name] += info.n_elements
+    return sizes.most_common(1)[0][0] if sizes else "F32"
 
 
 def refuse_matrix(file: GgufFile) -> None:
@@ -98,11 +106,8 @@ def precision(file: GgufFile) -> str:
         UsageError: the file is quantized, or an importance matrix.
     """
     refuse_matrix(file)
-    by_type: dict[str, int] = {}
-    for info in file.tensors.values():
-        by_type[info.type_name] = by_type.get(info.type_name, 0) + info.n_elements
-    kind = max(by_type, key=lambda name: by_type[name])
-    if kind not in ("F32", "F16", "BF16"):
+    kind = weights_type(file)
+    if kind not in FULL_PRECISION:
         raise UsageError(
             "the model is quantized already",
             where=file.path,

@@ -66,6 +66,10 @@ def _refusal(data: bytes, error: ValidationError, path: Path) -> RecordError:
             found=schema[:80],
             mend="read it with the bitloss that wrote it, or run again" if newer else _RUN_FOLDER,
         )
+    if schema is None and _is_json(data):
+        return RecordError(
+            "not a results.json that bitloss wrote", where=path, expected=f"schema {SCHEMA}", mend=_RUN_FOLDER
+        )
     fault = error.errors(include_url=False, include_context=False)[0]
     if fault["type"] == "json_invalid" and path.name != RESULTS_NAME:
         return RecordError("not the results of a run: no JSON", where=path, mend=_RUN_FOLDER)
@@ -78,6 +82,14 @@ def _refusal(data: bytes, error: ValidationError, path: Path) -> RecordError:
         found=repr(shown)[:80] if isinstance(shown, str | int | float | bool) and place else None,
         mend="restore the file, or run again",
     )
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _schema_of(data: bytes) -> str | None:

@@ -260,7 +260,7 @@ class Stopping(Record):
     rule: Literal["decided", "precise"]
     """``decided``: every pair settled; ``precise``: every mean KLD known well enough."""
     met: bool
-    """Whether the rule was met; false when the text came to its end first."""
+    """Whether the rule was met; false when the text came to its end first, or something cannot be compared."""
     alpha: float = Field(gt=0, lt=1)
     """Chance that any of its statements is wrong."""
     margin: float | None

@@ -99,6 +99,8 @@ def _overlap(e: Mapping[str, Any]) -> Key | None:
 
 
 def _stopped(e: Mapping[str, Any]) -> Key | None:
+    if e.get("chunks_needed"):
+        return Key(f"{e['chunks_needed']:,} of {e['chunks_available']:,}", "chunks needed")
     return Key(f"{e['chunks']:,} of {e['chunks_available']:,}", "chunks measured")
 
 

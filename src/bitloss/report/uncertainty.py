@@ -48,6 +48,12 @@ def fullest(results: Results) -> Uncertainty:
     return Uncertainty.BOTH if usual(results) is Uncertainty.CLUSTERED else Uncertainty.TOKENS
 
 
+ALONE = (
+    "The 95 % interval is for that one comparison alone, while the verdict goes by p after Holm, which takes all pairs "
+    "and metrics together: an interval without 0 beside a tie is no contradiction."
+)
+"""What to know of a table of comparisons."""
+
 _CLUSTERED = "clustered by chunk, because the tokens of a chunk have much in common"
 _TOKENS = "which takes tokens as independent"
 

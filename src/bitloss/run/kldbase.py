@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from bitloss.divergence.kldfile import KldFile
-from bitloss.errors import MismatchError
+from bitloss.errors import MismatchError, UsageError
 from bitloss.model.gguf import GgufFile
 from bitloss.model.text import scored_positions
 from bitloss.model.vocabulary import refuse_other_vocabulary, vocabulary_sha256
@@ -38,14 +38,45 @@ class KldBase(NamedTuple):
     bytes: int
 
 
-def open_kld(path: Path) -> KldBase:
+def refuse_options(given: Mapping[str, object]) -> None:
+    """Refuse settings that such a file leaves no choice of.
+
+    Args:
+        given: by option, what was given for it; None where nothing was.
+
+    Raises:
+        UsageError: something was.
+    """
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(
+                "does not go with a base file of llama-perplexity, which holds its own tokens and log-probabilities",
+                where=option,
+                mend=f"leave out {option}",
+            )
+
+
+def open_kld(path: Path, *, n_ctx: int | None = None) -> KldBase:
     """Check a base file and hash it.
+
+    Args:
+        path: the file.
+        n_ctx: tokens a chunk should have; any number where None.
 
     Raises:
         FileProblem, BaseError: as `KldFile`.
+        MismatchError: its chunks have another length.
     """
     with KldFile(path, bos=None) as file:
         chunks = file.chunks
+        if n_ctx not in {None, chunks.n_ctx}:
+            raise MismatchError(
+                "the base file holds chunks of another length than asked for",
+                where=path,
+                expected=f"{n_ctx} tokens (--ctx)",
+                found=f"{chunks.n_ctx} tokens",
+                mend="leave out --ctx, or make the file again with llama-perplexity -c or bitloss base --kld --ctx",
+            )
         return KldBase(
             path.resolve(), sha256_file(path), chunks.n_ctx, file.n_vocab, chunks.n_chunks, file.stored_bytes
         )

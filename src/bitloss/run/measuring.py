@@ -24,7 +24,7 @@ from bitloss.run.bases import make_base, mended
 from bitloss.run.candidates import measured_file, opened
 from bitloss.run.earlier import Earlier, earlier, refuse_before_base, take_along
 from bitloss.run.executor import Executor
-from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld
+from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld, refuse_options
 from bitloss.run.passes import check_memory, measure_in_passes
 from bitloss.run.results import NOTHING_ELSE, MeasuredFile, Setting, Why, assemble
 from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
@@ -81,8 +81,11 @@ class _Base(NamedTuple):
     step: BaseStep | None = None  # that made it, in this run
 
 
-def prepare_measuring(plan: Measuring) -> None:
+def prepare_measuring(plan: Measuring) -> tuple[Path, ...]:
     """Refuse what can be refused before candidates to be ranked are made, and take the folder.
+
+    Returns:
+        The folders made for it (`RunFolder.made`).
 
     Raises:
         BitlossError: as `measure_files`.
@@ -91,8 +94,9 @@ def prepare_measuring(plan: Measuring) -> None:
     kld = _kld(plan, files)
     if kld is None:
         _check_base(plan, files)
-    with _folder(plan, kld):
+    with _folder(plan, kld) as folder:
         earlier(plan.out, (), ranking=True, stopping=False)
+    return folder.made
 
 
 def _folder(plan: Measuring, kld: KldBase | None) -> RunFolder:
@@ -179,21 +183,17 @@ def measure_files(
 def _kld(plan: Measuring, files: Mapping[Path, GgufFile]) -> KldBase | None:
     if not is_kld(plan.base):
         return None
-    for option, value in (
-        ("--text", plan.text or None),
-        ("--documents", plan.documents),
-        ("--chunks", plan.chunks),
-        ("--chat-template", plan.chat_template or None),
-        ("--base-model", plan.base_model),
-        ("--stop-when", plan.stop),
-    ):
-        if value is not None:
-            raise UsageError(
-                "does not go with a base file of llama-perplexity, which holds its own tokens and log-probabilities",
-                where=option,
-                mend=f"leave out {option}",
-            )
-    base = open_kld(plan.base)
+    refuse_options(
+        {
+            "--text": plan.text or None,
+            "--documents": plan.documents,
+            "--chunks": plan.chunks,
+            "--chat-template": plan.chat_template or None,
+            "--base-model": plan.base_model,
+            "--stop-when": plan.stop,
+        }
+    )
+    base = open_kld(plan.base, n_ctx=plan.n_ctx)
     check_candidates(base, files)
     return base
 

@@ -29,6 +29,7 @@ from bitloss.run.results import Why
 from bitloss.run.stepping import Quantization, RunProgress, Stepper
 from bitloss.run.steps import QuantizeStep
 from bitloss.store import RunFolder, content_key, sha256_file
+from bitloss.store.fresh import removed_when_refused
 
 _LOCK_SECONDS = 2.0
 _PLAIN = ("F32", "F16", "BF16")
@@ -70,7 +71,19 @@ def sense(sensing: Sensing, *, executor: Executor, progress: RunProgress) -> Res
         MismatchError: an importance matrix or base of another model.
         BitlossError: a step failed; what was finished is used next time.
     """
-    kind, source, groups = _checked(sensing)
+    kind, source, groups, made = _checked(sensing)
+    with removed_when_refused(made):
+        return _sensed(sensing, kind, source, groups, executor, progress)
+
+
+def _sensed(
+    sensing: Sensing,
+    kind: str,
+    source: GgufFile,
+    groups: list[Group],
+    executor: Executor,
+    progress: RunProgress,
+) -> Results:
     first = _plain_file(sensing, kind)
     wanted = [_Wanted(None, first)]
     wanted += [_Wanted(group, first.with_name(f"{first.stem}+{group.tag}.gguf")) for group in groups]
@@ -100,8 +113,8 @@ def _plain_file(sensing: Sensing, kind: str) -> Path:
     return (sensing.measuring.out / "candidates").resolve() / f"{whole_stem(sensing.source)}-{kind}.gguf"
 
 
-def _checked(sensing: Sensing) -> tuple[str, GgufFile, list[Group]]:
-    """Everything that can be found out before anything is written."""
+def _checked(sensing: Sensing) -> tuple[str, GgufFile, list[Group], tuple[Path, ...]]:
+    """Everything that can be found out before anything is written, and the folders made to say whose they are."""
     kind = parse_quant_type(sensing.type).name
     if kind in _PLAIN:
         raise UsageError(
@@ -120,8 +133,8 @@ def _checked(sensing: Sensing) -> tuple[str, GgufFile, list[Group]]:
         raise UsageError("no matrices to raise", where=sensing.source)
     # the plain file asks more of a matrix than those with a group raised
     plan_candidates([QuantizeSpec(sensing.source, kind, _plain_file(sensing, kind), sensing.imatrix)])
-    prepare_measuring(sensing.measuring._replace(candidates=[sensing.source]))
-    return kind, source, groups
+    made = prepare_measuring(sensing.measuring._replace(candidates=[sensing.source]))
+    return kind, source, groups, made
 
 
 def _make(

@@ -7,7 +7,7 @@ at most about half of what is measured comes after the rule could have been met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bitloss.divergence.comparison import ALPHA, Metric, table_pairs
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.divergence.metrics import FloatArray
-from bitloss.divergence.stopping import Rule, chunk_means, decided, precise, same_files, table_size
+from bitloss.divergence.stopping import Precise, Rule, chunk_means, decided, precise, same_files, table_size
 from bitloss.errors import UsageError
-from bitloss.records import Known, Settled, Stopping
+from bitloss.records import Known, Outcome, Settled, Stopping
 from bitloss.run.steps import Part
 from bitloss.spec import StopSpec
 
@@ -106,35 +106,51 @@ def measure_until(
             tables.setdefault(key, []).append(read_tokens(path)[0])
         which = Part(seed=stop.seed, first=0, last=part.last).of(block.available)
         joined = {key: TokenTable.join(each, which) for key, each in tables.items()}
-        record = ask(stop, measured_as, joined, block.available)
-        if record.met or len(which) == block.available:
+        record, over = ask(stop, measured_as, joined, block.available)
+        if over or len(which) == block.available:
             return Stopped(record, which, tuple(parts), joined)
         part = Part(seed=stop.seed, first=part.last, last=min(2 * part.last, block.available))
 
 
 def ask(
     stop: StopSpec, measured_as: Mapping[str, str], tables: Mapping[str, TokenTable], available: int
-) -> Stopping:
-    """Ask the rule what the chunks measured so far say."""
+) -> tuple[Stopping, bool]:
+    """Ask the rule what the chunks measured so far say; also gives whether more of them could change nothing.
+
+    A value that is not finite stays so, whatever follows: what cannot be compared, or has no mean, holds nothing up,
+    but a rule that is about it is not met either.
+    """
     means = {key: chunk_means(table.metrics.kld, table.chunk) for key, table in tables.items()}
     klds = {name: means[key] for name, key in measured_as.items()}
-    met, settled, known = (
-        _decided(stop, measured_as, klds) if stop.when == "decided" else _precise(stop, measured_as, klds)
+    answer = (
+        _decided(stop, measured_as, klds)
+        if stop.when == "decided"
+        else _precise(stop, measured_as, klds, {key for key, each in tables.items() if _exact(each)})
     )
-    return Stopping(
+    record = Stopping(
         rule=stop.when,
-        met=met,
+        met=answer.met,
         alpha=ALPHA,
         margin=stop.margin,
         precision=stop.precision,
         seed=stop.seed,
         chunks_available=available,
-        settled=settled,
-        known=known,
+        settled=answer.settled,
+        known=answer.known,
     )
+    return record, answer.over
 
 
-_Answer = tuple[bool, tuple[Settled, ...], tuple[Known, ...]]
+class _Answer(NamedTuple):
+    met: bool
+    over: bool
+    settled: tuple[Settled, ...] = ()
+    known: tuple[Known, ...] = ()
+
+
+def _exact(table: TokenTable) -> bool:
+    """Whether every token's KLD is exactly 0: what was measured computes what the base computes."""
+    return len(table) > 0 and not np.any(table.metrics.kld)
 
 
 def _decided(stop: StopSpec, measured_as: Mapping[str, str], klds: Mapping[str, FloatArray]) -> _Answer:
@@ -150,18 +166,23 @@ def _decided(stop: StopSpec, measured_as: Mapping[str, str], klds: Mapping[str, 
         )
         for each in judgements
     )
-    return done, settled, ()
+    undefined = any(each.outcome is Outcome.UNDEFINED for each in judgements)
+    return _Answer(done and not undefined, done, settled=settled)
 
 
-def _precise(stop: StopSpec, measured_as: Mapping[str, str], klds: Mapping[str, FloatArray]) -> _Answer:
-    """Twins are known alike, and count once."""
+def _precise(
+    stop: StopSpec, measured_as: Mapping[str, str], klds: Mapping[str, FloatArray], exact: Collection[str]
+) -> _Answer:
+    """Twins are known alike, and count once; a mean of zeros alone is known, though its chunks have no spread."""
     assert stop.precision is not None
     first: dict[str, str] = {}
     for name, key in measured_as.items():
         first.setdefault(key, name)
-    done, found = precise({name: klds[name] for name in first.values()}, stop.precision)
+    asked = {name: klds[name] for key, name in first.items() if key not in exact}
+    done, found = precise(asked, stop.precision)
     known = []
     for name, key in measured_as.items():
-        each = found[first[key]]
+        each = Precise(0.0, 0.0, 0.0, 0.0) if key in exact else found[first[key]]
         known.append(Known(candidate=name, low=each.low, high=each.high, relative=each.relative))
-    return done, (), tuple(known)
+    undefined = any(each.mean is None for each in found.values())
+    return _Answer(done and not undefined, done, known=tuple(known))

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,45 @@ def explained(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise file_problem(error, where) from error
+
+
+_NOWHERE = "nothing can be written there"
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        FileProblem: it cannot be made; file systems that hold none, such as ``/proc``, call that a missing path.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        above = next(each for each in path.absolute().parents if each.exists())
+        if isinstance(error, FileNotFoundError) and above.is_dir():
+            raise nowhere(path) from error
+        raise file_problem(error, path) from error
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder that takes no files, such as those of ``/proc``; `path` is what is to be written in it.
+
+    Raises:
+        FileProblem: so it is.
+    """
+    folder = next(each for each in path.absolute().parents if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileNotFoundError as error:
+        raise nowhere(path) from error
+    except OSError as error:
+        raise file_problem(error, path) from error
+
+
+def nowhere(path: Path) -> FileProblem:
+    """Return the error for a place that takes no files."""
+    return FileProblem(_NOWHERE, where=path, mend="choose another place")
 
 
 def _no_room(error: BaseException | None) -> int | None:
@@ -145,8 +185,10 @@ def _sync(path: Path) -> None:
 
 
 def _partial_of(target: Path) -> Path:
+    make_folder(target.parent)
     with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not os.statvfs(target.parent).f_blocks:  # no disk, or one that does not say how large it is
+            check_place(target)
         clean_partials(target.parent)
     return target.with_name(f".{target.name}.partial-{os.getpid()}-{_HOST}{secrets.token_hex(4)}")
 
@@ -276,13 +318,13 @@ def open_alone(path: Path, target: Path, what: str) -> int:
     Raises:
         FileProblem: another process has it open, or it cannot be opened.
     """
+    make_folder(path.parent)
     with explained(target):
-        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, path):  # else its holder has put it in its place meanwhile
+                if is_at(descriptor, path):  # else its holder has put it in its place meanwhile
                     return descriptor
             except BlockingIOError:
                 os.close(descriptor)
@@ -297,7 +339,8 @@ def open_alone(path: Path, target: Path, what: str) -> int:
             os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one of that name: it may have been removed or replaced since."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:

@@ -6,6 +6,10 @@ Layout, as far as this module knows it::
     steps/<kind>-<first 16 digits of the key>.json
     events.jsonl         one JSON object per line, appended
     .bitloss.lock        pid of the holder
+    spec.toml            the experiment, where a specification says what it is
+
+A folder made by the command that holds it is gone again where that ends in an error of ours before a step was
+finished, unless anything else has come into it (`bitloss.store.fresh`).
 
 A step record counts only while its outputs exist with the recorded size. The lock is ``flock``'s, so it dies
 with its holder (a child made by fork shares it; one made by spawn does not).
@@ -25,9 +29,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from bitloss.errors import FileProblem, RecordError, RunFolderError
+from bitloss.errors import BitlossError, FileProblem, RecordError, RunFolderError
 from bitloss.progress import ProgressCallback, silent
-from bitloss.store.atomic import atomic_write_text, clean_partials, explained, file_problem
+from bitloss.store.atomic import (
+    atomic_write_text,
+    clean_partials,
+    explained,
+    file_problem,
+    is_at,
+    make_folder,
+)
+from bitloss.store.fresh import LOCK, missing_folders, remove_bare, remove_empty
 from bitloss.store.keys import sha256_file
 
 if TYPE_CHECKING:
@@ -35,7 +47,6 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.05
 _MARKER = "run.json"
-_LOCK = ".bitloss.lock"
 _RESULTS = "results.json"
 
 
@@ -98,10 +109,12 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        made: folders that were not there before: this one, then those above it; empty where it was.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, made: tuple[Path, ...] = ()) -> None:
         self.path = path
+        self.made = made
         self._lock: int | None = lock
 
     @classmethod
@@ -124,21 +137,26 @@ class RunFolder:
             FileProblem: the folder cannot be made or written.
         """
         with explained(path):
-            if path.is_dir() and (names := set(os.listdir(path))) and not names & {_MARKER, _LOCK}:
+            if path.is_dir() and (names := set(os.listdir(path))) and not names & {_MARKER, LOCK}:
                 raise RunFolderError(
                     "the folder is not empty and is no run of bitloss",
                     where=path,
                     found=", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else ""),
                     mend="choose another folder with --out",
                 )
-            path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path, _take_lock(path / _LOCK, timeout))
+        made = missing_folders(path)
+        try:
+            lock = _take_lock(path / LOCK, timeout)
+        except BitlossError:
+            remove_empty(made)
+            raise
+        folder = cls(path, lock, made)
         try:
             folder._claim(_Marker(spec_key=spec_key, settings=dict(settings)))
             for place in (path, *(entry for entry in path.iterdir() if entry.is_dir())):
                 clean_partials(place)
-        except BaseException:
-            folder.close()
+        except BaseException as error:
+            folder.__exit__(type(error), error, None)
             raise
         return folder
 
@@ -185,7 +203,9 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BitlossError):
+            remove_bare(self.made)
         self.close()
 
     # ------------------------------------------------------------------------------------------- steps
@@ -288,14 +308,19 @@ class RunFolder:
 
 def _take_lock(path: Path, timeout: float) -> int:
     """Lock the run folder; returns the descriptor that holds the lock."""
-    with explained(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + timeout
+    descriptor = _open_lock(path)
     try:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if is_at(descriptor, path):
+                    break
+                stale, descriptor = (
+                    descriptor,
+                    _open_lock(path),
+                )  # its holder has removed the folder meanwhile
+                os.close(stale)
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
                     holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
@@ -315,6 +340,12 @@ def _take_lock(path: Path, timeout: float) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _open_lock(path: Path) -> int:
+    make_folder(path.parent)
+    with explained(path):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
 _HASH = re.compile(r'"[0-9a-f]{64}"')

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bitloss.display import size
 from bitloss.errors import DiskFull, FileProblem
-from bitloss.store.atomic import explained
+from bitloss.store.atomic import check_place, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,8 +39,10 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
         disks[disk] = (first, folder, needed + max(0, more))
     for first, folder, needed in disks.values():
         with explained(folder):
-            free = shutil.disk_usage(folder).free
-        if needed > free:
+            total, _, free = shutil.disk_usage(folder)
+        if not total:  # no disk at all, or one that does not say
+            check_place(first)
+        elif needed > free:
             raise not_enough_room(first, needed, free)
 
 

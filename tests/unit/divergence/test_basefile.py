@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bitloss.divergence import basewrite
-from bitloss.divergence.basefile import Base, TextSource, check_vocabulary, read_header
+from bitloss.divergence.basefile import Base, TextSource, check_vocabulary, header_hash, read_header
 from bitloss.divergence.basewrite import write_base
 from bitloss.engine.base import EngineOptions, Outputs
 from bitloss.engine.llama import LlamaEngine
@@ -79,6 +80,47 @@ def test_a_header_cut_at_every_byte_is_refused(folder: Path) -> None:
     read_header(folder)
 
 
+def _hashed(document: dict[str, object]) -> dict[str, object]:
+    """With the hash it should have, so that the fault is another."""
+    return document | {"header_sha256": header_hash(document)}
+
+
+def test_a_header_with_one_other_value_is_refused(folder: Path) -> None:
+    path = folder / "base.json"
+    good = path.read_bytes()
+    document = json.loads(good)
+    rest = {key: value for key, value in document.items() if key != "header_sha256"}
+    plain = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    assert document["header_sha256"] == hashlib.sha256(plain.encode()).hexdigest()
+    for key, value in rest.items():
+        if isinstance(value, str) and key != "format":
+            at = good.index(json.dumps(value).encode()) + 1
+            changed = good[:at] + (b"0" if good[at : at + 1] != b"0" else b"1") + good[at + 1 :]
+        elif isinstance(value, int) and key not in ("n_chunks", "add_bos"):
+            changed = json.dumps(document | {key: value + 1}).encode()
+        else:
+            continue
+        path.write_bytes(changed)
+        with pytest.raises(
+            BaseError, match=r"base\.json: header is damaged: its content is not what its own hash"
+        ):
+            read_header(folder)
+    path.write_text(json.dumps(document | {"header_sha256": "0" * 64}))
+    with pytest.raises(BaseError, match=r"Restore the file if it was changed by hand"):
+        read_header(folder)
+    path.write_text(json.dumps(dict(reversed(document.items()))))  # the same content, laid out otherwise
+    assert read_header(folder).header_sha256 == document["header_sha256"]
+
+
+def test_an_older_header_has_no_hash_and_opens(folder: Path) -> None:
+    path = folder / "base.json"
+    document = json.loads(path.read_text())
+    del document["header_sha256"]
+    path.write_text(json.dumps(document))
+    assert read_header(folder).header_sha256 is None
+    _open_all(folder)
+
+
 def test_header_values_that_contradict(folder: Path) -> None:
     path = folder / "base.json"
     good = json.loads(path.read_text())
@@ -95,7 +137,7 @@ def test_header_values_that_contradict(folder: Path) -> None:
         {"more": 1},
     )
     for change in changes:
-        path.write_text(json.dumps(good | change))
+        path.write_text(json.dumps(_hashed(good | change)))
         with pytest.raises(BaseError, match=r"base\.json"):
             read_header(folder)
     path.write_text("x" * 10)
@@ -106,7 +148,7 @@ def test_header_values_that_contradict(folder: Path) -> None:
 @pytest.mark.parametrize("change", [{"n_ctx": 32}, {"n_embd": 63}, {"n_embd": 0}, {"n_ctx": -16}, {"bos": 2}])
 def test_header_values_that_contradict_the_files(folder: Path, change: dict[str, int]) -> None:
     path = folder / "base.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(_hashed(json.loads(path.read_text()) | change)))
     with pytest.raises(BaseError, match=r"safetensors|base\.json"):
         _open_all(folder)
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from bitloss.divergence import basewrite
-from bitloss.divergence.basefile import Base, TextSource, read_header
+from bitloss.divergence.basefile import Base, TextSource, header_hash, read_header
 from bitloss.divergence.basewrite import repair_base, write_base
 from bitloss.divergence.kldfile import write_kld
 from bitloss.divergence.measure import measure, measure_together
@@ -177,7 +177,8 @@ def test_a_base_of_something_else_is_not_repaired_and_the_difference_is_named(fo
         assert named in str(caught.value)
         assert str(caught.value).count("(now") == 1
     header = json.loads((folder / "base.json").read_text())
-    (folder / "base.json").write_text(json.dumps(header | {"engine": "0.0.1 (abc)"}))
+    header |= {"engine": "0.0.1 (abc)"}
+    (folder / "base.json").write_text(json.dumps(header | {"header_sha256": header_hash(header)}))
     with LlamaEngine(model, OPTIONS) as engine:
         with pytest.raises(MismatchError, match=r"engine build 0\.0\.1 \(abc\) \(now "):
             repair_base(engine, chunks, folder)
@@ -190,7 +191,7 @@ def test_a_base_of_something_else_is_not_repaired_and_the_difference_is_named(fo
 def test_a_shard_that_comes_out_otherwise_is_left_alone(folder: Path) -> None:
     header = json.loads((folder / "base.json").read_text())
     header["shards"][1]["sha256"] = "0" * 64
-    (folder / "base.json").write_text(json.dumps(header))
+    (folder / "base.json").write_text(json.dumps(header | {"header_sha256": header_hash(header)}))
     before = _content(folder)
     with LlamaEngine(folder.parent / "m.gguf", OPTIONS) as engine, pytest.raises(BaseError) as caught:
         repair_base(engine, CHUNKS[folder.name](), folder)

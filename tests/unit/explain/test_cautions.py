@@ -12,9 +12,10 @@ from bitloss.explain.cautions import (
     calibrated_on_the_measured_text,
     importance_left_open,
     not_finite,
+    quantized_base,
 )
 from bitloss.explain.findings import findings
-from bitloss.records import Figure, Finding, Importance, Overlap, Results, TextPart
+from bitloss.records import Figure, Finding, Importance, Overlap, Results, Source, TextPart
 
 
 def _overlap(shared: int, windows: int = 10_000) -> Overlap:
@@ -146,3 +147,18 @@ def test_files_of_one_matrix_are_told_of_together(sample_results: Results) -> No
     (found,) = (each for each in findings(changed) if each.id == "importance-left-open")
     assert found.evidence["candidates"] == [each.name for each in both]
     assert found.text.count("blk.0.ffn_up_exps.weight[1]") == 1
+
+
+def test_a_quantized_base_is_said_where_it_was_not_made_here(sample_results: Results) -> None:
+    def of(dtype: str, **more: Any) -> Results:
+        model = sample_results.model.model_copy(update={"dtype": dtype})
+        return sample_results.model_copy(update={"model": model, **more})
+
+    finding = quantized_base(of("Q8_0"))
+    assert finding is not None
+    assert finding.title == "The base is quantized itself (Q8_0)"
+    assert "Divergences are from this file" in finding.text
+    assert finding in findings(of("Q8_0"))
+    assert [quantized_base(of(kind)) for kind in ("F32", "F16", "BF16", "unknown")] == [None] * 4
+    made = Source(name="f16", file="x-f16.gguf", bytes=1, sha256="0" * 64)
+    assert quantized_base(of("F8_E4M3", sources=(made,))) is None

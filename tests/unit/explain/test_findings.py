@@ -9,19 +9,14 @@ import pytest
 from bitloss.explain.findings import engine_noise, findings, no_noise_floor, same_type_pair
 from bitloss.explain.routes import Twin, route_costs, twin_verdicts
 from bitloss.explain.sameness import identical_tensors
-from bitloss.explain.stopped import stopped
 from bitloss.records import (
     Candidate,
     Comparison,
     Confidence,
     Cost,
     Figure,
-    Known,
     NoiseFloor,
-    Outcome,
     Results,
-    Settled,
-    Stopping,
     Verdict,
 )
 
@@ -287,55 +282,3 @@ def test_no_noise_floor_is_said_and_a_floor_is_not(sample_results: Results) -> N
         assert finding is not None
         assert finding.question == 5
         assert finding in findings(sample_results.model_copy(update={"noise_floor": missing}))
-
-
-def test_a_rule_names_each_pair_with_its_direction_and_the_margin(sample_results: Results) -> None:
-    pairs = [
-        ("a", "b", Outcome.BETTER, -0.002, -0.001),
-        ("a", "c", Outcome.WORSE, 0.001, 0.002),
-        ("b", "c", Outcome.EQUIVALENT, -1e-5, 2e-5),
-        ("c", "d", Outcome.IDENTICAL, 0.0, 0.0),
-        ("a", "d", Outcome.OPEN, None, None),
-    ]
-    stopping = Stopping.model_construct(
-        rule="decided", margin=0.05, precision=None, met=True, chunks_available=90, seed=0, alpha=0.05,
-        settled=tuple(Settled(a=a, b=b, outcome=o, chunks=8, low=low, high=high) for a, b, o, low, high in pairs),
-    )  # fmt: skip
-    finding = stopped(stopping, 32)
-    assert finding is not None
-    assert (
-        "a is better than b (a less b: -0.002000 to -0.001000 nats); c is better than a (a less c: 0.001000 to "
-        "0.002000 nats); b and c are equivalent (b less c: -1.000e-05 to 2.000e-05 nats); c and d are identical; "
-        "a and d are open. The margin of equivalence is 5 %. Equivalent says that the difference was shown to be "
-        "within the margin; the table of comparisons knows no margin, and may call the same pair a tie: no difference "
-        "was shown."
-    ) in finding.text
-    less = stopped(stopping.model_copy(update={"settled": stopping.settled[:2]}), 32)
-    assert less is not None
-    assert "Equivalent" not in less.text
-
-
-def _precise(*widths: float | None, met: bool) -> Stopping:
-    known = (Known(candidate=f"c{i}", low=None, high=None, relative=w) for i, w in enumerate(widths))
-    return Stopping(
-        rule="precise", margin=None, precision=0.03, met=met, chunks_available=37, seed=0, alpha=0.05,
-        known=tuple(known),
-    )  # fmt: skip
-
-
-def test_a_precision_that_was_not_reached_says_how_far_it_got() -> None:
-    finding = stopped(_precise(0.12, 0.031, None, met=False), 37)
-    assert finding is not None
-    assert finding.text.startswith(
-        "Asked for was mean KLD to within 3 %. Reached: c0 12 %, c1 3.1 %, c2 without bounds (half the width of bounds "
-        "that hold whenever one stops; the ± of the tables is one standard error, and smaller). The width falls with "
-        "the square root of the chunks: about 600 would do (an estimate)."  # 37 · (0.12 / 0.03)² = 592
-    )
-    assert finding.evidence["reached"] == {"c0": 0.12, "c1": 0.031, "c2": None}
-    met = stopped(_precise(0.02, 0.03, met=True), 32)
-    assert met is not None
-    assert "Reached: c0 2 %, c1 3 %" in met.text
-    assert "would do" not in met.text
-    nothing = stopped(_precise(None, met=False), 5)
-    assert nothing is not None
-    assert "would do" not in nothing.text

@@ -55,7 +55,7 @@ def test_both_forms_are_read() -> None:
         ('{"messages": [{"content": "a"}]}', "message 1: role: message of nobody"),
         (
             '{"messages": [{"role": "user"}]}',
-            "message 1: content: content that is no text: expected a text (null only beside tool_calls), found null",
+            'message 1: message without content: expected "content". Give every message the form',
         ),
         (
             '{"messages": [{"role": "user", "content": [{"type": "text"}]}]}',
@@ -76,3 +76,20 @@ def test_what_is_no_conversation_is_named(line: str, told: str) -> None:
 def test_a_file_without_any() -> None:
     with pytest.raises(TextError, match=r"talk\.jsonl: no conversation"):
         read_conversations(" \n\n", WHERE)
+
+
+def test_what_to_do_about_lines_that_are_no_conversations() -> None:
+    cases: list[tuple[object, str, str]] = [
+        ({"txt": "a"}, "found the key txt", "leave out --chat-template"),
+        ({"a": 1, "b": 2}, "found the keys a, b", "leave out --chat-template"),
+        ({"messages": []}, "without a message", "Leave out that line"),
+        ({"messages": [3]}, "no message", "Give every message the form"),
+        ({"messages": [{"role": "user"}]}, "message 1: message without content", "Give every message the form"),
+        ({"messages": [{"role": "user", "content": None}]}, "found null", "Give every message the form"),
+        ({"messages": [{"content": "a"}]}, "message of nobody", "Give every message the form"),
+    ]  # fmt: skip
+    for value, fault, mend in cases:
+        with pytest.raises(FormatError) as caught:
+            read_conversations(json.dumps(value), WHERE)
+        assert fault in str(caught.value)
+        assert mend in str(caught.value)

@@ -157,6 +157,17 @@ def test_missing_files(tmp_path: Path) -> None:
         read_results(tmp_path / "notes.md")
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", "3", '{"schema": null}'])
+@pytest.mark.parametrize("name", ["results.json", "e.json"])
+def test_other_json_is_not_called_damaged(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(
+        RecordError,
+        match=rf"{name}: not a results\.json that bitloss wrote: expected schema .*\. Give a run's",
+    ):
+        read_results(tmp_path / name)
+
+
 def test_records_are_frozen(sample_results: Results) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         sample_results.bitloss = "2"

@@ -48,6 +48,7 @@ def test_findings_of_a_run(sample_results: Results) -> None:
         (finding("most-sensitive", gain={"a": 0.001, "b": 0.002, "c": None}), "0.002000"),
         (finding("calibrated-on-the-measured-text", shared=9, windows=1000, window=32), "9 of 1,000"),
         (finding("stopped-by-rule", chunks=64, chunks_available=580), "64 of 580"),
+        (finding("stopped-by-rule", chunks=64, chunks_available=580, chunks_needed=41), "41 of 580"),
     ],
 )
 def test_each_rule(given: Finding, number: str) -> None:

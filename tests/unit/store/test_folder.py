@@ -295,3 +295,73 @@ def test_a_file_has_one_record_the_latest(tmp_path: Path) -> None:
         assert folder.find(STEP) is None
         assert folder.find(newer) is not None
         assert folder.find(OTHER) is not None
+
+
+# ------------------------------------------------------------------------------------------- made in vain
+
+
+def _refuse(path: Path, *left: str, error: type[BaseException] = FileProblem) -> None:
+    """Open a folder, leave some files, end with an error."""
+    with pytest.raises(error), RunFolder.open(path, KEY, SETTINGS) as folder:
+        folder.event("step-failed", step="base", error="too short")
+        for name in left:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            if not name.endswith("/"):
+                (path / name).write_text("")
+            else:
+                (path / name).mkdir(exist_ok=True)
+        raise error("no")
+
+
+def test_a_new_folder_is_gone_after_an_error(tmp_path: Path) -> None:
+    _refuse(tmp_path / "deep" / "run", "spec.toml", "tokens/", "parts/more/")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("left", ["steps/base-0.json", "mine.txt", "parts/a.parquet", "tokens/run.json"])
+def test_a_new_folder_with_anything_else_stays(tmp_path: Path, left: str) -> None:
+    _refuse(tmp_path / "run", left)
+    assert (tmp_path / "run" / left).is_file()
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_a_link_in_a_new_folder_is_something_else(tmp_path: Path) -> None:
+    with pytest.raises(FileProblem), RunFolder.open(tmp_path / "run", KEY, SETTINGS):
+        (tmp_path / "run" / "tokens").symlink_to(tmp_path)
+        raise FileProblem("no")
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_new_folder_stays_after_other_ends(tmp_path: Path, error: type[BaseException]) -> None:
+    _refuse(tmp_path / "run", error=error)
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_a_folder_that_was_there_before_stays(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    _refuse(tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_who_waited_for_a_folder_that_was_removed_makes_it_again(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from bitloss.errors import FileProblem; from bitloss.store import RunFolder\n"
+        "try:\n"
+        "    with RunFolder.open(Path(sys.argv[1]), sys.argv[2], {}):\n"
+        "        print('ready', flush=True); time.sleep(0.7)\n"
+        "        raise FileProblem('no')\n"
+        "except FileProblem: pass\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(path), KEY], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    child.stdout.close()
+    with RunFolder.open(path, KEY, SETTINGS, timeout=30) as folder:
+        assert child.wait() == 0
+        assert (path / "run.json").is_file()
+        with pytest.raises(RunFolderError, match=str(os.getpid())):
+            RunFolder.open(path, KEY, SETTINGS)
+        folder.event("still mine")
