@@ -2,7 +2,8 @@
 
     uv run python examples/two_files_duckdb.py RUN Q4_K_M-f32 Q4_K_M-f16
 
-The names are those of RUN/tokens/*.parquet. The standard error is clustered by chunk, as in the report's comparisons:
+The names are those of RUN/tokens/*.parquet. The standard error is clustered by chunk, as in the report's comparisons of
+one text without documents:
 sqrt(m / (m - 1) * sum over the m chunks of (sum of (difference - mean))^2) / n.
 """
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from tests.cli.test_bad_input import refused
 
 from bitloss.convert.convert import SourceType, convert, source_path
+from bitloss.divergence.measure import read_tokens
 from bitloss.records import read_results
 
 if TYPE_CHECKING:
@@ -152,7 +155,10 @@ def test_documents_are_measured_without_crossing_borders(cli: Cli, inputs: Input
     assert measured["metrics"]["kld_max"]["value"] == 0
     assert results["text"]["documents"] == {
         "split": "jsonl", "scored": 3, "cut": 2, "unscored": 0, "unused": 0,
+        "chunks": told["texts"][0]["document_chunks"],
     }  # fmt: skip
+    assert sum(results["text"]["documents"]["chunks"]) == told["n_chunks"]
+    assert "3 documents, at least 10 needed" in measured["metrics"]["ppl"]["reason"]
     assert results["text"]["scored_tokens"] == told["scored_tokens"]
     assert results["text"]["chunks"] == told["n_chunks"] > 3
     report = (tmp_path / "m" / "report.md").read_text()
@@ -202,7 +208,10 @@ def test_conversations_are_rendered_with_the_models_template(cli: Cli, demo: Pat
     assert results["candidates"][0]["metrics"]["kld_mean"]["value"] > 0
     assert results["candidates"][0]["metrics"]["kld_mean"]["se_clustered"] is not None
     assert results["noise_floor"]["metrics"]["kld_mean"]["value"] is not None
-    assert "the assistant's tokens scored" in (tmp_path / "run" / "report.md").read_text()
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "the assistant's tokens scored" in report
+    assert "clustered by conversation, because the tokens of a conversation have much in common" in report
+    assert "by conversation<" in (tmp_path / "run" / "report.html").read_text()
     assert "chat_template = true" in (tmp_path / "run" / "spec.toml").read_text()
     stop = ("--stop-when", "precise", "--precision", "5%")
     refused(
@@ -213,6 +222,74 @@ def test_conversations_are_rendered_with_the_models_template(cli: Cli, demo: Pat
         cli("base", demo, "--text", text, "--chat-template", "--documents", "file", "-o", tmp_path / "b", "-q"),
         2, "conversations are documents already",
     )  # fmt: skip
+    # a run that has not come to its end has the same errors
+    (tmp_path / "run" / "results.json").unlink()
+    assert cli("report", tmp_path / "run").code == 0
+    unfinished = (tmp_path / "run" / "report.md").read_text()
+    assert "clustered by conversation, because" in unfinished
+    kld = next(line for line in report.splitlines() if line.startswith("| Mean KLD"))
+    assert kld.split("|")[2].split("(")[0].strip() in unfinished
+
+
+def _errors(results: dict[str, Any]) -> tuple[float, float]:
+    figure = results["candidates"][0]["metrics"]["kld_mean"]
+    return figure["se"], figure["se_clustered"]
+
+
+def test_windows_of_a_document_are_one_cluster(cli: Cli, inputs: Inputs, tmp_path: Path) -> None:
+    """By document where the base says which chunk is of which; by chunk from a base that does not."""
+    text = inputs.folder / "long.txt"
+    text.write_text("\n\n".join(f"the {n} cats sat on the mats " * (2 + 3 * (n % 4)) for n in range(12)))
+    base = tmp_path / "base"
+    cli("base", inputs.source, "-f", text, "--documents", "blank-line", "--ctx", 32, "-o", base, "-q")
+    assert cli("quantize", inputs.source, "--types", "Q4_0", "-o", tmp_path, "-q").code == 0
+    (candidate,) = tmp_path.glob("*.gguf")
+    measure = ("measure", candidate, "--base", base, "--json", "-q", "-o")
+    results = _document(cli(*measure, tmp_path / "by-document"))
+    windows = results["text"]["documents"]["chunks"]
+    assert len(windows) == 12 < sum(windows) == results["text"]["chunks"]
+    table, _ = read_tokens(next((tmp_path / "by-document" / "tokens").glob("*.parquet")))
+    kld, sums = table.metrics.kld, np.zeros(12)
+    for document, chunks in enumerate(np.split(np.arange(sum(windows)), np.cumsum(windows)[:-1])):
+        mine = np.isin(table.chunk, chunks)
+        sums[document] = np.sum(kld[mine] - kld.mean())
+    assert _errors(results)[1] == pytest.approx(math.sqrt(12 / 11 * np.sum(sums**2)) / len(kld), rel=1e-12)
+    header = json.loads((base / "base.json").read_text())
+    del header["texts"][0]["document_chunks"]
+    (base / "base.json").write_text(json.dumps(header))
+    old = _document(cli(*measure, tmp_path / "by-chunk"))
+    sums = np.bincount(table.chunk, weights=kld - kld.mean()).astype(np.float64)
+    g = len(sums)
+    assert g == sum(windows)
+    assert _errors(old)[1] == pytest.approx(math.sqrt(g / (g - 1) * np.sum(sums**2)) / len(kld), rel=1e-12)
+    assert _errors(old)[0] == _errors(results)[0]
+    assert old["text"]["documents"]["chunks"] == []
+    assert "clustered by chunk" in (tmp_path / "by-chunk" / "report.md").read_text()
+    header["texts"][0]["document_chunks"] = [*windows, 1]
+    (base / "base.json").write_text(json.dumps(header))
+    refused(cli(*measure, tmp_path / "damaged"), 1, "the chunks of its documents are not its chunks")
+
+
+def test_texts_are_strata_of_what_is_said_of_all(
+    cli: Cli, inputs: Inputs, other: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ("run", inputs.source, "--text", inputs.text, "--text", other, "--chunks", 8, "--ctx", 32)
+    done = cli(*words, "--quants", "Q4_0,Q8_0", "--imatrix-chunks", 2, "-o", run, "--json", "-q")
+    results = _document(done)
+    assert results["text"]["stratified"]
+    assert not any("stratified" in part for part in results["texts"])
+    table, _ = read_tokens(run / "tokens" / results["candidates"][0]["tokens"])
+    nll, variance = table.metrics.nll, 0.0
+    for first in (0, 8):
+        mine = (table.chunk >= first) & (table.chunk < first + 8)
+        sums = np.bincount(table.chunk[mine] - first, weights=nll[mine] - nll[mine].mean())
+        variance += 8 / 7 * np.sum(sums**2)
+    ppl = results["candidates"][0]["metrics"]["ppl"]
+    assert ppl["se_clustered"] == pytest.approx(ppl["value"] * math.sqrt(variance) / len(nll), rel=1e-12)
+    assert "8 chunks, at least 10 needed" in results["candidates"][0]["by_text"][0]["ppl"]["reason"]
+    report = (run / "report.md").read_text()
+    assert "intervals and p-values are clustered by chunk, about each text's own mean," in report
 
 
 def test_a_model_without_a_template_is_refused_before_anything_is_made(

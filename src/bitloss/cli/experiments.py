@@ -36,7 +36,7 @@ from bitloss.report.missing import NO_AUDIT, answered, no_candidates
 from bitloss.report.tables import founding_table
 from bitloss.report.terminal import Fitted
 from bitloss.report.texts import texts_said, texts_table
-from bitloss.report.uncertainty import said_of, usual
+from bitloss.report.uncertainty import said, usual
 from bitloss.run.executor import LocalExecutor
 from bitloss.spec import EngineSpec, ExperimentSpec, make_spec, make_stop, read_spec
 
@@ -227,8 +227,7 @@ def _show(results: Results, out: Path, *, json: bool) -> None:
         console.print(visible(nothing, 300), markup=False)
     else:
         console.print(Fitted(founding_table(results)))
-        shown = usual(results)
-        console.print(said_of(shown, shown), markup=False)
+        console.print(said(results, usual(results)), markup=False)
         if results.texts and any(each.by_text for each in results.candidates):
             console.print("\nEach text by itself", style="bold", markup=False)
             console.print(Fitted(texts_table(results)))

@@ -118,7 +118,7 @@ def _side_by_side(folders: list[Path], out: Path) -> Report:
 
 @app.command(epilog="Example: bitloss compare runs/mistral")
 def compare(run: RunFolder, json: Json = False) -> None:
-    """Show which candidates of a run differ beyond chance (paired, clustered by chunk, Holm-adjusted)."""
+    """Show which candidates of a run differ beyond chance (paired, clustered by chunk or document, Holm-adjusted)."""
     from bitloss.report.missing import no_comparisons
     from bitloss.report.tables import comparisons_table
     from bitloss.report.uncertainty import ALONE

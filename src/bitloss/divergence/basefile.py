@@ -22,11 +22,11 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -88,6 +88,7 @@ class TextPart(BaseModel):
         scored_tokens: how many tokens of it are scored.
         tokens_sha256: see `bitloss.model.text.Chunks.sha256`.
         documents: see `bitloss.model.documents.DocumentCounts`; None without a rule for documents.
+        document_chunks: number of chunks of each scored document, in order; None without, and in older files.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,6 +98,14 @@ class TextPart(BaseModel):
     scored_tokens: int
     tokens_sha256: str
     documents: DocumentCounts | None = None
+    document_chunks: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _documents_are_the_chunks(self) -> Self:
+        each = self.document_chunks
+        if each is not None and (min(each, default=1) < 1 or sum(each) != self.chunks):
+            raise ValueError("the chunks of its documents are not its chunks")
+        return self
 
 
 class BaseHeader(BaseModel):

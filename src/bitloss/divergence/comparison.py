@@ -1,16 +1,17 @@
 """From two candidates on the same tokens to a verdict.
 
 The difference a - b is taken token by token, so that what the text contributes cancels. Its standard
-error is clustered by chunk (formula in ``statistics``), its test Student's t with G - 1 degrees of
-freedom for G chunks (Cameron & Miller 2015, section VI). Verdicts speak of a:
+error is clustered by chunk or document (formula in ``clusters``), its test Student's t with G - 1 degrees
+of freedom for G clusters (Cameron & Miller 2015, section VI), of several texts G less the number of texts.
+Verdicts speak of a:
 
 * ``identical``: every value of every token is equal, and none is at fault; nothing is tested;
 * ``tie``: the p-value, adjusted over the whole table by Holm (1979), is above 0.05;
 * ``better``, ``worse``: it is not, and the difference has that sign (lower KLD or ln PPL, more same
   tops).
 
-With fewer than 10 chunks the difference is given, but no interval, p-value or verdict. Where a token of
-either side has no finite value, or the difference is the same in every chunk, nothing can be tested
+With fewer than 10 clusters the difference is given, but no interval, p-value or verdict. Where a token of
+either side has no finite value, or the difference is the same in every cluster (of a text), nothing can be tested
 either: two columns of NaN are not called identical, whatever their bytes.
 """
 
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from bitloss.divergence.clusters import ChunkIds, Clusters
 from bitloss.divergence.metrics import NONFINITE_BASE, NONFINITE_CANDIDATE
-from bitloss.divergence.statistics import ChunkIds, mean_with_errors, same_top_share
+from bitloss.divergence.statistics import mean_with_errors, same_top_share
 from bitloss.errors import MismatchError
 from bitloss.records import Verdict
 
@@ -56,7 +58,7 @@ class Comparison:
     Attributes:
         metric: what is compared.
         difference: a minus b, in the metric's unit; None where undefined.
-        se: its standard error, clustered by chunk.
+        se: its standard error, clustered.
         ci95: its 95 % confidence interval (of this comparison alone, not adjusted).
         p_value: two-sided p-value of "no difference" (not adjusted).
         p_holm: the same, adjusted over the table it belongs to (a table of one by :func:`compare`).
@@ -100,13 +102,13 @@ def table_pairs(measured_as: Mapping[str, Hashable]) -> tuple[Pair, ...]:
     )
 
 
-def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metric) -> Comparison:
+def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds | Clusters, metric: Metric) -> Comparison:
     """Compare two candidates by one metric, as a table of its own (``p_holm = p_value``).
 
     Args:
         a: metrics of n tokens under the first candidate.
         b: metrics of the same tokens under the second.
-        chunk_ids: integer [n], the chunk of each token.
+        chunk_ids: integer [n], the chunk of each token; or how they are clustered otherwise.
         metric: what to compare.
 
     Raises:
@@ -120,23 +122,26 @@ def compare(a: TokenMetrics, b: TokenMetrics, chunk_ids: ChunkIds, metric: Metri
             metric, 0.0, verdict=Verdict.IDENTICAL, reason="every token is equal: nothing to test"
         )
     with np.errstate(invalid="ignore"):
-        difference = mean_with_errors(column(a, metric) - column(b, metric), chunk_ids)
+        clusters = Clusters.fitting(chunk_ids, len(a))
+        difference = mean_with_errors(column(a, metric) - column(b, metric), clusters)
     if difference.value is None or difference.se_clustered is None:
         reason = (difference.reason or "") + (faults if difference.value is None else "")
         return Comparison(metric, difference.value, reason=reason or None)
     value, se = difference.value, difference.se_clustered
     if se <= _ROUNDING * abs(value):
         tie = value == 0.0
+        where = f"{value} in every {clusters.noun}"
+        if clusters.texts > 1:
+            where = f"the same in every {clusters.noun} of a text"
         return Comparison(
             *(metric, value, 0.0),
             verdict=Verdict.TIE if tie else None,
-            reason=f"no test: the difference is {value} in every chunk",
+            reason=f"no test: the difference is {where}",
         )
     from scipy import special  # scipy takes a fifth of a second to import, scipy.stats a whole one
 
-    degrees = len(np.unique(chunk_ids)) - 1
-    margin = float(special.stdtrit(degrees, 0.975)) * se
-    p_value = float(2.0 * special.stdtr(degrees, -abs(value) / se))
+    margin = float(special.stdtrit(clusters.degrees, 0.975)) * se
+    p_value = float(2.0 * special.stdtr(clusters.degrees, -abs(value) / se))
     found = Comparison(metric, value, se, (value - margin, value + margin), p_value)
     return judge(found, p_value)
 
@@ -153,7 +158,7 @@ def _faults(a: TokenMetrics, b: TokenMetrics) -> str:
 def compare_all(
     tokens: Mapping[str, TokenMetrics],
     pairs: Iterable[Pair],
-    chunk_ids: ChunkIds,
+    chunk_ids: ChunkIds | Clusters,
     metrics: Sequence[Metric] = tuple(Metric),
 ) -> dict[tuple[Pair, Metric], Comparison]:
     """Compare every pair by every metric, with p-values and verdicts adjusted over the whole table.
@@ -161,7 +166,7 @@ def compare_all(
     Args:
         tokens: metrics of the same n tokens by candidate name.
         pairs: names of a and b for each comparison.
-        chunk_ids: integer [n], the chunk of each token.
+        chunk_ids: integer [n], the chunk of each token; or how they are clustered otherwise.
         metrics: what to compare by.
 
     Raises:

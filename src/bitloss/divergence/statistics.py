@@ -38,9 +38,10 @@ the correlation (Devlin, Gnanadesikan & Kettenring 1975). Then
 * ``se`` = sqrt(Σ ψ² / (n (n-1))): tokens independent. This *is* llama-perplexity's formula in every
   line above (mean_and_uncertainty, covariance, p(1-p)/(n-1) for the top), so published ± values can be
   compared.
-* ``se_clustered`` = sqrt(G/(G-1) · Σ_g (Σ_{i in g} ψ_i)²) / n over the G chunks: tokens of a chunk
-  share a context and are correlated (Liang & Zeger 1986; Cameron & Miller 2015, section II). With one
-  token a chunk it equals ``se``.
+* ``se_clustered`` = sqrt(G/(G-1) · Σ_g (Σ_{i in g} ψ_i)²) / n over the G chunks, or documents: tokens of
+  a chunk share a context and are correlated (Liang & Zeger 1986; Cameron & Miller 2015, section II).
+  With one token a chunk it equals ``se``. Of several texts together, residuals are about each text's
+  own mean. See ``clusters``.
 
 Where ours differs from the printed figures: inputs are exact (see ``metrics``) where llama-perplexity's
 are float32 and 16-bit; sums are centred, so a small variance is not lost to cancellation; quantile
@@ -50,7 +51,7 @@ below 100 tokens, where ours is None with a reason.
 **Undefined is None with a reason.** A figure any of whose tokens has no finite value (see ``nonfinite``
 in ``metrics``) is None and its reason counts those tokens: it is never the mean of the rest. Figures
 that do not depend on these values stay. ``se`` needs more than 10 tokens, anything clustered at least
-10 chunks.
+10 chunks (or documents; more of several texts).
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from bitloss.divergence.clusters import ChunkIds, Clusters
 from bitloss.divergence.metrics import (
     LEFT_OUT,
     NONFINITE_BASE,
@@ -69,19 +70,13 @@ from bitloss.divergence.metrics import (
     FloatArray,
     TokenMetrics,
 )
-from bitloss.errors import MismatchError
 from bitloss.records import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ChunkIds = npt.NDArray[np.integer]
-
 MIN_TOKENS: Final = 11
 """llama-perplexity's own rule: no standard error from 10 tokens or fewer."""
-
-MIN_CHUNKS: Final = 10
-"""Cluster-robust errors are biased low when clusters are few (Cameron & Miller 2015, section VI)."""
 
 KLD_QUANTILES: Final = {
     **{"p99_9": 0.999, "p99": 0.99, "p95": 0.95, "p90": 0.90, "median": 0.5},
@@ -100,17 +95,17 @@ class _Estimate(NamedTuple):
     influence: FloatArray | None
 
 
-def summarize(tokens: TokenMetrics, chunk_ids: ChunkIds) -> dict[str, Figure]:
+def summarize(tokens: TokenMetrics, chunk_ids: ChunkIds | Clusters) -> dict[str, Figure]:
     """All figures of one candidate; keys, formulas and units in the module docstring.
 
     Args:
         tokens: metrics of n tokens.
-        chunk_ids: integer [n], the chunk of each token.
+        chunk_ids: integer [n], the chunk of each token; or how they are clustered otherwise.
 
     Raises:
         MismatchError: chunk_ids has another length than tokens.
     """
-    clusters = _Clusters.of(chunk_ids, len(tokens))
+    clusters = Clusters.fitting(chunk_ids, len(tokens))
     fault = _fault(tokens)
     nll, base, dp = tokens.nll, tokens.nll_base, tokens.dp
     with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, exp(inf): such figures become None
@@ -140,33 +135,13 @@ def summarize(tokens: TokenMetrics, chunk_ids: ChunkIds) -> dict[str, Figure]:
     return figures
 
 
-def clustered_error(influence: FloatArray, index: npt.NDArray[np.intp], count: int) -> float:
-    """Return the clustered standard error of ψ [n], in clusters index [n] of 0..count-1, count ≥ 2."""
-    sums = np.bincount(index, weights=influence, minlength=count)
-    return math.sqrt(count / (count - 1) * float(np.sum(sums * sums))) / len(influence)
-
-
-def mean_with_errors(values: FloatArray, chunk_ids: ChunkIds) -> Figure:
+def mean_with_errors(values: FloatArray, chunk_ids: ChunkIds | Clusters) -> Figure:
     """Mean of values [n] with both standard errors; the rules of the module docstring.
 
     Raises:
         MismatchError: chunk_ids has another length than values.
     """
-    return _figure(values, _mean, _Clusters.of(chunk_ids, len(values)), "")
-
-
-class _Clusters(NamedTuple):
-    """The chunk of each token as 0..count-1 [n], and the number of chunks."""
-
-    of_token: npt.NDArray[np.intp]
-    total: int
-
-    @classmethod
-    def of(cls, chunk_ids: ChunkIds, n: int) -> _Clusters:
-        if chunk_ids.shape != (n,):
-            raise MismatchError("chunk ids do not fit the tokens", expected=(n,), found=chunk_ids.shape)
-        chunks, index = np.unique(chunk_ids, return_inverse=True)
-        return cls(index, len(chunks))
+    return _figure(values, _mean, Clusters.fitting(chunk_ids, len(values)), "")
 
 
 _Estimator = Callable[[FloatArray], _Estimate]
@@ -207,7 +182,7 @@ def _correlation(xy: FloatArray) -> _Estimate:
     return _Estimate(rho, z * w - rho * (z * z + w * w) / 2.0)
 
 
-def _figure(x: FloatArray, estimator: _Estimator, clusters: _Clusters, fault: str) -> Figure:
+def _figure(x: FloatArray, estimator: _Estimator, clusters: Clusters, fault: str) -> Figure:
     """Value and errors of one figure from its column(s) [..., n]; ``fault`` explains non-finite entries."""
     n = x.shape[-1]
     missing = _missing(x, fault)
@@ -224,11 +199,10 @@ def _figure(x: FloatArray, estimator: _Estimator, clusters: _Clusters, fault: st
         se = math.sqrt(float(np.sum(influence * influence)) / n / (n - 1))
     else:
         reasons.append(f"no standard error: {n:,} tokens, at least {MIN_TOKENS} needed")
-    if clusters.total >= MIN_CHUNKS:
-        se_clustered = clustered_error(influence, clusters.of_token, clusters.total)
+    if clusters.missing is None:
+        se_clustered = clusters.error(influence)
     else:
-        chunks = "1 chunk" if clusters.total == 1 else f"{clusters.total} chunks"
-        reasons.append(f"no clustered standard error: {chunks}, at least {MIN_CHUNKS} needed")
+        reasons.append(f"no clustered standard error: {clusters.missing}")
     return Figure(value=value, se=se, se_clustered=se_clustered, reason="; ".join(reasons) or None)
 
 

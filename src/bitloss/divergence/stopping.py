@@ -63,11 +63,11 @@ from bitloss.records import Outcome
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
 
+    from bitloss.divergence.clusters import ChunkIds
     from bitloss.divergence.metrics import FloatArray, TokenMetrics
-    from bitloss.divergence.statistics import ChunkIds
 
 BURN_IN: Final = 10
-"""Chunks before anything is said; as `bitloss.divergence.statistics.MIN_CHUNKS`."""
+"""Chunks before anything is said; as `bitloss.divergence.clusters.MIN_CLUSTERS`."""
 
 TARGET: Final = 64
 """Chunks at which the sequence is narrowest."""

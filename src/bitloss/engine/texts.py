@@ -47,12 +47,14 @@ class CutText(NamedTuple):
         chunks: what is computed and scored.
         streams: its tokens as far as they are used, int32 [n] each; none reaches over a document's border.
         counts: what became of its documents; None without a rule for them.
+        windows: number of chunks of each scored document, in order; None likewise.
     """
 
     name: str
     chunks: Chunks
     streams: list[NDArray[np.int32]]
     counts: DocumentCounts | None
+    windows: tuple[int, ...] | None = None
 
 
 def cut_texts(
@@ -110,7 +112,7 @@ def _cut(
     cut = cut_documents(
         documents, n_ctx=rule.n_ctx, n_chunks=rule.n_chunks, bos=bos if led else None, where=path.name
     )
-    return CutText(path.name, cut.chunks, cut.streams, cut.counts)
+    return CutText(path.name, cut.chunks, cut.streams, cut.counts, cut.windows)
 
 
 class _Reader:

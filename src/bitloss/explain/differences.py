@@ -176,7 +176,7 @@ def _divergence(found: Attribution) -> str:
         + "."
     )
     if kld.whole.p_value is None:
-        return f"{said} Too few chunks to test it or to give errors."
+        return f"{said} Too little text to test it or to give errors."
     if kld.whole.share is None:
         p_value = probability(kld.whole.p_value)
         said += f" The whole cannot be told from 0 (p = {p_value}), so shares of it mean nothing."

@@ -98,7 +98,8 @@ def _different(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[F
         pairs[comparison.a, comparison.b].append(comparison)
     for (a, b), group in pairs.items():
         if is_whole(by_name[a]) and is_whole(by_name[b]):
-            yield same_type_pair(by_name[a], by_name[b], group, results.text.scored_tokens)
+            text = results.text
+            yield same_type_pair(by_name[a], by_name[b], group, text.scored_tokens, text.clustered)
             yield pair_not_told(by_name[a], by_name[b], group, results.text.scored_tokens)
     for attribution in results.cross.attributions if results.cross else ():
         yield why_different(attribution)
@@ -111,7 +112,13 @@ def _different(results: Results, by_name: Mapping[str, Candidate]) -> Iterator[F
 # --------------------------------------------------------------------------------- pairs of the same type
 
 
-def same_type_pair(a: Candidate, b: Candidate, group: Sequence[Comparison], tokens: int) -> Finding | None:
+def same_type_pair(
+    a: Candidate,
+    b: Candidate,
+    group: Sequence[Comparison],
+    tokens: int,
+    clustered: str = "clustered by chunk",
+) -> Finding | None:
     """Give the verdict on two files of one type that were made along different routes.
 
     Args:
@@ -119,6 +126,7 @@ def same_type_pair(a: Candidate, b: Candidate, group: Sequence[Comparison], toke
         b: second candidate.
         group: their comparisons, one per metric.
         tokens: number of tokens scored.
+        clustered: how errors are clustered, in words.
 
     Fires when the types are equal, the sources are not, and some comparison was tested (not undecided, not of
     identical tensors).
@@ -127,7 +135,7 @@ def same_type_pair(a: Candidate, b: Candidate, group: Sequence[Comparison], toke
     tested = [c for c in group if c.verdict not in {None, Verdict.IDENTICAL}]
     if a.type != b.type or not routes_differ or not tested:
         return None
-    text = f"{_what_differs(a, b)} On the same {tokens:,} tokens, paired and clustered by chunk: "
+    text = f"{_what_differs(a, b)} On the same {tokens:,} tokens, paired and {clustered}: "
     text += "; ".join(_sentence(c) for c in tested) + "."
     if any(c.verdict is Verdict.TIE for c in tested):
         text += " A tie means that this text shows no difference, not that there is none."

@@ -1,7 +1,7 @@
 """Where the bits matter: from measured files with one group raised to a ranking.
 
 The gain of a group is the mean KLD of the plain file minus that of the file with the group at the source's precision,
-token by token, its error clustered by chunk (`bitloss.divergence.comparison`). P-values and verdicts are those of the
+token by token, its error clustered (`bitloss.divergence.clusters`). P-values and verdicts are those of the
 table of comparisons, Holm-corrected over it. ``gain_per_bit`` is the gain over the bits per weight that the file grew
 by: what a bit spent on this group alone buys.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from bitloss.divergence.clusters import Clusters
 from bitloss.divergence.measure import TokenTable
 from bitloss.divergence.statistics import mean_with_errors
 from bitloss.quantize.groups import Group
@@ -37,18 +38,21 @@ class Plan(NamedTuple):
     raised: Mapping[str, tuple[Group, int]]
 
 
-def sensitivity(plan: Plan, results: Results, tables: Mapping[str, TokenTable]) -> Sensitivity:
+def sensitivity(
+    plan: Plan, results: Results, tables: Mapping[str, TokenTable], clusters: Clusters
+) -> Sensitivity:
     """Rank the groups by what raising them gains.
 
     Args:
         plan: what was made.
         results: with the comparisons of the plain candidate with each other one.
         tables: per-token results by candidate.
+        clusters: how their tokens are drawn.
 
     Raises:
         MismatchError: candidates were scored on different tokens.
     """
-    rows = [_row(plan, name, results, tables) for name in plan.raised]
+    rows = [_row(plan, name, results, tables, clusters) for name in plan.raised]
     rows.sort(key=lambda row: (row.gain is None, -(row.gain or 0.0)))
     return Sensitivity(
         source=plan.source,
@@ -60,10 +64,12 @@ def sensitivity(plan: Plan, results: Results, tables: Mapping[str, TokenTable]) 
     )
 
 
-def _row(plan: Plan, name: str, results: Results, tables: Mapping[str, TokenTable]) -> Raised:
+def _row(
+    plan: Plan, name: str, results: Results, tables: Mapping[str, TokenTable], clusters: Clusters
+) -> Raised:
     group, tensors = plan.raised[name]
     plain, raised = tables[plan.plain], tables[name]
-    figure = mean_with_errors(plain.metrics.kld - raised.metrics.kld, plain.chunk)
+    figure = mean_with_errors(plain.metrics.kld - raised.metrics.kld, clusters)
     added = results.candidate(name).bits_per_weight - results.candidate(plan.plain).bits_per_weight
     whole = results.candidate(plan.plain).metrics["kld_mean"].value
     compared = next(

@@ -111,11 +111,13 @@ class CutDocuments(NamedTuple):
         chunks: with their mask of scored positions.
         streams: tokens of every document as far as it is used, for `bitloss.model.overlap`.
         counts: what became of the documents.
+        windows: number of chunks of each scored document, in order; its chunks follow one another.
     """
 
     chunks: Chunks
     streams: list[NDArray[np.int32]]
     counts: DocumentCounts
+    windows: tuple[int, ...]
 
 
 _A_LINE: Final = 'one document a line: {"text": "..."}'
@@ -234,6 +236,7 @@ def cut_documents(
     tokens: list[NDArray[np.int32]] = []
     scored: list[NDArray[np.bool_]] = []
     streams: list[NDArray[np.int32]] = []
+    of_each: list[int] = []
     cut = unscored = used = 0
     for document in documents:
         if n_chunks is not None and len(tokens) >= n_chunks:
@@ -245,6 +248,7 @@ def cut_documents(
             unscored += 1
             continue
         cut += len(document.tokens) > n_ctx
+        of_each.append(len(windows))
         streams.append(document.tokens[: windows[-1].start + n_ctx])
         for window in windows:
             tokens.append(_filled(document.tokens[window.start : window.start + n_ctx], n_ctx, bos))
@@ -259,7 +263,7 @@ def cut_documents(
         )
     chunks = Chunks(np.stack(tokens), bos is not None, -1 if bos is None else bos, np.stack(scored))
     counts = DocumentCounts(used - unscored, cut, unscored, len(documents) - used)
-    return CutDocuments(chunks, streams, counts)
+    return CutDocuments(chunks, streams, counts, tuple(of_each))
 
 
 class _Window(NamedTuple):

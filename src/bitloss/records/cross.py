@@ -13,7 +13,7 @@ from bitloss.records.parts import Count, NonEmpty, Record
 
 
 class Effect(Record):
-    """A part of the difference of two files' mean KLD, paired on the same tokens, errors clustered by chunk."""
+    """A part of the difference of two files' mean KLD, paired on the same tokens, errors clustered."""
 
     difference: float | None
     """Mean over tokens, in nats; null where a token has no finite value."""

@@ -86,7 +86,7 @@ class Figure(Record):
     se: float | None = Field(default=None, ge=0)
     """Standard error as llama-perplexity prints it, tokens taken as independent; null where not defined."""
     se_clustered: float | None = Field(default=None, ge=0)
-    """Standard error clustered by chunk: tokens of one chunk are not independent; null where not defined."""
+    """Standard error clustered by chunk, or document: tokens of one are not independent; null where not defined."""
     reason: NonEmpty | None = None
     """Why `value` or an error is null."""
 

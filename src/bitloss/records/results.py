@@ -203,7 +203,7 @@ class Comparison(Record):
     difference: float | None
     """Mean over tokens of (a - b), in the metric's unit."""
     ci95: tuple[float, float] | None
-    """95 % confidence interval of the difference, clustered by chunk."""
+    """95 % confidence interval of the difference, clustered by chunk, or document."""
     p_value: float | None = Field(ge=0, le=1)
     """Two-sided p-value of no difference."""
     p_holm: float | None = Field(ge=0, le=1)
@@ -373,6 +373,7 @@ class Results(Record):
         for candidate in self.candidates:
             if len(candidate.by_text) not in {0, len(self.texts)}:
                 raise ValueError(f"by_text of {candidate.name!r} has not a figure for each text")
+        self.text.check_parts(self.texts)
         stopping = self.stopping
         for known in stopping.known if stopping else ():
             if known.candidate not in names:

@@ -29,7 +29,7 @@ class Raised(Record):
     gain: float | None
     """Mean KLD of the plain file minus that of this one, in nats; null where undefined."""
     se: float | None = Field(default=None, ge=0)
-    """Its standard error, paired, clustered by chunk."""
+    """Its standard error, paired, clustered by chunk, or document."""
     ci95: tuple[float, float] | None = None
     """Its 95 % confidence interval."""
     p_holm: float | None = Field(default=None, ge=0, le=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Sequence
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +23,9 @@ class Documents(Record):
     """Documents with no token to score, left out."""
     unused: Count
     """Documents behind the last chunk that was asked for."""
+    chunks: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Chunks of each scored document, in order; those of one are one cluster of the clustered errors. Empty where the
+    base is from a version that did not keep it: errors are then clustered by chunk."""
 
 
 class Overlap(Record):
@@ -65,6 +69,37 @@ class Text(Record):
     """How it was split into documents; null when it was cut as one, llama-perplexity's way."""
     overlap: Overlap | None = None
     """What it has in common with the calibration text; null without one."""
+    stratified: bool = False
+    """Of several texts: whether clustered errors and comparisons are of residuals about each text's own mean. False
+    where measuring stopped by a rule (its chunks are drawn from all texts together), and in older results."""
+
+    @property
+    def cluster(self) -> str:
+        """What clustered errors are clustered by: ``chunk``, ``document`` or ``conversation``."""
+        if self.documents is None or not self.documents.chunks:
+            return "chunk"
+        return "conversation" if self.documents.split == "conversations" else "document"
+
+    @property
+    def clustered(self) -> str:
+        """The same in words, to follow an error, or "paired and"."""
+        about = ", about each text's own mean" if self.stratified else ""
+        return f"clustered by {self.cluster}{about}"
+
+    def check_parts(self, parts: Sequence[TextPart]) -> None:
+        """Raise ValueError where the texts are strata and their chunks are not those of all of them."""
+        if self.stratified and sum(part.chunks for part in parts) != self.chunks:
+            raise ValueError("the chunks of the texts are not those of all of them")
+
+    @model_validator(mode="after")
+    def _documents_are_the_chunks(self) -> Self:
+        _check(self.documents, self.chunks)
+        return self
+
+
+def _check(documents: Documents | None, chunks: int) -> None:
+    if documents and documents.chunks and sum(documents.chunks) != chunks:
+        raise ValueError("the chunks of the documents are not those of the text")
 
 
 class TextPart(Record):
@@ -84,6 +119,11 @@ class TextPart(Record):
     """As in `text`."""
     overlap: Overlap | None = None
     """As in `text`."""
+
+    @model_validator(mode="after")
+    def _documents_are_the_chunks(self) -> Self:
+        _check(self.documents, self.chunks)
+        return self
 
 
 class Calibration(Record):

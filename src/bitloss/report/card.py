@@ -139,8 +139,9 @@ def _opening(results: Results, licence: str | None) -> str:
 
 def _error_said(results: Results) -> str:
     if usual(results) is Uncertainty.CLUSTERED:
-        return "its standard error clustered by chunk"
-    return "its standard error with tokens taken as independent (too few chunks to cluster by)"
+        return f"its standard error {results.text.clustered}"
+    few = f"too few {results.text.cluster}s to cluster by"
+    return f"its standard error with tokens taken as independent ({few})"
 
 
 def _twins_said(results: Results) -> str:

@@ -41,7 +41,7 @@ from bitloss.report.tables import (
     without_crossed,
 )
 from bitloss.report.texts import texts_said, texts_table
-from bitloss.report.uncertainty import ALONE, Uncertainty, fullest, said_of, usual
+from bitloss.report.uncertainty import ALONE, Uncertainty, fullest, said, usual
 from bitloss.report.words import LONG, cell, prose, sentences, whole_in_title
 from bitloss.report.worst import WorstOf
 
@@ -120,7 +120,7 @@ def render_html(page: Page) -> str:
         no_comparisons=no_comparisons(results),
         usual=usual(results).value,
         alone=ALONE,
-        errors={u.value: said_of(u, usual(results)) for u in Uncertainty},
+        errors={u.value: said(results, u) for u in Uncertainty},
         fullest=fullest(results).value,
         texts_said=texts_said(results),
         tensors=tensors_table(results),

@@ -22,7 +22,7 @@ from bitloss.report.tables import (
     to_markdown,
 )
 from bitloss.report.texts import texts_said, texts_table
-from bitloss.report.uncertainty import ALONE, Uncertainty, fullest, said_of, usual
+from bitloss.report.uncertainty import ALONE, Uncertainty, fullest, said
 from bitloss.report.worst import WorstOf, worst_table
 from bitloss.store import atomic_write_text
 
@@ -59,7 +59,7 @@ def render_markdown(
     return template().render(
         results=results,
         alone=ALONE,
-        errors=said_of(uncertainty, usual(results)),
+        errors=said(results, uncertainty),
         no_audit=NO_AUDIT,
         nothing=no_candidates(results),
         nothing_to_say=NOTHING_TO_SAY,

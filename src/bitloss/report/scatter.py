@@ -1,7 +1,7 @@
 """Pictures with one mark a file: size and perplexity against mean KLD. Bars are 95 % intervals.
 
-They are clustered by chunk; with too few chunks for that they take tokens as independent, and the caption says so.
-Marks that would cover each other stand side by side, a hair leading back to where each belongs.
+They are clustered by chunk (or document); with too few for that they take tokens as independent, and the
+caption says so. Marks that would cover each other stand side by side, a hair leading back to where each belongs.
 """
 
 from __future__ import annotations
@@ -146,8 +146,9 @@ def _error(figure: Figure) -> float:
 
 def _kind_of_error(look: Look) -> str:
     if usual(look.results) is Uncertainty.CLUSTERED:
-        return "clustered by chunk"
-    return "with tokens taken as independent, which makes them too narrow (too few chunks for better ones)"
+        return look.results.text.clustered
+    few = f"too few {look.results.text.cluster}s for better ones"
+    return f"with tokens taken as independent, which makes them too narrow ({few})"
 
 
 def _interval(d: _Dot) -> tuple[float, float]:

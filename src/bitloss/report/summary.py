@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from bitloss.divergence.clusters import Clusters
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.errors import MismatchError, RecordError
 from bitloss.records import Candidate, Results
@@ -40,7 +41,7 @@ class Bin(NamedTuple):
         high: largest.
         tokens: how many.
         kld: their mean KL divergence, nats.
-        se: its standard error, clustered by chunk; None with fewer than two chunks.
+        se: its standard error, clustered; None where a text has a single cluster there.
     """
 
     low: float
@@ -139,8 +140,15 @@ def read_table(path: Path, results: Results) -> TokenTable:
     return table
 
 
-def summarize_tokens(table: TokenTable, *, worst: int = 50) -> TokenSummary:
-    """Aggregate one table; `worst` rows with the largest KL divergence are pointed out."""
+def summarize_tokens(table: TokenTable, clusters: Clusters | None = None, *, worst: int = 50) -> TokenSummary:
+    """Aggregate one table.
+
+    Args:
+        table: per-token results.
+        clusters: how its tokens are drawn; by chunk, of one text, when None.
+        worst: how many rows with the largest KL divergence are pointed out.
+    """
+    clusters = Clusters.of(table.chunk) if clusters is None else clusters
     kld = table.metrics.kld
     finite = np.isfinite(kld)
     rows = np.flatnonzero(finite)
@@ -155,31 +163,32 @@ def summarize_tokens(table: TokenTable, *, worst: int = 50) -> TokenSummary:
         tokens=len(table),
         left_out=len(table) - len(rows),
         kld=tuple(np.quantile(sound, LEVELS).tolist()),
-        by_position=_bins(position.astype(np.float64), edges, sound, table.chunk[rows]),
-        by_entropy=_by_entropy(entropy, sound, table.chunk[rows]),
+        by_position=_bins(position.astype(np.float64), edges, sound, clusters.pick(rows)),
+        by_entropy=_by_entropy(entropy, sound, clusters.pick(rows)),
         worst=tuple(rows[order].tolist()),
     )
 
 
 def _by_entropy(
-    entropy: NDArray[np.float64], kld: NDArray[np.float64], chunk: NDArray[np.int32]
+    entropy: NDArray[np.float64], kld: NDArray[np.float64], clusters: Clusters
 ) -> tuple[Bin, ...]:
     known = np.isfinite(entropy)
     if not known.any():
         return ()
-    entropy, kld, chunk = entropy[known], kld[known], chunk[known]
+    entropy, kld, clusters = entropy[known], kld[known], clusters.pick(np.flatnonzero(known))
     edges = np.unique(np.quantile(entropy, np.linspace(0, 1, _ENTROPY_BINS + 1)))
     edges[-1] = np.nextafter(edges[-1], np.inf)
-    return _bins(entropy, edges, kld, chunk)
+    return _bins(entropy, edges, kld, clusters)
 
 
 def _bins(
-    by: NDArray[np.float64], edges: NDArray[np.float64], kld: NDArray[np.float64], chunk: NDArray[np.int32]
+    by: NDArray[np.float64], edges: NDArray[np.float64], kld: NDArray[np.float64], clusters: Clusters
 ) -> tuple[Bin, ...]:
     which = np.searchsorted(edges, by, side="right") - 1
     made = []
     for index in np.unique(which):
-        members = which == index
+        members = np.flatnonzero(which == index)
+        mine = clusters.pick(members)
         values = kld[members]
         mean = float(values.mean())
         made.append(
@@ -188,17 +197,7 @@ def _bins(
                 float(by[members].max()),
                 len(values),
                 mean,
-                _clustered(values - mean, chunk[members]),
+                mine.error(values - mean) if mine.fewest > 1 else None,
             )
         )
     return tuple(made)
-
-
-def _clustered(centred: NDArray[np.float64], chunk: NDArray[np.int32]) -> float | None:
-    """Standard error of a mean whose terms are given about it, clustered by chunk (see `statistics`)."""
-    _, which = np.unique(chunk, return_inverse=True)
-    groups = int(which.max()) + 1
-    if groups < 2:
-        return None
-    sums = np.bincount(which, weights=centred)
-    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(centred))

@@ -12,7 +12,7 @@ _OF_TEXTS = ("ppl", "ppl_base", "kld_mean", "kld_p99", "same_top")
 def texts_table(results: Results) -> Table:
     """Every text with every candidate: how much was scored, and the figures that say most.
 
-    A text with too few chunks for errors clustered by chunk has the other ones; `texts_said` says which.
+    A text with too few chunks (or documents) for clustered errors has the other ones; `texts_said` says which.
     """
     kinds = list(map(usual_of, _by_text(results)))
     notes = Notes()
@@ -41,11 +41,11 @@ def texts_said(results: Results) -> str:
     kinds = list(map(usual_of, _by_text(results)))
     few = [part.name for part, kind in zip(results.texts, kinds, strict=True) if kind is Uncertainty.TOKENS]
     if len(few) == len(kinds):
-        return said_of(Uncertainty.TOKENS, Uncertainty.TOKENS)
-    said = said_of(Uncertainty.CLUSTERED, Uncertainty.CLUSTERED)
+        return said_of(Uncertainty.TOKENS, Uncertainty.TOKENS, cluster=results.text.cluster)
+    said = said_of(Uncertainty.CLUSTERED, Uncertainty.CLUSTERED, cluster=results.text.cluster)
     if not few:
         return said
     return (
-        f"{said} For {', '.join(few)}, with too few chunks for that, "
+        f"{said} For {', '.join(few)}, with too few {results.text.cluster}s for that, "
         "it is the one that llama-perplexity prints."
     )

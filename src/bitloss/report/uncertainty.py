@@ -1,7 +1,7 @@
 """Which standard error stands after ±, and how a report says so: one rule for page, Markdown, card and terminal.
 
-The error clustered by chunk is shown wherever there is one, because tokens of a chunk have much in common and an error
-that takes them as independent is too small. With fewer chunks than that takes (see `bitloss.divergence.statistics`)
+The error clustered by chunk (or document) is shown wherever there is one, because tokens of one have much in common and
+an error that takes them as independent is too small. With fewer than that takes (see `bitloss.divergence.clusters`)
 llama-perplexity's is shown, and said to be. Where both stand, the first is the one to trust.
 """
 
@@ -19,7 +19,7 @@ class Uncertainty(StrEnum):
     TOKENS = "tokens"
     """llama-perplexity's: tokens independent."""
     CLUSTERED = "clustered"
-    """Clustered by chunk."""
+    """Clustered by chunk, or document."""
     BOTH = "both"
     """The second, and the first in brackets."""
 
@@ -54,22 +54,35 @@ ALONE = (
 )
 """What to know of a table of comparisons."""
 
-_CLUSTERED = "clustered by chunk, because the tokens of a chunk have much in common"
+
+def said(results: Results, shown: Uncertainty) -> str:
+    """The same as `said_of`, of a run's figures."""
+    text = results.text
+    return said_of(shown, usual(results), cluster=text.cluster, stratified=text.stratified)
+
+
 _TOKENS = "which takes tokens as independent"
 
 
-def said_of(shown: Uncertainty, there: Uncertainty) -> str:
+def said_of(
+    shown: Uncertainty, there: Uncertainty, *, cluster: str = "chunk", stratified: bool = False
+) -> str:
     """One or two sentences on what stands after ±.
 
     Args:
         shown: what does.
         there: what could, see `usual`.
+        cluster: what errors are clustered by.
+        stratified: whether they are about each text's own mean.
     """
+    clustered = f"clustered by {cluster}, because the tokens of a {cluster} have much in common"
+    if stratified:
+        clustered += ", and taken about each text's own mean"
     if shown is Uncertainty.CLUSTERED:
-        return f"± is the standard error {_CLUSTERED}; it is not the one that llama-perplexity prints."
+        return f"± is the standard error {clustered}; it is not the one that llama-perplexity prints."
     if shown is Uncertainty.BOTH:
-        return f"± is the standard error {_CLUSTERED}; in brackets stands llama-perplexity's, {_TOKENS}."
+        return f"± is the standard error {clustered}; in brackets stands llama-perplexity's, {_TOKENS}."
     said = f"± is the standard error that llama-perplexity prints, {_TOKENS}"
     if there is Uncertainty.CLUSTERED:
-        return f"{said}; clustered by chunk, errors are usually larger."
-    return f"{said} and is usually too small: there are too few chunks for errors clustered by chunk."
+        return f"{said}; clustered by {cluster}, errors are usually larger."
+    return f"{said} and is usually too small: there are too few {cluster}s for errors clustered by {cluster}."

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from bitloss.divergence.clusters import clusters_in
 from bitloss.errors import FormatError, MismatchError
 from bitloss.records import Results
 from bitloss.report.export import write_tables
@@ -130,13 +131,14 @@ def gather(results: Results, files: Mapping[str, Path], noise: Path | None) -> G
         if path not in read:
             try:
                 table = read_table(path, results)
+                clusters = clusters_in(table.chunk, results.text, results.texts)
             except (FormatError, MismatchError) as error:
                 warnings.append(
                     f"Left out of the pictures: {path.name}: {error.what}. {_LACKING.format(each.name)}"
                 )
                 read[path] = None
                 continue
-            summary = summarize_tokens(table)
+            summary = summarize_tokens(table, clusters)
             read[path] = summary
             if summary.worst:
                 worst.append(worst_of(each.name, table, summary, table.worst))

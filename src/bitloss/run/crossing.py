@@ -25,6 +25,7 @@ from bitloss.records.cross import (
 from bitloss.run.quantizing import CandidateFile
 from bitloss.run.stepping import Stepper
 from bitloss.run.steps import BlocksStep
+from bitloss.run.texts import TextRecords
 from bitloss.store import StepRecord
 
 
@@ -97,6 +98,7 @@ def cross_record(
     tokens: Mapping[str, Path],
     imatrices: Mapping[str, StepRecord],
     folder: Path,
+    texts: TextRecords,
 ) -> Cross:
     """Put together what was found.
 
@@ -105,6 +107,7 @@ def cross_record(
         tokens: tensors_sha256 -> Parquet of per-token metrics.
         imatrices: records of the importance matrices, by the name of their source.
         folder: of the run.
+        texts: they were measured on.
 
     Raises:
         ImatrixError, RecordError: a file is damaged.
@@ -133,7 +136,7 @@ def cross_record(
                 blocks=each.blocks,
                 values=each.values,
                 tensors=each.tensors,
-                kld=attribute(cells, table(square.aa).chunk),
+                kld=attribute(cells, texts.clusters(table(square.aa).chunk)),
             )
         )
     return Cross(

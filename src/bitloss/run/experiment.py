@@ -18,7 +18,7 @@ from bitloss.records import Audit, Cost, Cross
 from bitloss.run.bases import make_base, mended
 from bitloss.run.crossing import compare_squares, cross_record
 from bitloss.run.executor import Executor
-from bitloss.run.noise import NOISE, noise_chunks, other_arithmetic
+from bitloss.run.noise import NOISE, NOISE_SEED, noise_chunks, other_arithmetic
 from bitloss.run.passes import measure_in_passes
 from bitloss.run.quantizing import CandidateFile, Source, make_candidates
 from bitloss.run.sequential import MeasuredBlock, Stopped, measure_until, part_label
@@ -33,6 +33,7 @@ from bitloss.run.steps import (
     OverlapStep,
     Part,
 )
+from bitloss.run.texts import text_records
 from bitloss.spec import EngineSpec, ExperimentSpec, StopSpec
 from bitloss.store import RunFolder, StepRecord, sha256_file
 
@@ -146,7 +147,9 @@ class Runner:
         cross = None
         if self.spec.cross:
             compared = compare_squares(candidates, self.folder.path, self.steps)
-            cross = cross_record(compared, found.tokens, imatrices, self.folder.path)
+            which = found.stopped.which if found.stopped else None
+            texts = text_records(_object(found.bases[0].record.result), which)
+            cross = cross_record(compared, found.tokens, imatrices, self.folder.path, texts)
         return Measured(
             sources=sources,
             base_source=base_source,
@@ -263,7 +266,7 @@ class Runner:
         few = None
         n_chunks = _field(base.record.result, "n_chunks")
         if base.part is None and noise_chunks(n_chunks) < n_chunks:
-            few = Part(seed=0, first=0, last=noise_chunks(n_chunks))
+            few = Part(seed=NOISE_SEED, first=0, last=noise_chunks(n_chunks))
         noise = self._measurement(NOISE, tensors, base.source, base, self._noise_engine(), few)
         self._measure([noise], base)
         return noise.step.out

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from bitloss.spec import EngineSpec
 
 NOISE = "noise floor"
+NOISE_SEED: Final = 0
+"""Of the random order its chunks are taken in."""
 
 
 def noise_chunks(n_chunks: int) -> int:

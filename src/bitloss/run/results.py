@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitloss.display import visible
+from bitloss.divergence.clusters import Clusters
 from bitloss.divergence.comparison import Pair, compare_all, table_pairs
 from bitloss.divergence.measure import TokenTable, read_tokens
 from bitloss.divergence.statistics import summarize
-from bitloss.divergence.stopping import compare_all_anytime, same_files, table_size
+from bitloss.divergence.stopping import chunk_order, compare_all_anytime, same_files, table_size
 from bitloss.errors import RecordError
 from bitloss.explain.findings import findings
 from bitloss.model.gguf import GgufValue
@@ -40,6 +41,7 @@ from bitloss.records import (
     Text,
 )
 from bitloss.run.machine import this_llama_cpp, this_machine
+from bitloss.run.noise import NOISE_SEED
 from bitloss.run.texts import TextRecords
 
 
@@ -113,7 +115,7 @@ class Why(NamedTuple):
 
     audit: Audit | None = None
     cross: Cross | None = None
-    sensitivity: Callable[[Results, Mapping[str, TokenTable]], Sensitivity] | None = None
+    sensitivity: Callable[[Results, Mapping[str, TokenTable], Clusters], Sensitivity] | None = None
     pairs: tuple[Pair, ...] | None = None
 
 
@@ -141,17 +143,13 @@ def assemble(
         RecordError: a file of per-token results is damaged, or not of this text.
     """
     tables = {path: _read(path, setting.texts.text) for path in {file.tokens for file in files}}
-    figures = {path: _metrics(table) for path, table in tables.items()}
-    by_text = {path: _by_text(table, setting.texts) for path, table in tables.items()}
+    texts = setting.texts
+    figures = {path: _metrics(table, texts.clusters(table.chunk)) for path, table in tables.items()}
+    by_text = {path: _by_text(table, texts) for path, table in tables.items()}
     candidates = _candidates(files, figures, by_text)
     floor = None
     if noise is not None:
-        how, path = noise
-        table, _ = read_tokens(path)
-        few = len(np.unique(table.chunk))
-        if few < setting.texts.text.chunks:
-            how = f"{how}, on {few:,} of its {setting.texts.text.chunks:,} chunks drawn at random"
-        floor = NoiseFloor(how=how, metrics=_metrics(table))
+        floor = _noise_floor(*noise, texts)
     results = Results(
         bitloss=importlib.metadata.version("bitloss"),
         llama_cpp=this_llama_cpp(),
@@ -165,7 +163,9 @@ def assemble(
         stopping=setting.stopping,
         noise_floor=floor,
         candidates=tuple(candidates),
-        comparisons=tuple(_comparisons(files, tables, why.pairs, anytime=setting.stopping is not None)),
+        comparisons=tuple(
+            _comparisons(files, tables, why.pairs, texts, anytime=setting.stopping is not None)
+        ),
         audit=_without_exponents(why.audit),
         cross=why.cross,
         findings=(),
@@ -173,9 +173,22 @@ def assemble(
         commands=setting.commands,
     )
     if why.sensitivity is not None:
-        told = why.sensitivity(results, {file.name: tables[file.tokens] for file in files})
+        named = {file.name: tables[file.tokens] for file in files}
+        told = why.sensitivity(results, named, texts.clusters(tables[files[0].tokens].chunk))
         results = results.model_copy(update={"sensitivity": told})
     return results.model_copy(update={"findings": findings(results)})
+
+
+def _noise_floor(how: str, path: Path, texts: TextRecords) -> NoiseFloor:
+    table, _ = read_tokens(path)
+    few, whole = len(np.unique(table.chunk)), texts.text.chunks
+    clusters = texts.clusters(table.chunk)
+    if few < whole:
+        how = f"{how}, on {few:,} of its {whole:,} chunks drawn at random"
+        # drawn from all texts together, so these are no strata
+        drawn = texts.text.model_copy(update={"stratified": False})
+        clusters = TextRecords(drawn).clusters(chunk_order(whole, NOISE_SEED)[table.chunk])
+    return NoiseFloor(how=how, metrics=_metrics(table, clusters))
 
 
 def _without_exponents(audit: Audit | None) -> Audit | None:
@@ -203,12 +216,13 @@ def _read(path: Path, text: Text) -> TokenTable:
     return table
 
 
-def _metrics(table: TokenTable) -> Metrics:
-    return dict(summarize(table.metrics, table.chunk))
+def _metrics(table: TokenTable, clusters: Clusters) -> Metrics:
+    return dict(summarize(table.metrics, clusters))
 
 
 def _by_text(table: TokenTable, texts: TextRecords) -> tuple[Metrics, ...]:
-    return tuple(_metrics(table.of_chunks(place.start, place.stop)) for place in texts.chunks)
+    parts = [table.of_chunks(place.start, place.stop) for place in texts.chunks]
+    return tuple(_metrics(part, texts.clusters(part.chunk)) for part in parts)
 
 
 def _candidates(
@@ -294,6 +308,7 @@ def _comparisons(
     files: Sequence[MeasuredFile],
     tables: Mapping[Path, TokenTable],
     wanted: tuple[Pair, ...] | None,
+    texts: TextRecords,
     *,
     anytime: bool,
 ) -> list[Comparison]:
@@ -308,7 +323,7 @@ def _comparisons(
         family = table_size(pairs, same_files(pairs, measured_as))
         rows = compare_all_anytime(tokens, pairs, chunks, family=family)
     else:
-        rows = compare_all(tokens, pairs, chunks)
+        rows = compare_all(tokens, pairs, texts.clusters(chunks))
     return [
         Comparison(
             a=pair.a,

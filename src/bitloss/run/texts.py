@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitloss.divergence.basefile import TextPart as BaseText
+from bitloss.divergence.clusters import ChunkIds, Clusters, clusters_in
 from bitloss.model.documents import DocumentCounts
 from bitloss.model.text import scored_positions
 from bitloss.records import Documents, Overlap, Text, TextPart
@@ -26,6 +27,10 @@ class TextRecords(NamedTuple):
     text: Text
     parts: tuple[TextPart, ...] = ()
     chunks: tuple[range, ...] = ()
+
+    def clusters(self, chunk: ChunkIds) -> Clusters:
+        """How tokens are drawn, of whose chunks the indices are given, [n]."""
+        return clusters_in(chunk, self.text, self.parts)
 
 
 def text_records(
@@ -55,6 +60,8 @@ def text_records(
         add_bos=header["add_bos"],
         documents=_documents(split, texts),
         overlap=_overlap(overlap, slice(None)),
+        # chunks drawn at random from all texts are draws from them together
+        stratified=len(texts) > 1 and which is None,
     )
     if len(texts) < 2:
         return TextRecords(text)
@@ -86,8 +93,14 @@ def _documents(split: str | None, texts: list[BaseText]) -> Documents | None:
     if split is None or not counts:
         return None
     total = DocumentCounts(*map(sum, zip(*counts, strict=True)))
+    known = all(each.document_chunks is not None for each in texts)
     return Documents(
-        split=split, scored=total.documents, cut=total.cut, unscored=total.unscored, unused=total.unused
+        split=split,
+        scored=total.documents,
+        cut=total.cut,
+        unscored=total.unscored,
+        unused=total.unused,
+        chunks=tuple(n for each in texts for n in each.document_chunks or ()) if known else (),
     )
 
 

@@ -215,7 +215,7 @@ def test_why_different_claims_shares_only_where_the_whole_is_told() -> None:
     few = attributed.model_copy(update={"kld": attribute(Cells(one, one, two, two), CHUNK % 3)})
     said = why_different(few)
     assert said is not None
-    assert "Too few chunks to test it" in said.text
+    assert "Too little text to test it" in said.text
     assert why_different(attribution_of("Q8_0", Blocks.model_validate(NONE))) is None
 
 

@@ -94,10 +94,12 @@ def test_a_worked_example() -> None:
         [(4, 1108), (5, 1109), (6, 1110)],
     ]
     assert cut.counts == (3, 1, 1, 0)
+    assert cut.windows == (1, 1, 2)
     assert [len(stream) for stream in cut.streams] == [3, 8, 11]
     few = cut_documents(documents, n_ctx=8, n_chunks=3, bos=None, where="t")
     assert few.chunks.tokens.tolist() == cut.chunks.tokens[:3].tolist()
     assert few.counts == (3, 1, 1, 0)
+    assert few.windows == (1, 1, 1)
     assert [len(stream) for stream in few.streams] == [3, 8, 8]
     assert cut_documents(documents, n_ctx=8, n_chunks=1, bos=None, where="t").counts == (1, 0, 0, 3)
 

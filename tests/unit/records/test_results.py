@@ -198,3 +198,19 @@ def test_stopping_names_candidates_only(sample_document: dict[str, Any]) -> None
     for bad in ({"settled": (pair | {"b": "Q2_K"},)}, {"known": (known | {"candidate": "Q2_K"},)}):
         with pytest.raises(ValidationError, match="Q2_K"):
             Results.model_validate(sample_document | {"stopping": stopping | bad})
+
+
+def test_chunks_of_documents_and_texts_add_up(sample_document: dict[str, Any]) -> None:
+    text = sample_document["text"]
+    split = {"split": "jsonl", "scored": 2, "cut": 1, "unscored": 0, "unused": 0}
+    n = text["chunks"]
+    for each, good in (((n - 1, 1), True), ((n, 1), False), ((n, 0), False), ((), True)):
+        document = sample_document | {"text": text | {"documents": split | {"chunks": each}}}
+        if good:
+            found = Results.model_validate(document).text
+            assert found.cluster == ("document" if each else "chunk")
+        else:
+            with pytest.raises(ValidationError, match=r"chunks"):
+                Results.model_validate(document)
+    with pytest.raises(ValidationError, match="not those of all of them"):
+        Results.model_validate(sample_document | {"text": text | {"stratified": True}})

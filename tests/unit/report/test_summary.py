@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 from tests.tokens import token_table, write_table
 
+from bitloss.divergence.clusters import clusters_of_chunks
 from bitloss.divergence.statistics import summarize
 from bitloss.errors import MismatchError
 from bitloss.records import Results
@@ -55,6 +56,18 @@ def test_a_groups_error_is_the_tables_where_the_group_is_everything() -> None:
     printed = summarize(table.metrics, table.chunk)["kld_mean"]
     assert everything.kld == pytest.approx(printed.value, rel=1e-12)
     assert everything.se == pytest.approx(printed.se_clustered, rel=1e-12)
+
+
+def test_groups_are_clustered_as_the_table_is() -> None:
+    table = token_table(20, 64)
+    one = dataclasses.replace(table, position=np.full_like(table.position, 70))
+    clusters = clusters_of_chunks(table.chunk, texts=[12, 8], documents=[1, 2, 1, 1, 1, 4, 2, *[1] * 8])
+    (everything,) = summarize_tokens(one, clusters).by_position
+    printed = summarize(table.metrics, clusters)["kld_mean"]
+    assert everything.se == pytest.approx(printed.se_clustered, rel=1e-12)
+    assert printed.se_clustered != summarize(table.metrics, table.chunk)["kld_mean"].se_clustered
+    lone = clusters_of_chunks(table.chunk, texts=[19, 1])
+    assert all(each.se is None for each in summarize_tokens(one, lone).by_position)
 
 
 def test_worst_first_and_nothing_that_is_not_finite() -> None:

@@ -74,6 +74,11 @@ def test_what_is_said_fits_what_is_shown() -> None:
     assert "in brackets" in said_of(both, clustered)
     assert said_of(tokens, clustered) == f"{TOKENS}; clustered by chunk, errors are usually larger."
     assert "too few chunks" in said_of(tokens, tokens)
+    assert "too few documents for errors clustered by document" in said_of(tokens, tokens, cluster="document")
+    assert said_of(both, clustered, cluster="conversation", stratified=True).startswith(
+        "± is the standard error clustered by conversation, because the tokens of a conversation have much in common, "
+        "and taken about each text's own mean; in brackets"
+    )
     assert usual_error(Figure(value=1.0, se=0.25)) == 0.25
     assert usual_error(Figure(value=1.0, se=0.25, se_clustered=0.5)) == 0.5
     assert usual_error(Figure(value=1.0)) is None

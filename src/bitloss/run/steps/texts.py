@@ -115,6 +115,7 @@ class EvaluationTexts(BaseModel):
                 scored_tokens=text.chunks.n_scored,
                 tokens_sha256=text.chunks.sha256,
                 documents=text.counts,
+                document_chunks=text.windows,
             )
             for text, sha256 in zip(cut, self.sha256, strict=True)
         )
