@@ -24,12 +24,13 @@ class _Grouped(NamedTuple):
 
 def by_position(look: Look) -> Plot | None:
     """Mean KLD along the context."""
+    scored = "; only its second half is scored" if look.results.text.documents is None else ""
     return _grouped(
         look,
         _Grouped(
             "kld-position",
             "Divergence along the context",
-            "Mean KLD of the tokens by their position in the chunk; only its second half is scored.",
+            f"Mean KLD of the tokens by their position in the chunk{scored}.",
             "position in the chunk",
             lambda s: s.by_position,
         ),

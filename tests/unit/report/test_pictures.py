@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.tokens import token_table
 
 from bitloss.records import Results
+from bitloss.records.texts import Documents
 from bitloss.report.looks import Look, series_of
 from bitloss.report.pictures import png, write_pictures
 from bitloss.report.plots import all_plots
@@ -120,6 +121,17 @@ def test_every_picture_is_well_formed_at_both_sizes(look: Look) -> None:
             assert root.get("aria-label", "").startswith(plot.title)
         for size in (WIDE, NARROW):
             assert "nan" not in plot.draw(size).content()
+
+
+def test_what_of_a_chunk_is_scored_is_said_as_it_is(look: Look) -> None:
+    def caption(of: Look) -> str:
+        return next(plot.caption for plot in all_plots(of) if plot.id == "kld-position")
+
+    assert "in the chunk; only its second half is scored." in caption(look)
+    documents = Documents(split="blank-line", scored=12, cut=0, unscored=0, unused=0)
+    text = look.results.text.model_copy(update={"documents": documents})
+    split = look._replace(results=look.results.model_copy(update={"text": text}))
+    assert "by their position in the chunk. Not" in caption(split)
 
 
 def test_long_names_stay_inside(sample_document: dict[str, Any]) -> None:
