@@ -55,8 +55,14 @@ def test_bf16_is_widened(way: str) -> None:
     assert run(weight, TYPE_BF16, x, 8, way).tolist() == expected
 
 
+# What the instruction does to the last bit is the maker's: how it adds a pair is looked at where it was measured. Where
+# another maker's does otherwise, libggml's sums are taken by that very instruction, or not at all.
+_INTEL = "GenuineIntel" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
+of_intel = pytest.mark.skipif(not _INTEL, reason="how this maker's instruction adds a pair is not known")
+
+
 @needs_pairs
-@pytest.mark.parametrize("way", ["pairs", "fused-pairs"])
+@pytest.mark.parametrize("way", [pytest.param("pairs", marks=of_intel), "fused-pairs"])
 def test_pairs_add_the_second_first(way: str) -> None:
     weight, x = bf16(random(8, 96, 1)), from_bf16(bf16(random(7, 96, 2)))
     expected = [[in_order(w, row, 16, (1, 0)) for w in from_bf16(weight)] for row in x]
@@ -66,6 +72,7 @@ def test_pairs_add_the_second_first(way: str) -> None:
 
 
 @needs_pairs
+@of_intel
 def test_both_ways_to_multiply_pairs_agree_where_numbers_are_subnormal() -> None:
     rng = np.random.default_rng(5)
     weight = rng.integers(0, 1 << 16, (64, 64)).astype(np.uint16)
