@@ -32,10 +32,10 @@ from safetensors.numpy import load
 
 from bitloss.display import plain_fault
 from bitloss.engine.llama import usable_cores
-from bitloss.engine.output_layer import SLICE_BYTES, OutputLayer, output_weight_name
+from bitloss.engine.output_layer import OutputLayer, output_weight_name
 from bitloss.errors import BaseError, FileProblem, MismatchError, unreadable
 from bitloss.model.documents import DocumentCounts, Splitting
-from bitloss.model.gguf import GgufFile, tensor_bytes
+from bitloss.model.gguf import GgufFile
 from bitloss.model.gguf_split import open_model
 from bitloss.model.text import Chunks
 from bitloss.model.vocabulary import refuse_other_vocabulary
@@ -43,22 +43,9 @@ from bitloss.store import sha256_file
 
 SCHEMA = "bitloss/base@1"
 SHARD_BYTES: Final = 64 << 20
-_SHARDS_HELD = 4
+SHARDS_HELD: Final = 4
 _HEADER_CAP = 64 << 20
 _LOST = "without it no file of the base can be trusted or repaired: remove the folder and make the base again"
-
-
-def base_bytes(folder: Path | None, model: Path) -> int:
-    """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, slices of logits.
-
-    Without a folder the shards, which are not made yet, are left out.
-    """
-    file = open_model(model)
-    info = file.tensors[output_weight_name(file)]
-    shards = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors")) if folder else 0
-    return (
-        tensor_bytes(info.shape, info.ggml_type) + min(shards, _SHARDS_HELD * SHARD_BYTES) + 3 * SLICE_BYTES
-    )
 
 
 class Shard(BaseModel):
@@ -224,7 +211,7 @@ class Base:
         """Hidden states of one chunk: float32 [scored, n_embd]."""
         shard = next(s for s in self.header.shards if s.first <= chunk < s.first + s.chunks)
         if shard.first not in self._loaded:
-            while len(self._loaded) >= _SHARDS_HELD:
+            while len(self._loaded) >= SHARDS_HELD:
                 del self._loaded[min(self._loaded)]
             self._loaded[shard.first] = self._load_shard(shard)
         first, last = self._row[[chunk, chunk + 1]] - self._row[shard.first]

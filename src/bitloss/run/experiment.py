@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from bitloss.divergence.basefile import base_bytes
 from bitloss.divergence.measure import TokenTable, read_tokens, write_tokens
 from bitloss.model.gguf_split import open_model, whole_stem
 from bitloss.records import Audit, Cost, Cross
@@ -19,7 +18,7 @@ from bitloss.run.bases import make_base, mended
 from bitloss.run.crossing import compare_squares, cross_record
 from bitloss.run.executor import Executor
 from bitloss.run.noise import NOISE, NOISE_SEED, noise_chunks, other_arithmetic
-from bitloss.run.passes import measure_in_passes
+from bitloss.run.passes import base_bytes, measure_in_passes
 from bitloss.run.quantizing import CandidateFile, Source, make_candidates
 from bitloss.run.sequential import MeasuredBlock, Stopped, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from bitloss.divergence.basefile import BaseHeader, base_bytes, read_header
+from bitloss.divergence.basefile import BaseHeader, read_header
 from bitloss.divergence.kldfile import is_kld
 from bitloss.divergence.measure import write_tokens
 from bitloss.errors import FileProblem, UsageError
@@ -25,7 +25,7 @@ from bitloss.run.candidates import measured_file, opened
 from bitloss.run.earlier import Earlier, earlier, refuse_before_base, take_along
 from bitloss.run.executor import Executor
 from bitloss.run.kldbase import Described, KldBase, check_candidates, kld_records, open_kld, refuse_options
-from bitloss.run.passes import check_memory, measure_in_passes
+from bitloss.run.passes import base_bytes, check_memory, measure_in_passes
 from bitloss.run.results import NOTHING_ELSE, MeasuredFile, Setting, Why, assemble
 from bitloss.run.sequential import MeasuredBlock, Stopped, check_rule, measure_until, part_label
 from bitloss.run.stepping import Measurement, RunProgress, Stepper

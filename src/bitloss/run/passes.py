@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bitloss.display import size
-from bitloss.divergence.basefile import base_bytes
+from bitloss.divergence.basefile import SHARD_BYTES, SHARDS_HELD
 from bitloss.engine.memory import available_bytes, engine_bytes
+from bitloss.engine.output_layer import SLICE_BYTES, output_weight_name
 from bitloss.errors import UsageError
+from bitloss.model.gguf import tensor_bytes
 from bitloss.model.gguf_split import open_model
 from bitloss.run.stepping import Measurement, Stepper
 from bitloss.run.steps import engine_options
@@ -115,6 +117,17 @@ def _limit(engine: EngineSpec) -> int:
     if engine.max_memory is not None:
         return engine.max_memory
     return 0 if engine.n_gpu_layers else int(_SHARE_OF_FREE * available_bytes())
+
+
+def base_bytes(folder: Path | None, model: Path) -> int:
+    """Estimate the bytes an opened base takes: the mapped output weight, the shards at hand, slices of logits.
+
+    Without a folder the shards, which are not made yet, are left out.
+    """
+    file = open_model(model)
+    info = file.tensors[output_weight_name(file)]
+    shards = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors")) if folder else 0
+    return tensor_bytes(info.shape, info.ggml_type) + min(shards, SHARDS_HELD * SHARD_BYTES) + 3 * SLICE_BYTES
 
 
 def plan_passes(needed: Sequence[int], limit: int) -> list[list[int]]:
