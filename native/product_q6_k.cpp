@@ -127,19 +127,11 @@ void pack_q6_k(const float* x, void* to, std::size_t rows, std::size_t width) {
 
 void product_q6_k(const ProductJob& job) {
     const std::size_t blocks = job.width / entries;
-    block_product<PanelBlock>(job, blocks * block_bytes, tile_rows, [&](const std::uint8_t* const* rows, PanelBlock* room) {
-        for (std::size_t b = 0; b < blocks; ++b) unpack(rows, b * block_bytes, room[b]);
-    }, [&](const PanelBlock* room, std::size_t row, std::size_t left, float* out, __mmask16 wanted) {
-        const RowBlock* x = static_cast<const RowBlock*>(job.x) + row * blocks;
-        switch (std::min(left, tile_rows)) {
-            case 1: return tile<1>(room, x, blocks, out, job.n_out, wanted);
-            case 2: return tile<2>(room, x, blocks, out, job.n_out, wanted);
-            case 3: return tile<3>(room, x, blocks, out, job.n_out, wanted);
-            case 4: return tile<4>(room, x, blocks, out, job.n_out, wanted);
-            case 5: return tile<5>(room, x, blocks, out, job.n_out, wanted);
-            default: return tile<6>(room, x, blocks, out, job.n_out, wanted);
-        }
-    });
+    block_product<PanelBlock, RowBlock, tile_rows>(
+        job, blocks, block_bytes, unpack,
+        [&](auto rows, const PanelBlock* room, const RowBlock* x, float* out, __mmask16 wanted) {
+            tile<decltype(rows)::value>(room, x, blocks, out, job.n_out, wanted);
+        });
 }
 
 }  // namespace bitloss

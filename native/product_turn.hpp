@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "product.hpp"
 #include "product_ahead.hpp"
@@ -46,28 +47,38 @@ inline __m512 halves_of(const std::uint8_t* const* rows, std::size_t at) {
     return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(found)));
 }
 
-// Goes through a stretch, panel after panel. `unpack` brings sixteen weight rows into `Panel`s, `tile` computes up to
-// `tile_rows` rows of x with them.
-template <class Panel, class Unpack, class Tile>
-void block_product(const ProductJob& job, std::size_t row_bytes, std::size_t tile_rows, const Unpack& unpack,
+// Calls `tile` with the number of rows, at most `Most`, as a constant.
+template <std::size_t Most, class Tile>
+void with_rows(std::size_t rows, const Tile& tile) {
+    if constexpr (Most > 1)
+        if (rows < Most) return with_rows<Most - 1>(rows, tile);
+    tile(std::integral_constant<std::size_t, Most>{});
+}
+
+// Goes through a stretch, panel after panel. `unpack` brings one block of sixteen weight rows into a `Panel`; `tile`
+// computes up to `TileRows` rows of x, packed as `Row`s, with the panels of all blocks.
+template <class Panel, class Row, std::size_t TileRows, class Unpack, class Tile>
+void block_product(const ProductJob& job, std::size_t blocks, std::size_t block_bytes, const Unpack& unpack,
                    const Tile& tile) {
     auto* room = static_cast<Panel*>(job.room);
+    const std::size_t row_bytes = blocks * block_bytes;
     for (std::size_t first = job.first; first < job.last; first += product_panel) {
         const std::size_t many = std::min(product_panel, job.last - first);
         const std::uint8_t* rows[product_panel];  // of a panel that is not whole the last row again
         for (std::size_t r = 0; r < product_panel; ++r)
             rows[r] = job.weights + (first + std::min(r, many - 1)) * row_bytes;
-        unpack(rows, room);
+        for (std::size_t b = 0; b < blocks; ++b) unpack(rows, b * block_bytes, room[b]);
         const std::size_t next = first + many, following = std::min(product_panel, job.n_out - next);
-        Ahead ahead(job.weights + next * row_bytes, following * row_bytes, (job.rows + tile_rows - 1) / tile_rows);
+        Ahead ahead(job.weights + next * row_bytes, following * row_bytes, (job.rows + TileRows - 1) / TileRows);
         const auto wanted = static_cast<__mmask16>((1U << many) - 1);
-        for (std::size_t row = 0; row < job.rows; row += tile_rows) {
+        for (std::size_t row = 0; row < job.rows; row += TileRows) {
             ahead.step();
             const std::size_t left = job.rows - row;
             float* out = job.out + row * job.n_out + first;
-            for (std::size_t r = tile_rows; r < 2 * tile_rows && r < left; ++r)
+            for (std::size_t r = TileRows; r < 2 * TileRows && r < left; ++r)
                 __builtin_prefetch(out + r * job.n_out, 1);
-            tile(room, row, left, out, wanted);
+            const Row* x = static_cast<const Row*>(job.x) + row * blocks;
+            with_rows<TileRows>(left, [&](auto count) { tile(count, room, x, out, wanted); });
         }
     }
 }
